@@ -1,0 +1,1 @@
+"""Bytes near the reader: clean pieces, dirty extents, spool, readahead, flushing."""

@@ -1,0 +1,1 @@
+"""Speaking IBP: wire codec, client, pool, the bundled server."""
