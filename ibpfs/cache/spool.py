@@ -1,0 +1,254 @@
+"""The spool: a local log of sealed records, bytes that are not yet on enough depots.
+
+A spool file is a header (magic, format, volume, file id, key epoch, wrapped key) and records back to back. Each file
+has a random key, wrapped by the volume key; a record's nonce is its number; no mount appends to another mount's file.
+"""
+
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from ibpfs.errors import DataError, NoSpace
+from ibpfs.exnode_store.keys import VolumeKeys
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+MAGIC = b"IBPSPOOL"
+#: magic, format, volume uuid, file id, key epoch; then the wrapped key: nonce and sealed 32 bytes
+_FILE = struct.Struct(">8sI16s16sI")
+_WRAPPED_SIZE = 12 + 32 + 16
+FILE_HEADER_SIZE = _FILE.size + _WRAPPED_SIZE
+#: marker, number, length of the sealed body
+_RECORD = struct.Struct(">4sQI")
+_MARKER = b"rec1"
+#: inode, generation, offset, seq, mtime in ns; the data follow
+_BODY = struct.Struct(">QQQQq")
+_TAG = 16
+#: A kernel write is at most 1 MiB; anything longer on disk is damage.
+MAX_DATA = 4 * 1024 * 1024
+RECORD_OVERHEAD = _RECORD.size + _BODY.size + _TAG
+
+#: A file is closed at this size, so that the room of old records comes back while new ones arrive.
+FILE_SIZE = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One write in the spool. Compared by identity: it is the source in maps of dirty extents."""
+
+    file: "SpoolFile"
+    position: int  # of the record's header in the file
+    number: int
+    ino: int
+    generation: int
+    offset: int
+    length: int
+    seq: int
+    mtime_ns: int
+
+
+class SpoolFile:
+    """One file of the spool. `live` counts the records somebody still needs; at 0 a closed file is deleted."""
+
+    def __init__(self, path: Path, descriptor: int, key: bytes, file_id: bytes, size: int) -> None:
+        self.path = path
+        self.size = size
+        self.live = 0
+        self._descriptor = descriptor
+        self._aead = AESGCM(key)
+        self._id = file_id
+        self._numbers = 0
+
+    def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
+        """Seal and write a record at the end. NoSpace when the disk is full; then the file is as before."""
+        number = self._numbers
+        # Counted before the write: a number that may have reached the disk is never used again.
+        self._numbers += 1
+        body = _BODY.pack(ino, generation, offset, seq, mtime_ns) + data
+        header = _RECORD.pack(_MARKER, number, len(body) + _TAG)
+        sealed = self._aead.encrypt(number.to_bytes(12, "big"), body, self._id + header)
+        self._write(header, sealed)
+        record = Record(self, self.size, number, ino, generation, offset, len(data), seq, mtime_ns)
+        self.size += len(header) + len(sealed)
+        self.live += 1
+        return record
+
+    def _write(self, header: bytes, sealed: bytes) -> None:
+        wanted = len(header) + len(sealed)
+        try:
+            written = os.pwritev(self._descriptor, [header, sealed], self.size)
+        except OSError as error:
+            raise NoSpace(f"the spool cannot be written: {error.strerror}") from error
+        if written < wanted:
+            os.ftruncate(self._descriptor, self.size)
+            raise NoSpace("the spool's disk is full")
+
+    def read(self, record: Record) -> bytes:
+        """Return a record's data. DataError when it is not what was written."""
+        header_and_body = os.pread(
+            self._descriptor, _RECORD.size + _BODY.size + record.length + _TAG, record.position
+        )
+        header, sealed = header_and_body[: _RECORD.size], memoryview(header_and_body)[_RECORD.size :]
+        try:
+            body = self._aead.decrypt(record.number.to_bytes(12, "big"), sealed, self._id + header)
+        except InvalidTag:
+            raise DataError(f"spool file {self.path.name}: record {record.number} is damaged") from None
+        return body[_BODY.size :]
+
+    def scan(self) -> Iterator[Record]:
+        """Yield the sound records in order; stops at what a crash left torn, skips what does not open."""
+        end = os.fstat(self._descriptor).st_size
+        at = FILE_HEADER_SIZE
+        while at + _RECORD.size <= end:
+            header = os.pread(self._descriptor, _RECORD.size, at)
+            marker, number, length = _RECORD.unpack(header)
+            if marker != _MARKER or not _BODY.size + _TAG <= length <= _BODY.size + MAX_DATA + _TAG:
+                break
+            if at + _RECORD.size + length > end:
+                break
+            record = self._open(header, number, length, at)
+            if record is not None:
+                yield record
+            at += _RECORD.size + length
+        if at < end:
+            _log.warning("spool file %s: %d bytes at its end are torn and dropped", self.path.name, end - at)
+
+    def _open(self, header: bytes, number: int, length: int, at: int) -> Record | None:
+        sealed = os.pread(self._descriptor, length, at + _RECORD.size)
+        try:
+            body = self._aead.decrypt(number.to_bytes(12, "big"), sealed, self._id + header)
+        except InvalidTag:
+            _log.warning("spool file %s: record %d does not open and is dropped", self.path.name, number)
+            return None
+        ino, generation, offset, seq, mtime_ns = _BODY.unpack_from(body)
+        return Record(self, at, number, ino, generation, offset, len(body) - _BODY.size, seq, mtime_ns)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+
+class Spool:
+    """The spool directory of one volume, used by its owner alone."""
+
+    def __init__(self, directory: Path, keys: VolumeKeys, volume: bytes) -> None:
+        self._directory = directory
+        self._keys = keys
+        self._volume = volume
+        self._current: SpoolFile | None = None
+        self._files: list[SpoolFile] = []
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all spool files."""
+        return sum(file.size for file in self._files)
+
+    def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
+        """Write a record and return it, held; give it back with `release`."""
+        if self._current is None or self._current.size >= FILE_SIZE:
+            self._rotate()
+        assert self._current is not None
+        return self._current.append(ino, generation, offset, seq, mtime_ns, data)
+
+    def release(self, record: Record) -> None:
+        """The record's bytes are mapped or void: the spool may forget them."""
+        file = record.file
+        file.live -= 1
+        if file.live == 0 and file is not self._current:
+            self._drop(file)
+
+    def trim(self) -> None:
+        """Delete the current file too when nobody needs its records (an idle volume holds no spool)."""
+        if self._current is not None and self._current.live == 0 and self._current.size > FILE_HEADER_SIZE:
+            self._drop(self._current)
+            self._current = None
+
+    def replay(self) -> list[Record]:
+        """Return the held records of the files that earlier owners left, oldest first."""
+        records: list[Record] = []
+        for path in sorted(self._directory.glob("*.spool")):
+            file = self._open_old(path)
+            if file is None:
+                continue
+            self._files.append(file)
+            found = list(file.scan())
+            file.live = len(found)
+            records += found
+            if not found:
+                self._drop(file)
+        return records
+
+    def close(self) -> None:
+        """Close the files; those with records stay for the next owner."""
+        for file in list(self._files):
+            if file.live == 0:
+                file.delete()
+            else:
+                file.close()
+        self._files.clear()
+        self._current = None
+
+    def _drop(self, file: SpoolFile) -> None:
+        self._files.remove(file)
+        file.delete()
+
+    def _rotate(self) -> None:
+        previous, self._current = self._current, self._create()
+        if previous is not None and previous.live == 0:
+            self._drop(previous)
+
+    def _create(self) -> SpoolFile:
+        number = 1 + max((int(path.stem, 16) for path in self._directory.glob("*.spool")), default=0)
+        path = self._directory / f"{number:08x}.spool"
+        key, file_id, nonce, epoch = os.urandom(32), os.urandom(16), os.urandom(12), self._keys.epoch
+        head = _FILE.pack(MAGIC, FORMAT, self._volume, file_id, epoch)
+        wrapped = nonce + AESGCM(self._keys.spool_key(epoch)).encrypt(nonce, key, head)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            file = SpoolFile(path, descriptor, key, file_id, FILE_HEADER_SIZE)
+            if os.pwrite(descriptor, head + wrapped, 0) != FILE_HEADER_SIZE:
+                file.delete()
+                raise NoSpace("the spool's disk is full")
+        except OSError as error:
+            raise NoSpace(f"the spool cannot be written: {error.strerror}") from error
+        self._files.append(file)
+        return file
+
+    def _open_old(self, path: Path) -> SpoolFile | None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        raw = os.pread(descriptor, FILE_HEADER_SIZE, 0)
+        key = self._unwrap(raw)
+        if key is None:
+            os.close(descriptor)
+            # A file whose header was never whole holds no answered write; anything else is kept for a person to see.
+            if len(raw) < FILE_HEADER_SIZE:
+                path.unlink()
+            else:
+                _log.warning("spool file %s does not open with this volume's keys; it is set aside", path.name)
+                path.rename(path.with_suffix(".unreadable"))
+            return None
+        file_id = _FILE.unpack_from(raw)[3]
+        return SpoolFile(path, descriptor, key, file_id, os.fstat(descriptor).st_size)
+
+    def _unwrap(self, raw: bytes) -> bytes | None:
+        if len(raw) < FILE_HEADER_SIZE:
+            return None
+        magic, version, volume, _, epoch = _FILE.unpack_from(raw)
+        if magic != MAGIC or version != FORMAT or volume != self._volume or epoch not in self._keys.epochs:
+            return None
+        head, nonce = raw[: _FILE.size], raw[_FILE.size : _FILE.size + 12]
+        try:
+            return AESGCM(self._keys.spool_key(epoch)).decrypt(nonce, raw[_FILE.size + 12 :], head)
+        except InvalidTag:
+            return None

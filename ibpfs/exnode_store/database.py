@@ -1,0 +1,214 @@
+"""The exNode store's database: one connection, synchronous transactions, grouped syncs.
+
+Every metadata operation is one synchronous function of a transaction; no await inside. A commit writes the WAL and
+survives a kill of the process (I7); `sync` makes what was committed survive a power cut, one fdatasync for all.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import trio
+
+from ibpfs.errors import NoSpace, VolumeError
+from ibpfs.exnode_store.schema import FEATURES, FORMAT, TABLES
+
+#: WAL bytes after which a passive checkpoint is due; 16 MiB keeps reads of the WAL index quick.
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+
+Row = tuple[Any, ...]
+
+
+class Database:
+    """The open exNode store. `seq` is the number of the transaction in progress, else of the last one."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self._connection = _connect(path, read_only)
+        self._read_only = read_only
+        self.seq, self.next_ino, self.files = self._load_state()
+        self._depth = 0
+        self._synced_seq = self.seq
+        self._directory_synced = False  # the WAL's own name, once
+        self._sync_lock = trio.Lock()
+        self._checkpoint_lock = trio.Lock()
+
+    def _load_state(self) -> tuple[int, int, int]:
+        try:
+            row = self._connection.execute("SELECT seq, next_ino, files FROM state").fetchone()
+            facts = dict(self._connection.execute("SELECT key, value FROM volume"))
+        except sqlite3.DatabaseError as error:
+            raise VolumeError(f"{self.path}: damaged database ({error}); run fsck.ibpfs") from error
+        if row is None or facts.get("format") is None:
+            raise VolumeError(f"{self.path}: damaged database (no state); run fsck.ibpfs")
+        check_format(facts, self.path)
+        self.facts = facts
+        seq, next_ino, files = row
+        return seq, next_ino, files
+
+    @contextmanager
+    def transaction(self) -> Iterator["Database"]:
+        """One atomic change. Nested use joins the outer one. Any exception rolls everything back."""
+        if self._depth:
+            self._depth += 1
+            try:
+                yield self
+            finally:
+                self._depth -= 1
+            return
+        before = self.seq, self.next_ino, self.files
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._depth = 1
+        self.seq += 1
+        try:
+            yield self
+            self._connection.execute(
+                "UPDATE state SET seq = ?, next_ino = ?, files = ?", (self.seq, self.next_ino, self.files)
+            )
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            self.seq, self.next_ino, self.files = before
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+                raise NoSpace("no room for the exNode store on the local disk") from error
+            raise
+        finally:
+            self._depth = 0
+
+    def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(sql, parameters)
+
+    def executemany(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        self._connection.executemany(sql, rows)
+
+    def row(self, sql: str, parameters: tuple[Any, ...] = ()) -> Row | None:
+        """The first row, or None."""
+        found: Row | None = self._connection.execute(sql, parameters).fetchone()
+        return found
+
+    def rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Row]:
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def value(self, sql: str, parameters: tuple[Any, ...] = ()) -> Any:
+        """The first column of the first row, or None."""
+        found = self._connection.execute(sql, parameters).fetchone()
+        return None if found is None else found[0]
+
+    def set_fact(self, key: str, value: str) -> None:
+        """Write a row of table `volume`; inside a transaction."""
+        self.execute("INSERT OR REPLACE INTO volume (key, value) VALUES (?, ?)", (key, value))
+        self.facts[key] = value
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether a committed transaction may not survive a power cut yet."""
+        return self._synced_seq < self.seq
+
+    async def sync(self) -> None:
+        """Return when every transaction committed before the call is on stable storage."""
+        wanted = self.seq
+        if self._synced_seq >= wanted:
+            return
+        async with self._sync_lock:
+            if self._synced_seq >= wanted:  # somebody else's sync, begun after our commit, covered it
+                return
+            covered = self.seq
+            await trio.to_thread.run_sync(_sync_wal, self.path, not self._directory_synced)
+            self._directory_synced = True
+            self._synced_seq = max(self._synced_seq, covered)
+
+    async def checkpoint(self) -> None:
+        """Move the WAL into the database file when it has grown, from a connection and thread of its own."""
+        if self._checkpoint_lock.locked():
+            return
+        async with self._checkpoint_lock:
+            await trio.to_thread.run_sync(_passive_checkpoint, self.path)
+
+    def close(self) -> None:
+        """Fold the WAL into the database and close."""
+        if not self._read_only:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def create_database(path: Path, facts: dict[str, str]) -> None:
+    """Make an empty exNode store (no root directory yet), mode 0600, on stable storage."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    os.close(descriptor)
+    connection = _connect(path, False)
+    connection.executescript(f"BEGIN; {TABLES} COMMIT;")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO state (id, seq, next_ino, files, clean) VALUES (1, 0, 1, 0, 1)")
+    connection.executemany("INSERT INTO volume (key, value) VALUES (?, ?)", list(facts.items()))
+    connection.execute("COMMIT")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+
+
+def check_format(facts: dict[str, str], path: Path) -> None:
+    """Raise VolumeError when the store is of a format, or uses a feature, that this program does not know."""
+    if facts["format"] != str(FORMAT):
+        raise VolumeError(f"{path}: format {facts['format']} is not known to this version of ibpfs (it knows {FORMAT})")
+    unknown = set(facts.get("features", "").split()) - FEATURES
+    if unknown:
+        raise VolumeError(f"{path}: uses {', '.join(sorted(unknown))}, unknown to this version of ibpfs")
+
+
+def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+    if not path.exists():
+        raise VolumeError(f"{path}: no exNode store there")
+    mode = "ro" if read_only else "rw"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    # check_same_thread: the connection is used by one task at a time, but fsck may run it in a worker thread.
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=512)
+    try:
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA cache_size = -32768")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA busy_timeout = 5000")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise VolumeError(f"{path}: damaged database ({error}); run fsck.ibpfs") from error
+    return connection
+
+
+def _sync_wal(path: Path, directory_too: bool) -> None:
+    # The WAL has no locks of SQLite's on it, so a second descriptor of it may be closed (of the main file, not).
+    descriptor = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+    if directory_too:
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _passive_checkpoint(path: Path) -> None:
+    wal = Path(f"{path}-wal")
+    if not wal.exists() or wal.stat().st_size < CHECKPOINT_BYTES:
+        return
+    connection = _connect(path, False)
+    try:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    finally:
+        connection.close()

@@ -1,0 +1,248 @@
+"""The exNode store's tables: what is stored where, sealed how, until when.
+
+This text is the document of the on-disk format (format 1). Conventions: times are nanoseconds since the
+epoch as signed 64-bit integers (`*_ns`) or Unix seconds as REAL (`*_at`, `lease_end`); sizes, offsets and
+lengths are bytes; names, targets and keys are BLOBs. `seq` in any row is the commit sequence number of the
+transaction that last wrote it (table `state`), so that increments can be cut from the tables.
+"""
+
+FORMAT = 1
+
+#: Incompatible features this program understands; a volume that names another one is refused.
+FEATURES: frozenset[str] = frozenset()
+
+ROOT_INO = 1
+
+#: Inode numbers stay below this, so that a snapshot number fits above them in a FUSE node id.
+MAX_INO = 1 << 48
+
+#: How a replica, an open segment and the like are spelled in the tables.
+OPEN, CLOSED = 0, 1
+
+TABLES = """
+-- One row per fact about the volume: uuid, format, features (JSON list of incompatible ones), policy_epoch,
+-- digest_seed (hex; seeds the digests of stored bytes, never told to a depot), frame_size, function (name for
+-- new slices), volume_toml (a copy, from which fsck restores a damaged one), created_at, root_owner.
+CREATE TABLE volume (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- Exactly one row. seq: the number of the last transaction. next_ino: never handed out twice. clean: 1 after an
+-- orderly end, 0 while an owner runs (then a mount counts what a crash may have left).
+CREATE TABLE state (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    seq      INTEGER NOT NULL,
+    next_ino INTEGER NOT NULL,
+    files    INTEGER NOT NULL,   -- inodes with at least one name, the root included
+    clean    INTEGER NOT NULL
+);
+
+-- Servers that may hold replicas. A depot that moves changes one row here and no exNode.
+CREATE TABLE depots (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    address     TEXT NOT NULL UNIQUE,      -- ibp://HOST:PORT
+    embedded    INTEGER NOT NULL,          -- 1: the mount starts it, over VOLUME/depot's Unix socket
+    fingerprint BLOB,                      -- of its TLS certificate, NULL when it speaks plain IBP
+    labels      TEXT NOT NULL,             -- JSON object: {"site": "...", "owner": "..."}
+    role        TEXT NOT NULL CHECK (role IN ('active', 'draining', 'removed')),
+    seq         INTEGER NOT NULL
+);
+
+-- What an inode asks of its segments. Row 1 is the volume's default.
+CREATE TABLE policies (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    copies     INTEGER NOT NULL CHECK (copies >= 1),
+    min_copies INTEGER NOT NULL CHECK (min_copies BETWEEN 1 AND copies),
+    code       TEXT,                       -- erasure code 'K+M', NULL = whole copies
+    labels     TEXT NOT NULL,              -- JSON list of labels that copies must differ in
+    cache      TEXT,                       -- wishes about the local cache, NULL = none
+    seq        INTEGER NOT NULL
+);
+
+-- A file seen from the kernel. nlink = 0: unlinked but perhaps open; reaped by its last user or the next mount.
+CREATE TABLE inodes (
+    ino        INTEGER PRIMARY KEY CHECK (ino > 0 AND ino < 281474976710656),
+    generation INTEGER NOT NULL,           -- differs whenever a number is used again
+    version    INTEGER NOT NULL,           -- counts changes; a spool record's seq is drawn from it
+    policy     INTEGER NOT NULL REFERENCES policies (id),
+    mode       INTEGER NOT NULL,           -- type and permission bits, as st_mode
+    nlink      INTEGER NOT NULL CHECK (nlink >= 0),
+    uid        INTEGER NOT NULL,
+    gid        INTEGER NOT NULL,
+    rdev       INTEGER NOT NULL,           -- device nodes only, else 0
+    size       INTEGER NOT NULL CHECK (size >= 0),  -- what is committed; the spool may hold more (I3)
+    allocated  INTEGER NOT NULL CHECK (allocated >= 0),  -- sum of the lengths of the inode's mappings
+    atime_ns   INTEGER NOT NULL,
+    mtime_ns   INTEGER NOT NULL,
+    ctime_ns   INTEGER NOT NULL,
+    birth_ns   INTEGER NOT NULL,
+    spooled    INTEGER NOT NULL,           -- 1: the spool may hold records of it, so truncations leave voids
+    seq        INTEGER NOT NULL
+);
+CREATE INDEX inodes_unlinked ON inodes (ino) WHERE nlink = 0;
+CREATE INDEX inodes_spooled ON inodes (ino) WHERE spooled = 1;
+
+-- A name in a directory. id is never used twice: it is the cookie of readdir.
+CREATE TABLE dentries (
+    id     INTEGER PRIMARY KEY AUTOINCREMENT,
+    parent INTEGER NOT NULL REFERENCES inodes (ino),
+    name   BLOB NOT NULL CHECK (length(name) BETWEEN 1 AND 255),
+    ino    INTEGER NOT NULL REFERENCES inodes (ino),
+    seq    INTEGER NOT NULL,
+    UNIQUE (parent, name)
+);
+CREATE INDEX dentries_parent ON dentries (parent, id);
+CREATE INDEX dentries_ino ON dentries (ino);
+
+CREATE TABLE symlinks (
+    ino    INTEGER PRIMARY KEY REFERENCES inodes (ino),
+    target BLOB NOT NULL,                  -- 1 to 4095 bytes
+    seq    INTEGER NOT NULL
+);
+
+CREATE TABLE xattrs (
+    ino   INTEGER NOT NULL REFERENCES inodes (ino),
+    name  BLOB NOT NULL,                   -- with its namespace: user.*, trusted.*, security.*, system.posix_acl_*
+    value BLOB NOT NULL,                   -- at most 65536 bytes
+    seq   INTEGER NOT NULL,
+    PRIMARY KEY (ino, name)
+) WITHOUT ROWID;
+
+-- One continuous run of file bytes, sealed once under its own key, never changed (I2).
+CREATE TABLE slices (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    slice_id       BLOB NOT NULL UNIQUE CHECK (length(slice_id) = 16),  -- random; the key is derived from it
+    epoch          INTEGER NOT NULL,       -- of the volume key
+    origin         BLOB NOT NULL,          -- uuid of the volume that sealed it (associated data of every frame)
+    function       INTEGER NOT NULL,       -- code of the mapping function, sealing.FUNCTIONS
+    frame_size     INTEGER NOT NULL,
+    length         INTEGER NOT NULL CHECK (length > 0),         -- bytes of the file
+    stored_length  INTEGER NOT NULL CHECK (stored_length > 0),  -- bytes in the segment, header included
+    digest         BLOB NOT NULL,          -- of the stored bytes
+    digest_name    TEXT NOT NULL,          -- 'xxh3-128-seeded'
+    segment        INTEGER NOT NULL REFERENCES segments (id),
+    segment_offset INTEGER NOT NULL,       -- where its header begins
+    mapped         INTEGER NOT NULL,       -- file bytes that mappings still refer to; 0: dead
+    born           INTEGER NOT NULL,       -- commit seq
+    died           INTEGER,                -- commit seq, NULL while mapped > 0
+    seq            INTEGER NOT NULL
+);
+CREATE INDEX slices_segment ON slices (segment, segment_offset);
+
+-- Extent of a file -> part of a slice. Mappings of one inode never overlap: a later one cuts the earlier (I1: a row
+-- stands here only when min_copies depots have acknowledged the bytes).
+CREATE TABLE mappings (
+    ino          INTEGER NOT NULL REFERENCES inodes (ino),
+    start        INTEGER NOT NULL CHECK (start >= 0),
+    stop         INTEGER NOT NULL CHECK (stop > start),   -- half-open
+    slice        INTEGER NOT NULL REFERENCES slices (id),
+    slice_offset INTEGER NOT NULL,         -- in file bytes, from the slice's first
+    covers       INTEGER NOT NULL,         -- spool records of this inode up to this seq are contained
+    seq          INTEGER NOT NULL,
+    PRIMARY KEY (ino, start)
+) WITHOUT ROWID;
+CREATE INDEX mappings_slice ON mappings (slice);
+
+-- A truncation: what lies at `start` and beyond and is no younger than `covers` is void. That holds for spool
+-- records (record seq <= covers) and for mappings (mapping.covers <= covers) that the cleaner has not deleted yet.
+-- A row goes when the inode has neither.
+CREATE TABLE voids (
+    ino    INTEGER NOT NULL REFERENCES inodes (ino),
+    covers INTEGER NOT NULL,
+    start  INTEGER NOT NULL,
+    seq    INTEGER NOT NULL,
+    PRIMARY KEY (ino, covers)
+) WITHOUT ROWID;
+
+-- Sealed slices back to back; one allocation per replica. The id is never used again.
+CREATE TABLE segments (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    policy     INTEGER NOT NULL REFERENCES policies (id),
+    state      INTEGER NOT NULL CHECK (state IN (0, 1)),  -- 0 open for append by the owner, 1 closed for good
+    length     INTEGER NOT NULL,           -- bytes that are committed
+    live       INTEGER NOT NULL,           -- stored bytes of slices that are not dead
+    created_at REAL NOT NULL,
+    born       INTEGER NOT NULL,
+    died       INTEGER,                    -- commit seq of its release, NULL while it stands
+    seq        INTEGER NOT NULL
+);
+
+-- One allocation that holds one segment (or one shard of it).
+CREATE TABLE replicas (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    segment     INTEGER NOT NULL REFERENCES segments (id),
+    depot       INTEGER NOT NULL REFERENCES depots (id),
+    read_key    TEXT NOT NULL,             -- 'KEY/TYPEKEY'; host and port come from the depot's row
+    write_key   TEXT NOT NULL,
+    manage_key  TEXT NOT NULL,
+    shard       INTEGER,                   -- NULL = a whole copy
+    lease_end   REAL,                      -- as the depot last told it; NULL = permanent
+    told_at     REAL NOT NULL,             -- when it told
+    verified_at REAL,
+    suspect     INTEGER NOT NULL,          -- 1: not to be trusted before it is verified
+    seq         INTEGER NOT NULL
+);
+CREATE INDEX replicas_segment ON replicas (segment);
+CREATE INDEX replicas_depot ON replicas (depot);
+
+-- Allocations whose lease is being extended, not yet in a committed segment (I4). The next mount releases them.
+CREATE TABLE pending (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    depot      INTEGER NOT NULL REFERENCES depots (id),
+    read_key   TEXT NOT NULL,
+    write_key  TEXT NOT NULL,
+    manage_key TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    seq        INTEGER NOT NULL
+);
+
+-- Allocations to release, once the transaction that wrote the row is synced (I5).
+CREATE TABLE orphans (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    depot      INTEGER NOT NULL REFERENCES depots (id),
+    manage_key TEXT NOT NULL,
+    read_key   TEXT NOT NULL,
+    segment    INTEGER,                    -- which it held, NULL when none was committed
+    since      REAL NOT NULL,
+    seq        INTEGER NOT NULL
+);
+
+-- Nothing whose [born, died) contains a pinned seq is released: snapshots, shares.
+CREATE TABLE pins (
+    id     INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind   TEXT NOT NULL,
+    name   TEXT NOT NULL,
+    pinned INTEGER NOT NULL,               -- commit seq
+    until  REAL,
+    seq    INTEGER NOT NULL,
+    UNIQUE (kind, name)
+);
+
+CREATE TABLE shares (
+    id      TEXT PRIMARY KEY,
+    record  BLOB NOT NULL,                 -- sealed
+    expires REAL,
+    seq     INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- Rows that are gone, for increments: which table, which key.
+CREATE TABLE tombstones (
+    table_name TEXT NOT NULL,
+    row_key    TEXT NOT NULL,
+    seq        INTEGER NOT NULL,
+    PRIMARY KEY (table_name, row_key)
+) WITHOUT ROWID;
+
+-- One per checkpoint increment and per synced group; a chain by digest.
+CREATE TABLE commits (
+    seq         INTEGER PRIMARY KEY,
+    volume      TEXT NOT NULL,
+    epoch       INTEGER NOT NULL,
+    writer      TEXT NOT NULL,
+    versions    TEXT NOT NULL,             -- version vector, JSON object writer -> seq
+    root_digest BLOB NOT NULL,
+    previous    BLOB NOT NULL,
+    signature   BLOB
+);
+"""

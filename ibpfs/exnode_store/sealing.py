@@ -1,0 +1,172 @@
+"""Mapping functions: how a slice's file bytes become stored bytes, and back.
+
+A stored slice is a 40-byte header in clear, then the frames. Sealed functions put a 16-byte tag behind each frame;
+the plain one puts the frames' 8-byte checksums in a trailer. Knows keys and bytes; no file, no depot, no clock.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import xxhash
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from ibpfs.errors import DataError
+
+AES_256_GCM = 1
+CHACHA20_POLY1305 = 2
+PLAIN_XXH3 = 3
+FUNCTIONS = {AES_256_GCM: "aes-256-gcm/1", CHACHA20_POLY1305: "chacha20-poly1305/1", PLAIN_XXH3: "plain-xxh3/1"}
+FUNCTION_CODES = {name: code for code, name in FUNCTIONS.items()}
+
+FORMAT = 1
+FRAME_SIZE = 64 * 1024
+TAG_SIZE = 16
+CHECKSUM_SIZE = 8
+MAX_SLICE = 4 * 1024 * 1024
+
+#: magic, format, function, reserved, frame size, epoch, length in file bytes, slice id
+HEADER = struct.Struct(">4sBBHIIQ16s")
+MAGIC = b"IBPs"
+#: volume, slice id, function, format, frame size, frame number, last-frame flag
+_ASSOCIATED = struct.Struct(">16s16sBBIIB")
+
+DIGEST_NAME = "xxh3-128-seeded"
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Aead(Protocol):
+    """What AESGCM and ChaCha20Poly1305 have in common."""
+
+    def encrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+    def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+
+
+_AEADS: dict[int, Callable[[bytes], Aead]] = {AES_256_GCM: AESGCM, CHACHA20_POLY1305: ChaCha20Poly1305}
+
+
+class FrameError(DataError):
+    """Stored bytes are not what was sealed: changed, moved, cut, or under another key."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceForm:
+    """All that must be known of a slice, beside its key, to read its stored bytes. `length` in file bytes."""
+
+    slice_id: bytes
+    origin: bytes
+    epoch: int
+    function: int
+    frame_size: int
+    length: int
+
+    @property
+    def frames(self) -> int:
+        return -(-self.length // self.frame_size)
+
+    @property
+    def overhead(self) -> int:
+        """Stored bytes that a frame adds in place (not in the trailer)."""
+        return 0 if self.function == PLAIN_XXH3 else TAG_SIZE
+
+    @property
+    def stored_length(self) -> int:
+        per_frame = CHECKSUM_SIZE if self.function == PLAIN_XXH3 else TAG_SIZE
+        return HEADER.size + self.length + self.frames * per_frame
+
+    def frame_span(self, start: int, stop: int) -> tuple[int, int]:
+        """First frame and the frame behind the last, of those that hold file bytes [start, stop)."""
+        return start // self.frame_size, -(-stop // self.frame_size)
+
+    def stored_span(self, first: int, behind: int) -> tuple[int, int]:
+        """Stored bytes [begin, end) of frames [first, behind), from the slice's header on."""
+        step = self.frame_size + self.overhead
+        body_end = HEADER.size + self.length + self.frames * self.overhead
+        return HEADER.size + first * step, min(HEADER.size + behind * step, body_end)
+
+    def checksum_span(self, first: int, behind: int) -> tuple[int, int]:
+        """Where in the stored bytes the plain function's checksums of frames [first, behind) lie."""
+        trailer = HEADER.size + self.length
+        return trailer + first * CHECKSUM_SIZE, trailer + behind * CHECKSUM_SIZE
+
+    def header(self) -> bytes:
+        return HEADER.pack(
+            MAGIC, FORMAT, self.function, 0, self.frame_size, self.epoch, self.length, self.slice_id
+        )
+
+    def _associated(self, number: int) -> bytes:
+        return _ASSOCIATED.pack(
+            self.origin, self.slice_id, self.function, FORMAT, self.frame_size, number, number == self.frames - 1
+        )
+
+    def _checksum(self, number: int, frame: Buffer) -> bytes:
+        seed = xxhash.xxh3_64_intdigest(self._associated(number))
+        return xxhash.xxh3_64_digest(frame, seed)
+
+
+def seal(form: SliceForm, key: bytes, data: Buffer) -> list[bytes | memoryview]:
+    """Return the stored bytes of a slice, in pieces. A slice id must never be sealed twice: frame numbers are nonces."""
+    view = memoryview(data)
+    if len(view) != form.length:
+        raise ValueError("data and form differ in length")
+    frames = [view[at : at + form.frame_size] for at in range(0, form.length, form.frame_size)]
+    if form.function == PLAIN_XXH3:
+        checksums = b"".join(form._checksum(number, frame) for number, frame in enumerate(frames))
+        return [form.header(), view, checksums]
+    aead = _AEADS[form.function](key)
+    pieces: list[bytes | memoryview] = [form.header()]
+    pieces += [
+        aead.encrypt(number.to_bytes(12, "big"), frame, form._associated(number))
+        for number, frame in enumerate(frames)
+    ]
+    return pieces
+
+
+def unseal(form: SliceForm, key: bytes, first: int, stored: Buffer, checksums: Buffer = b"") -> list[bytes]:
+    """Return the clear frames of `stored`, which are whole stored frames from number `first` on.
+
+    `checksums` are those frames' trailer entries (plain function only).
+    Raises FrameError when a frame is not exactly what was sealed at that place.
+    """
+    view = memoryview(stored)
+    step = form.frame_size + form.overhead
+    pieces = [view[at : at + step] for at in range(0, len(view), step)]
+    if form.function == PLAIN_XXH3:
+        return _check_plain(form, first, pieces, memoryview(checksums))
+    aead = _AEADS[form.function](key)
+    try:
+        return [
+            aead.decrypt((first + at).to_bytes(12, "big"), piece, form._associated(first + at))
+            for at, piece in enumerate(pieces)
+        ]
+    except InvalidTag:
+        raise FrameError("a frame does not open: changed bytes or another key") from None
+
+
+def _check_plain(form: SliceForm, first: int, pieces: Sequence[memoryview], checksums: memoryview) -> list[bytes]:
+    for at, piece in enumerate(pieces):
+        expected = checksums[at * CHECKSUM_SIZE : (at + 1) * CHECKSUM_SIZE]
+        if form._checksum(first + at, piece) != expected:
+            raise FrameError("a frame's checksum differs: changed bytes")
+    return [bytes(piece) for piece in pieces]
+
+
+def parse_header(stored: Buffer, origin: bytes) -> SliceForm:
+    """Return the form that a stored slice's header names; FrameError when it is none of ours."""
+    if len(stored) < HEADER.size:
+        raise FrameError("a slice header is cut short")
+    magic, version, function, _, frame_size, epoch, length, slice_id = HEADER.unpack(bytes(stored[: HEADER.size]))
+    if magic != MAGIC or version != FORMAT or function not in FUNCTIONS or not frame_size or not length:
+        raise FrameError("not a slice header")
+    return SliceForm(slice_id, origin, epoch, function, frame_size, length)
+
+
+def digest(seed: int, pieces: Sequence[Buffer]) -> bytes:
+    """Return the 16-byte digest of a slice's stored bytes; `seed` is the volume's 64-bit secret."""
+    state = xxhash.xxh3_128(seed=seed)
+    for piece in pieces:
+        state.update(piece)
+    return state.digest()
