@@ -31,3 +31,55 @@ class NoSpace(IbpfsError):
 
 class DeadlineExceeded(IbpfsError):
     """The caller's deadline passed before the depots answered."""
+
+
+class NotFound(IbpfsError):
+    """No such name, or no such inode."""
+
+
+class NameExists(IbpfsError):
+    """The name, or the extended attribute that was to be new, is there already."""
+
+
+class NotEmpty(IbpfsError):
+    """The directory has entries."""
+
+
+class NotADirectory(IbpfsError):
+    """A directory is needed there."""
+
+
+class IsADirectory(IbpfsError):
+    """Anything but a directory is needed there."""
+
+
+class NameTooLong(IbpfsError):
+    """A name is longer than 255 bytes, or a symlink's target than 4095."""
+
+
+class TooManyLinks(IbpfsError):
+    """The inode has as many links as one may have."""
+
+
+class InvalidArgument(IbpfsError):
+    """What is asked makes no sense: a directory moved into itself, flags that exclude each other."""
+
+
+class NotPermitted(IbpfsError):
+    """Nobody may do that to this kind of inode."""
+
+
+class NotSupported(IbpfsError):
+    """There is no such thing on this file system."""
+
+
+class NoAttribute(IbpfsError):
+    """The inode has no extended attribute of that name."""
+
+
+class AttributeTooBig(IbpfsError):
+    """An extended attribute's value is longer than 64 KiB."""
+
+
+class AttributeNameTooLong(IbpfsError):
+    """An extended attribute's name is longer than 255 bytes."""
