@@ -144,7 +144,8 @@ class Connection:
             self._ready_passed, self._blocked = True, False
             self._raw, self._raw_open = request.length, True
             return sent
-        if isinstance(reply, ev.Failed) and request.closes_if_refused and (self._raw or not self._ready_passed):
+        data_under_way = request.closes_if_refused and (self._raw > 0 or not self._ready_passed)
+        if isinstance(reply, ev.Failed) and data_under_way:
             self.must_close = self._blocked = True
         self._raw, self._raw_open = 0, False
         self._finish()

@@ -1,0 +1,241 @@
+"""A depot as seen by those who keep bytes there: one coroutine per command, values and exceptions back.
+
+Knows allocations and leases, nothing of files. Deadlines belong to the caller: a cancelled command closes
+its connection. Raises only DepotError and DepotUnreachable.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
+
+import trio
+
+from ibpfs.depot.address import Address
+from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
+from ibpfs.depot.pool import ConnectionPool
+from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, ShortLoad, Unanswered
+from ibpfs.depot.wire import (
+    PERMANENT_SECONDS,
+    AllocationKind,
+    DepotUnreachable,
+    OutOfSockets,
+    Reliability,
+    error_for,
+)
+from ibpfs.depot.wire import events as ev
+
+__all__ = ["PERMANENT", "AllocationStatus", "DepotClient", "DepotStatus", "ShortLoad"]
+
+PERMANENT: Final = -1  # as a duration: a lease without an end
+_CONNECTION_TRIES: Final = 4
+_LONGEST_BACKOFF: Final = 5.0
+
+_Reply = TypeVar("_Reply", bound=ev.Reply)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationStatus:
+    """`seconds_left` None = permanent."""
+
+    read_count: int
+    write_count: int
+    size: int
+    max_size: int
+    seconds_left: float | None
+    reliability: Reliability
+    kind: AllocationKind
+
+
+@dataclass(frozen=True, slots=True)
+class DepotStatus:
+    """`max_lease` in seconds, None = unlimited."""
+
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
+    max_lease: int | None
+    version: str
+
+
+class DepotClient:
+    """One depot. Commands may run side by side, each on a connection of its own."""
+
+    def __init__(self, address: Address, *, max_connections: int = 8, silence_limit: float = SILENCE_LIMIT) -> None:
+        self.address = address
+        self._pool = ConnectionPool(address, max_connections, silence_limit=silence_limit)
+        self._version: int | None = None  # None until the depot has answered in one
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # --- allocations ---
+
+    async def allocate(
+        self, size: int, duration: int | None, *, reliability: Reliability = Reliability.STABLE
+    ) -> CapabilitySet:
+        """Leases `size` bytes for `duration` seconds; None or PERMANENT = without an end, which some depots
+        shorten to their longest lease and others refuse with LeaseTooLong."""
+        permanent = duration is None or duration == PERMANENT
+        for version in self._versions():
+            seconds = _wire_duration(PERMANENT if duration is None else duration, version)
+            command = ev.Allocate(size, seconds, reliability, version=version)
+            # A lost answer would leave an allocation behind; only one that ends by itself may be risked.
+            reply = await self._try_version(command, ev.Allocated, repeatable=not permanent)
+            if reply is not None:
+                return reply.capabilities
+        raise AssertionError("unreachable")
+
+    async def store(self, key: Key, data: Sequence[Buffer]) -> int:
+        """Appends `data`, which must not change meanwhile; the number of bytes acknowledged. Never sent
+        twice: after DepotUnreachable the allocation may hold all, some or none of them."""
+        length = sum(map(len, data))
+        if not length:
+            return 0
+        return (await self._call(ev.Store(key, length, version=0), ev.Stored, data, repeatable=False)).length
+
+    async def write(self, key: Key, offset: int, data: Sequence[Buffer]) -> int:
+        length = sum(map(len, data))
+        if not length:
+            return 0
+        return (await self._call(ev.Write(key, offset, length), ev.Stored, data)).length
+
+    async def load(self, key: Key, offset: int, length: int) -> bytearray:
+        """Exactly `length` bytes; ShortLoad when the allocation does not hold them."""
+        into = bytearray(length)
+        if length:
+            with memoryview(into) as view:
+                await self._load_into(ev.Load(key, offset, length, version=0), view)
+        return into
+
+    async def probe(self, key: Key) -> AllocationStatus:
+        """`key` is the manage key, as in the other commands below."""
+        reply = await self._call(ev.Probe(key, version=0), ev.Probed)
+        permanent = reply.seconds_left >= PERMANENT_SECONDS
+        return AllocationStatus(
+            read_count=reply.read_count,
+            write_count=reply.write_count,
+            size=reply.size,
+            max_size=reply.max_size,
+            seconds_left=None if permanent else float(reply.seconds_left),
+            reliability=reply.reliability,
+            kind=reply.kind,
+        )
+
+    async def incr(self, key: Key, counted: CapabilityKind = CapabilityKind.READ) -> None:
+        await self._call(ev.Increment(key, counted, version=0), ev.Done, repeatable=False)
+
+    async def decr(self, key: Key, counted: CapabilityKind = CapabilityKind.READ) -> None:
+        """A read count of 0 deletes the allocation."""
+        await self._call(ev.Decrement(key, counted, version=0), ev.Done, repeatable=False)
+
+    async def change(self, key: Key, *, max_size: int | None = None, duration: int | None = None) -> None:
+        """`duration` in seconds from now, or PERMANENT. None = leave it, which costs a probe."""
+        reliability = None
+        if max_size is None or duration is None or self._version == 0:
+            now = await self.probe(key)
+            reliability = now.reliability  # old depots want to hear the present one
+            max_size = now.max_size if max_size is None else max_size
+            left = PERMANENT if now.seconds_left is None else max(1, int(now.seconds_left))
+            duration = left if duration is None else duration
+        version = 1 if self._version is None else self._version
+        command = ev.Change(key, max_size, _wire_duration(duration, version), reliability, version=version)
+        await self._call(command, ev.Done)
+
+    async def truncate(self, key: Key, size: int) -> None:
+        """Sets the maximum size, too."""
+        await self._call(ev.Truncate(key, size), ev.Done)
+
+    # --- the depot ---
+
+    async def status(self) -> DepotStatus:
+        for version in self._versions():
+            reply = await self._try_version(ev.StatusInquire(version=version), ev.StatusReport)
+            if reply is not None:
+                max_lease = reply.max_lease if reply.max_lease >= 0 else None
+                return DepotStatus(reply.total, reply.used, reply.free, max_lease, reply.version_text)
+        raise AssertionError("unreachable")
+
+    def drop_connections(self) -> None:
+        """After a suspend: nothing waits on a connection that may be dead."""
+        self._pool.drop()
+
+    async def aclose(self) -> None:
+        self._pool.close()
+        await trio.lowlevel.checkpoint()
+
+    # --- how a command is carried ---
+
+    def _versions(self) -> tuple[int, ...]:
+        return (1, 0) if self._version is None else (self._version,)
+
+    async def _try_version(
+        self, command: ev.Command, expected: type[_Reply], *, repeatable: bool = True
+    ) -> _Reply | None:
+        """None: the depot hung up on version 1, as the oldest ones do; they also take one command per
+        connection."""
+        try:
+            reply = await self._call(command, expected, repeatable=repeatable)
+        except Unanswered:
+            if self._version is None and command.version == 1:
+                return None
+            raise
+        self._version = command.version
+        self._pool.keep = command.version > 0
+        return reply
+
+    async def _load_into(self, command: ev.Load, into: memoryview) -> None:
+        reply = await self._carry(command, (), into, repeatable=True)
+        if isinstance(reply, ev.Failed) and reply.code == -19:
+            raise ShortLoad
+        _expect(reply, ev.Loading)
+
+    async def _call(
+        self,
+        command: ev.Command,
+        expected: type[_Reply],
+        data: Sequence[Buffer] = (),
+        *,
+        repeatable: bool = True,
+    ) -> _Reply:
+        return _expect(await self._carry(command, data, None, repeatable=repeatable), expected)
+
+    async def _carry(
+        self, command: ev.Command, data: Sequence[Buffer], into: memoryview | None, *, repeatable: bool
+    ) -> ev.Reply:
+        fresh = False
+        for tries_left in reversed(range(_CONNECTION_TRIES)):
+            try:
+                async with self._pool.connection(fresh=fresh) as (stream, is_new):
+                    return await stream.transact(command, data, into, wait_for_ready=self._version == 0)
+            except Unanswered:
+                # A kept connection may have been closed just before our bytes came.
+                if is_new or not repeatable:
+                    raise
+            except OutOfSockets as busy:
+                # Instead of an answer: the depot has not read the command.
+                if is_new:
+                    await self._back_off(busy, tries_left)
+            fresh = True
+        raise DepotUnreachable(f"{self.address}: the depot keeps closing the connection")
+
+    async def _back_off(self, busy: OutOfSockets, tries_left: int) -> None:
+        if not tries_left or busy.backoff > _LONGEST_BACKOFF:
+            raise busy
+        _log.debug("%s: out of sockets, again in %.2f s", self.address, busy.backoff)
+        await trio.sleep(max(busy.backoff, 0.05))
+
+
+def _wire_duration(duration: int, version: int) -> int:
+    return (0 if version == 0 else -1) if duration == PERMANENT else duration
+
+
+def _expect(reply: ev.Reply, expected: type[_Reply]) -> _Reply:
+    if isinstance(reply, ev.Failed):
+        raise error_for(reply.code)
+    assert isinstance(reply, expected)
+    return reply

@@ -1,0 +1,214 @@
+"""One connection to a depot: a socket and the codec. The only socket code of the client side.
+
+Socket errors, silence and foreign protocols become DepotUnreachable here and nowhere else.
+"""
+
+import os
+import select
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Self, TypeAlias
+
+import trio
+
+from ibpfs.depot.address import Address
+from ibpfs.depot.wire import (
+    NEED_DATA,
+    Connection,
+    DepotUnreachable,
+    ErrorCode,
+    NoRoom,
+    OutOfSockets,
+    RemoteProtocolError,
+    Role,
+)
+from ibpfs.depot.wire import events as ev
+
+CONNECT_LIMIT: Final = 10.0
+SILENCE_LIMIT: Final = 60.0
+_LINE_READ: Final = 4096  # small, so that little of a LOAD passes through the codec
+_UNIX_BUFFER: Final = 4 << 20
+_LONGEST_UNIX_PATH: Final = 107
+_MOST_PARTS: Final = 512  # of one sendmsg; IOV_MAX is 1024
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Unanswered(DepotUnreachable):
+    """The depot closed the connection before it said anything about the command."""
+
+
+class ShortLoad(NoRoom):
+    """The allocation holds less than was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.WOULD_EXCEED_LIMIT, "the allocation holds fewer bytes than were asked for")
+
+
+class _Closed(Exception):
+    pass
+
+
+class DepotStream:
+    """Carries one command after another; unusable after any exception."""
+
+    def __init__(self, sock: trio.socket.SocketType, address: Address, *, silence_limit: float = SILENCE_LIMIT) -> None:
+        self._socket = sock
+        self._address = address
+        self._silence_limit = silence_limit
+        self._codec = Connection(Role.CLIENT)
+        self._scope = trio.CancelScope()
+        self._heard = False
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
+
+    @classmethod
+    async def connect(cls, address: Address, *, silence_limit: float = SILENCE_LIMIT) -> Self:
+        with _unreachable(address):
+            with trio.move_on_after(CONNECT_LIMIT):
+                return cls(await _open(address), address, silence_limit=silence_limit)
+            raise TimeoutError(f"no connection within {CONNECT_LIMIT:.0f} s")
+
+    @property
+    def usable(self) -> bool:
+        """Between commands, and the depot has neither closed nor said goodbye meanwhile."""
+        return self._codec.idle and not self._poll.poll(0)
+
+    def close(self) -> None:
+        """Also from another task: what is under way then ends with DepotUnreachable."""
+        self._socket.close()
+
+    async def transact(
+        self,
+        command: ev.Command,
+        data: Sequence[Buffer] = (),
+        into: memoryview | None = None,
+        *,
+        wait_for_ready: bool = False,
+    ) -> ev.Reply:
+        """The last reply to `command`, `Failed` included. `data` goes right behind the line; what a LOAD
+        brings goes into `into`, exactly filling it."""
+        self._heard = False
+        with _unreachable(self._address), trio.CancelScope() as self._scope:
+            self._progress()
+            try:
+                return await self._transact(command, data, into, wait_for_ready)
+            except (_Closed, ConnectionResetError, BrokenPipeError) as lost:
+                if self._heard:
+                    raise ConnectionResetError("the depot closed the connection inside an answer") from lost
+                raise Unanswered(f"{self._address}: the depot closed the connection") from lost
+        raise DepotUnreachable(f"{self._address}: silent for {self._silence_limit:.0f} s")
+
+    async def _transact(
+        self, command: ev.Command, data: Sequence[Buffer], into: memoryview | None, wait_for_ready: bool
+    ) -> ev.Reply:
+        line = self._codec.send(command)
+        reply: ev.Reply | None = None
+        # A depot that refuses stops reading; its reason is there to be read even if sending fails.
+        with suppress(ConnectionResetError, BrokenPipeError):
+            if wait_for_ready and data:
+                await self._send([line])
+                reply = await self._reply()
+                if not isinstance(reply, ev.Ready):
+                    return reply
+                await self._send(data)
+            else:
+                await self._send([line, *data])
+        if reply is None:
+            reply = await self._reply()
+        if isinstance(reply, ev.Ready):
+            reply = await self._reply()
+        elif isinstance(reply, ev.Loading):
+            await self._load(reply.length, into)
+        return reply
+
+    async def _reply(self) -> ev.Reply:
+        while (event := self._codec.next_event()) is NEED_DATA:
+            received = await self._socket.recv(_LINE_READ)
+            self._progress()
+            if received:
+                self._codec.receive_data(received)
+            else:
+                self._codec.receive_eof()
+        if isinstance(event, ev.ClosedByPeer):
+            raise _Closed
+        if isinstance(event, ev.Goodbye):
+            if self._heard:
+                raise _Closed
+            raise OutOfSockets(event.backoff)
+        assert isinstance(event, ev.Reply)
+        self._heard = True
+        return event
+
+    async def _send(self, parts: Sequence[Buffer]) -> None:
+        waiting = [memoryview(part).cast("B") for part in parts if len(part)]
+        first = 0
+        while first < len(waiting):
+            sent = await self._socket.sendmsg(waiting[first : first + _MOST_PARTS])
+            self._progress()
+            while first < len(waiting) and sent >= len(waiting[first]):
+                sent -= len(waiting[first])
+                first += 1
+            if sent:
+                waiting[first] = waiting[first][sent:]
+
+    async def _load(self, length: int, into: memoryview | None) -> None:
+        if into is None or length > len(into):
+            raise RemoteProtocolError("more bytes than were asked for")
+        if length < len(into):
+            raise ShortLoad
+        buffered = self._codec.take_raw(length)
+        into[: len(buffered)] = buffered
+        rest = into[len(buffered) :]
+        while rest:
+            received = await self._socket.recv_into(rest)
+            self._progress()
+            if not received:
+                raise _Closed
+            self._codec.skip_raw(received)
+            rest = rest[received:]
+        self._codec.next_event()  # EndOfData
+
+    def _progress(self) -> None:
+        self._scope.deadline = trio.current_time() + self._silence_limit
+
+
+@contextmanager
+def _unreachable(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except RemoteProtocolError as error:
+        raise DepotUnreachable(f"{address}: what answers there does not speak IBP: {error}") from error
+    except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
+        raise DepotUnreachable(f"{address}: the connection was dropped") from error
+    except OSError as error:
+        raise DepotUnreachable(f"{address}: {error.strerror or error}") from error
+
+
+async def _open(address: Address) -> trio.socket.SocketType:
+    if address.path is None:
+        # TCP buffers are left to the kernel's autotuning, which goes further than setsockopt may.
+        return (await trio.open_tcp_stream(address.host, address.port)).socket
+    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, _UNIX_BUFFER)
+        await _connect_unix(sock, address.path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect_unix(sock: trio.socket.SocketType, path: str) -> None:
+    if len(os.fsencode(path)) <= _LONGEST_UNIX_PATH:
+        await sock.connect(path)
+        return
+    # The address of a socket is short; the directory's descriptor makes it so.
+    directory = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        await sock.connect(f"/proc/self/fd/{directory}/{Path(path).name}")
+    finally:
+        os.close(directory)
