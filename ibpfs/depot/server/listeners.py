@@ -1,0 +1,96 @@
+"""Where a depot can be reached: its listening sockets, and the port that it keeps from one start to the next."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from ibpfs.depot.capability import BadCapability, parse_place, render_place
+from ibpfs.errors import IbpfsError
+
+BACKLOG = 1024
+ADDRESS_FILE = "address"
+_SUN_PATH = 107  # bytes that fit into a Unix address
+
+
+class CannotListen(IbpfsError):
+    """An address is taken, not ours, or not allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """`place` is None on a Unix socket."""
+
+    sock: socket.socket
+    place: tuple[str, int] | None
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.place is not None and self.place[0] in ("0.0.0.0", "::", "")
+
+
+def listen_tcp(host: str, port: int, store: Path) -> Listener:
+    """Port 0: the port of the last start if it is free, else one of the system's choice; recorded in the store."""
+    if port:
+        return _bind_tcp(host, port)
+    recorded = _recorded_port(store)
+    try:
+        listener = _bind_tcp(host, recorded)
+    except CannotListen:
+        listener = _bind_tcp(host, 0)
+    _record(store, listener)
+    return listener
+
+
+def _bind_tcp(host: str, port: int) -> Listener:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {render_place(host, port)}: {error.strerror or error}") from None
+    return Listener(sock, (host, sock.getsockname()[1]))
+
+
+def listen_unix(path: Path) -> Listener:
+    """Replaces a socket that an earlier depot left; the caller holds the store's lock, so nobody listens on it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        _bind_unix(sock, path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise CannotListen(f"cannot listen on {path}: {error.strerror or error}") from None
+    return Listener(sock, None)
+
+
+def _bind_unix(sock: socket.socket, path: Path) -> None:
+    mask = os.umask(0o177)
+    try:
+        if len(os.fsencode(path)) <= _SUN_PATH:
+            sock.bind(str(path))
+            return
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            sock.bind(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+    finally:
+        os.umask(mask)
+
+
+def _recorded_port(store: Path) -> int:
+    try:
+        text = (store / ADDRESS_FILE).read_text().strip()
+        return parse_place(text.removeprefix("ibp://"))[1]
+    except (OSError, ValueError, BadCapability):
+        return 0
+
+
+def _record(store: Path, listener: Listener) -> None:
+    assert listener.place is not None
+    temporary = store / f"{ADDRESS_FILE}.new"
+    temporary.write_text(f"ibp://{render_place(*listener.place)}\n")
+    temporary.replace(store / ADDRESS_FILE)

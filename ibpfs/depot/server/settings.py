@@ -1,0 +1,25 @@
+"""What an operator can say about a depot."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DAY = 86400
+DEFAULT_MAX_LEASE = 30 * DAY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Sizes in bytes, times in seconds. `listen`: HOST, PORT pairs, port 0 = the one recorded in the store, or a new
+    one. `max_lease` None = no limit. `public`: the HOST, PORT that capabilities name, None = the address itself."""
+
+    store: Path
+    listen: tuple[tuple[str, int], ...] = ()
+    unix: Path | None = None
+    public: tuple[str, int] | None = None
+    capacity: int | None = None
+    max_lease: int | None = DEFAULT_MAX_LEASE
+    permanent: bool = False
+    grace: float = DAY
+    max_connections: int = 256
+    idle_timeout: float = 120.0
+    exit_when_unused: float | None = None
