@@ -163,15 +163,16 @@ class Connection:
     def _next_reply(self) -> ev.Event:
         if self._text_length is not None:
             return self._next_report_text()
+        if self._version_lines is not None:
+            return self._next_version_text()
+        line = self._next_reply_line()
+        return self._starved() if line is None else self._parse_reply(split_reply(line))
+
+    def _next_reply_line(self) -> bytes | None:
         try:
-            line = self._buffer.next_line()
+            return self._buffer.next_line()
         except LineTooLong:
             raise RemoteProtocolError(f"a reply line longer than {MAX_LINE} bytes") from None
-        if line is None:
-            return self._starved()
-        if self._version_lines is not None:
-            return self._next_version_line(line)
-        return self._parse_reply(split_reply(line))
 
     def _parse_reply(self, tokens: list[str]) -> ev.Event:
         refusal = parse_refusal(tokens)
@@ -195,7 +196,7 @@ class Connection:
             return self._next_report_text()
         if isinstance(command, ev.StatusVersion):
             self._version_lines = []
-            return self._next_reply()
+            return self._next_version_text()
         if isinstance(reply, ev.Ready):
             self._ready_passed = True
             return reply
@@ -214,17 +215,18 @@ class Connection:
         self._finish()
         return parse_report_text(text)
 
-    def _next_version_line(self, line: bytes) -> ev.Event:
+    def _next_version_text(self) -> ev.Event:
         lines = self._version_lines
         assert lines is not None
-        if line.strip() == b"END":
-            self._version_lines = None
-            self._finish()
-            return ev.VersionText(tuple(lines))
-        if len(lines) >= MAX_VERSION_LINES:
-            raise RemoteProtocolError("a version text without an end")
-        lines.append(line.decode("ascii", "replace").rstrip())
-        return self._next_reply()
+        while (line := self._next_reply_line()) is not None:
+            if line.strip() == b"END":
+                self._version_lines = None
+                self._finish()
+                return ev.VersionText(tuple(lines))
+            if len(lines) >= MAX_VERSION_LINES:
+                raise RemoteProtocolError("a version text without an end")
+            lines.append(line.decode("ascii", "replace").rstrip())
+        return self._starved()
 
     # --- both ---
 
