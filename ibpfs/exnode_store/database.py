@@ -52,7 +52,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator["Database"]:
-        """One atomic change. Nested use joins the outer one. Any exception rolls everything back."""
+        """One atomic change. Nested use joins the outer one; what leaves that as an exception rolls all back."""
         if self._depth:
             self._depth += 1
             try:
@@ -60,7 +60,7 @@ class Database:
             finally:
                 self._depth -= 1
             return
-        before = self.seq, self.next_ino, self.files
+        before = self.seq, self.next_ino, self.files, dict(self.facts)
         self._connection.execute("BEGIN IMMEDIATE")
         self._depth = 1
         self.seq += 1
@@ -71,7 +71,7 @@ class Database:
             )
             self._connection.execute("COMMIT")
         except BaseException as error:
-            self.seq, self.next_ino, self.files = before
+            self.seq, self.next_ino, self.files, self.facts = before
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
@@ -151,6 +151,8 @@ def create_database(path: Path, facts: dict[str, str]) -> None:
     connection = _connect(path, False)
     connection.executescript(f"BEGIN; {TABLES} COMMIT;")
     connection.execute("BEGIN IMMEDIATE")
+    # Readdir cookies 1 and 2 are `.` and `..`.
+    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('dentries', 2)")
     connection.execute("INSERT INTO state (id, seq, next_ino, files, clean) VALUES (1, 0, 1, 0, 1)")
     connection.executemany("INSERT INTO volume (key, value) VALUES (?, ?)", list(facts.items()))
     connection.execute("COMMIT")
@@ -179,6 +181,8 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # When a WAL is begun anew, its file shrinks; else it would look due for a checkpoint ever after.
+        connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES // 4}")
         connection.execute("PRAGMA cache_size = -32768")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA busy_timeout = 5000")

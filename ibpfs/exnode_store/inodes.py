@@ -1,0 +1,85 @@
+"""The rows of table inodes: read, made, touched. Knows no names."""
+
+from collections.abc import Callable
+
+from ibpfs.errors import NoSpace, NotADirectory, NotFound
+from ibpfs.exnode_store.attributes import COLUMNS, Inode
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
+
+_GET = f"SELECT {COLUMNS} FROM inodes WHERE ino = ?"
+_INSERT = f"INSERT INTO inodes ({COLUMNS}, seq) VALUES ({', '.join('?' * 17)})"
+_TOUCH = (
+    "UPDATE inodes SET version = version + 1, nlink = nlink + ?, mtime_ns = ?, ctime_ns = ?, seq = ? WHERE ino = ?"
+)
+_SAVE = (
+    "UPDATE inodes SET version = ?, mode = ?, nlink = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, "
+    "seq = ? WHERE ino = ?"
+)
+
+
+class InodeTable:
+    """Every write happens inside the caller's transaction. `now` returns nanoseconds since the epoch."""
+
+    def __init__(self, db: Database, now: Callable[[], int]) -> None:
+        self._db = db
+        self.now = now
+
+    def get(self, ino: int) -> Inode:
+        """The inode, with or without a name. Raises NotFound."""
+        row = self._db.row(_GET, (ino,))
+        if row is None:
+            raise NotFound(f"no inode {ino}")
+        return Inode(*row)
+
+    def directory(self, ino: int) -> Inode:
+        """A directory that can take names. Raises NotFound for one that was removed."""
+        inode = self.get(ino)
+        if not inode.is_directory:
+            raise NotADirectory(f"inode {ino} is not a directory")
+        if not inode.nlink:
+            raise NotFound(f"directory {ino} was removed")
+        return inode
+
+    def insert(self, *, policy: int, mode: int, nlink: int, uid: int, gid: int, rdev: int, size: int) -> Inode:
+        """Make a row under a number that was never used."""
+        ino, now = self._db.next_ino, self.now()
+        if ino >= MAX_INO:
+            raise NoSpace("the volume has used up its inode numbers")
+        self._db.next_ino = ino + 1
+        self._db.files += 1
+        # Numbers are never used again, so one generation does.
+        row = (ino, 1, 1, policy, mode, nlink, uid, gid, rdev, size, 0, now, now, now, now, 0)
+        self._db.execute(_INSERT, (*row, self._db.seq))
+        return Inode(*row)
+
+    def touch_directory(self, ino: int, links: int = 0) -> None:
+        """An entry of the directory changed, and its number of subdirectories by `links`."""
+        now = self.now()
+        self._db.execute(_TOUCH, (links, now, now, self._db.seq, ino))
+
+    def save(self, inode: Inode, ctime_ns: int | None = None) -> Inode:
+        """Write mode, nlink, owner and times back as one more version. ctime is now unless given."""
+        inode.version += 1
+        inode.ctime_ns = self.now() if ctime_ns is None else ctime_ns
+        self._db.execute(
+            _SAVE,
+            (
+                inode.version, inode.mode, inode.nlink, inode.uid, inode.gid,
+                inode.atime_ns, inode.mtime_ns, inode.ctime_ns, self._db.seq, inode.ino,
+            ),
+        )  # fmt: skip
+        return inode
+
+    def drop_link(self, inode: Inode) -> Inode:
+        """The inode lost a name; a directory has but one."""
+        inode.nlink = 0 if inode.is_directory else inode.nlink - 1
+        if not inode.nlink:
+            self._db.files -= 1
+        return self.save(inode)
+
+
+def create_root(db: Database, now: Callable[[], int], uid: int, gid: int, mode: int = 0o755) -> Inode:
+    """Make the root directory of a new store, under policy 1; inside a transaction."""
+    assert db.next_ino == ROOT_INO
+    return InodeTable(db, now).insert(policy=1, mode=0o040000 | mode, nlink=2, uid=uid, gid=gid, rdev=0, size=0)
