@@ -151,8 +151,6 @@ def create_database(path: Path, facts: dict[str, str]) -> None:
     connection = _connect(path, False)
     connection.executescript(f"BEGIN; {TABLES} COMMIT;")
     connection.execute("BEGIN IMMEDIATE")
-    # Readdir cookies 1 and 2 are `.` and `..`.
-    connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('dentries', 2)")
     connection.execute("INSERT INTO state (id, seq, next_ino, files, clean) VALUES (1, 0, 1, 0, 1)")
     connection.executemany("INSERT INTO volume (key, value) VALUES (?, ?)", list(facts.items()))
     connection.execute("COMMIT")

@@ -82,4 +82,6 @@ class InodeTable:
 def create_root(db: Database, now: Callable[[], int], uid: int, gid: int, mode: int = 0o755) -> Inode:
     """Make the root directory of a new store, under policy 1; inside a transaction."""
     assert db.next_ino == ROOT_INO
+    # Readdir cookies 1 and 2 are `.` and `..`: the dentries' ids begin behind them.
+    db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('dentries', 2)")
     return InodeTable(db, now).insert(policy=1, mode=0o040000 | mode, nlink=2, uid=uid, gid=gid, rdev=0, size=0)
