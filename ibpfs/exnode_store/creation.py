@@ -1,0 +1,233 @@
+"""Making a volume: its directories, keys, volume.toml and an exNode store with a root directory.
+
+Knows no terminal and contacts no depot. What it made is removed again when it cannot finish.
+"""
+
+import base64
+import os
+import re
+import shutil
+import stat
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ibpfs.config import (
+    VolumeConfig,
+    VolumePaths,
+    dump_config,
+    sync_directory,
+    write_key_file,
+    write_private,
+)
+from ibpfs.depot.address import Address
+from ibpfs.errors import UsageError, VolumeError
+from ibpfs.exnode_store import schema, sealing
+from ibpfs.exnode_store.database import Database, create_database
+from ibpfs.exnode_store.keys import VolumeKeys, make_keys, make_slot, wrap_epochs
+
+#: The address of an embedded depot that has not told its port yet.
+EMBEDDED_ADDRESS = "ibp://127.0.0.1:0"
+
+#: Ids 1 and 2 are the readdir cookies of "." and "..".
+_RESERVED_DENTRIES = 2
+
+_RECOVERY_BYTES = 24
+_RECOVERY_GROUP = 4
+
+
+@dataclass(frozen=True)
+class CreatedVolume:
+    """What mkfs has to tell. `recovery` opens the volume when key file or passphrase are lost."""
+
+    recovery: str = field(repr=False)
+    function: str
+    copies: int
+    min_copies: int
+
+
+def create_volume(
+    paths: VolumePaths,
+    *,
+    depots: Sequence[str] = (),
+    copies: int | None = None,
+    min_copies: int | None = None,
+    plain: bool = False,
+    passphrase: bytes | None = None,
+    owner: tuple[int, int] | None = None,
+) -> CreatedVolume:
+    """Make a volume at `paths`, on an embedded depot when `depots` is empty.
+
+    `copies` defaults to two where there are two depots, `min_copies` to copies - 1 (at least 1), `owner` (of the root
+    directory) to the caller. Raises VolumeError when something is in the way.
+    """
+    addresses = [str(Address.parse(text)) for text in depots]
+    copies, min_copies = _check_copies(addresses, copies, min_copies)
+    keys, uuid, function = make_keys(), os.urandom(16), choose_function(plain)
+    recovery = os.urandom(_RECOVERY_BYTES)
+    with _made_or_removed(paths):
+        config = VolumeConfig(uuid, schema.FORMAT, plain, _timestamp())
+        config.epochs = wrap_epochs(keys, uuid)
+        config.slots = [_first_slot(paths, keys, uuid, passphrase), make_slot("recovery", recovery, keys, uuid)]
+        text = dump_config(config)
+        create_database(paths.store, _facts(config, function, text, owner or (os.getuid(), os.getgid())))
+        with Database(paths.store) as database:
+            _fill(database, addresses, copies, min_copies, owner or (os.getuid(), os.getgid()))
+        _sync_file(paths.store)
+        write_private(paths.properties, text.encode())  # last: without it there is no volume
+    return CreatedVolume(format_recovery(recovery), function, copies, min_copies)
+
+
+def choose_function(plain: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the mapping function for new slices: AES where the CPU does it, ChaCha20 elsewhere."""
+    if plain:
+        return sealing.FUNCTIONS[sealing.PLAIN_XXH3]
+    try:
+        flags = re.findall(r"(?im)^(?:flags|features)\s*:(.*)$", cpuinfo.read_text())
+    except OSError:
+        flags = []
+    has_aes = any("aes" in line.split() for line in flags)
+    return sealing.FUNCTIONS[sealing.AES_256_GCM if has_aes else sealing.CHACHA20_POLY1305]
+
+
+def format_recovery(secret: bytes) -> str:
+    """Return a secret as a person writes it down: groups of four, the last two characters a check."""
+    checked = secret + zlib.crc32(secret).to_bytes(4, "big")[:1]
+    text = base64.b32encode(checked).decode()
+    return "-".join(text[at : at + _RECOVERY_GROUP] for at in range(0, len(text), _RECOVERY_GROUP))
+
+
+def parse_recovery(text: str) -> bytes:
+    """The reverse of format_recovery; case, blanks and dashes do not matter. UsageError on a slip of the pen."""
+    plain = re.sub(r"[\s-]", "", text).upper().replace("0", "O").replace("1", "I").replace("8", "B")
+    try:
+        checked = base64.b32decode(plain)
+    except ValueError:
+        checked = b""
+    secret = checked[:_RECOVERY_BYTES]
+    if len(checked) != _RECOVERY_BYTES + 1 or zlib.crc32(secret) >> 24 != checked[-1]:
+        raise UsageError("this is not a recovery string of ibpfs: check what was typed")
+    return secret
+
+
+def _check_copies(addresses: list[str], copies: int | None, min_copies: int | None) -> tuple[int, int]:
+    if len(set(addresses)) != len(addresses):
+        raise UsageError("a depot is named twice")
+    there = max(len(addresses), 1)
+    copies = min(there, 2) if copies is None else copies
+    if not 1 <= copies <= there:
+        raise UsageError(f"{copies} copies need {copies} depots; there {'is' if there == 1 else 'are'} {there}")
+    min_copies = max(copies - 1, 1) if min_copies is None else min_copies
+    if not 1 <= min_copies <= copies:
+        raise UsageError(f"min copies must be from 1 to {copies} (the number of copies)")
+    return copies, min_copies
+
+
+@contextmanager
+def _made_or_removed(paths: VolumePaths) -> Iterator[None]:
+    """The volume's directories; whatever has been made is gone again after a failure."""
+    made = _first_missing(paths.root)
+    try:
+        _make_root(paths.root)
+        for directory in paths.directories:
+            directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise VolumeError(f"{paths.root}: cannot make a volume there ({error.strerror})") from None
+    try:
+        yield
+        sync_directory(paths.root)
+        sync_directory(paths.root.parent)
+    except BaseException:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        else:
+            _empty(paths.root)
+        raise
+
+
+def _first_missing(path: Path) -> Path | None:
+    missing = None
+    while not path.exists():
+        missing, path = path, path.parent
+    return missing
+
+
+def _make_root(root: Path) -> None:
+    if root.is_dir():
+        if (root / "volume.toml").exists():
+            raise VolumeError(f"{root}: is a volume already")
+        if any(root.iterdir()):
+            raise VolumeError(f"{root}: is not empty")
+        root.chmod(0o700)
+        return
+    if root.exists():
+        raise VolumeError(f"{root}: is not a directory")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700)
+
+
+def _empty(root: Path) -> None:
+    for entry in root.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _first_slot(paths: VolumePaths, keys: VolumeKeys, uuid: bytes, passphrase: bytes | None) -> dict[str, object]:
+    if passphrase is not None:
+        return make_slot("passphrase", passphrase, keys, uuid)
+    secret = os.urandom(32)
+    write_key_file(paths.key, secret)
+    return make_slot("keyfile", secret, keys, uuid)
+
+
+def _facts(config: VolumeConfig, function: str, text: str, owner: tuple[int, int]) -> dict[str, str]:
+    return {
+        "uuid": config.uuid.hex(),
+        "format": str(config.format),
+        "features": " ".join(config.features),
+        "policy_epoch": "1",
+        "digest_seed": os.urandom(8).hex(),
+        "function": function,
+        "frame_size": str(sealing.FRAME_SIZE),
+        "volume_toml": text,
+        "created_at": config.created,
+        "root_owner": f"{owner[0]}:{owner[1]}",
+    }
+
+
+def _fill(database: Database, addresses: list[str], copies: int, min_copies: int, owner: tuple[int, int]) -> None:
+    now = time.time_ns()
+    with database.transaction():
+        database.execute(
+            "INSERT INTO policies (id, copies, min_copies, labels, seq) VALUES (1, ?, ?, '[]', ?)",
+            (copies, min_copies, database.seq),
+        )
+        database.execute(
+            "INSERT INTO inodes (ino, generation, version, policy, mode, nlink, uid, gid, rdev, size, allocated,"
+            " atime_ns, mtime_ns, ctime_ns, birth_ns, spooled, seq)"
+            " VALUES (?, 1, 1, 1, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, ?, 0, ?)",
+            (schema.ROOT_INO, stat.S_IFDIR | 0o755, *owner, now, now, now, now, database.seq),
+        )
+        database.next_ino, database.files = schema.ROOT_INO + 1, 1
+        database.executemany(
+            "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, ?, '{}', 'active', ?)",
+            [(address, 0, database.seq) for address in addresses] or [(EMBEDDED_ADDRESS, 1, database.seq)],
+        )
+        database.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('dentries', ?)", (_RESERVED_DENTRIES,))
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

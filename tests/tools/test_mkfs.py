@@ -1,0 +1,70 @@
+"""mkfs.ibpfs as a person calls it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ibpfs.config import VolumePaths, load_config
+from ibpfs.errors import UsageError
+from ibpfs.exnode_store.creation import parse_recovery
+from ibpfs_tools.mkfs import parse_owner
+
+
+def mkfs(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    code = "from ibpfs_tools.mkfs import main; main()"
+    words = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60)
+
+
+def test_a_volume(tmp_path: Path) -> None:
+    done = mkfs(str(tmp_path / "v"))
+    assert done.returncode == 0, done.stderr
+    assert "one copy, on this disk" in done.stdout
+    assert not done.stderr
+    recovery = next(line for line in done.stdout.splitlines() if line.startswith("  ")).strip()
+    assert parse_recovery(recovery)
+    assert not load_config(VolumePaths(tmp_path / "v")).plain
+    again = mkfs(str(tmp_path / "v"))
+    assert (again.returncode, again.stderr) == (1, f"mkfs.ibpfs: {tmp_path}/v: is a volume already\n")
+
+
+def test_passphrase_from_standard_input(tmp_path: Path) -> None:
+    done = mkfs(str(tmp_path / "v"), "--passphrase-file", "-", "-q", text="hush\n")
+    assert done.returncode == 0, done.stderr
+    assert parse_recovery(done.stdout)
+    assert "hush" not in (tmp_path / "v" / "volume.toml").read_text()
+    assert not (tmp_path / "v" / "volume.key").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "Missing argument"),
+        (("v", "--nonsense"), "No such option"),
+        (("/v/v", "--copies", "2"), "2 copies need 2 depots"),
+        (("/v/v", "--owner", "nobody-of-that-name"), "there is no user"),
+        (("/v/v", "--passphrase-file", "/does/not/exist"), "cannot read the passphrase"),
+        (("/v/v", "--passphrase-file", "-"), "holds no passphrase"),
+    ],
+)
+def test_usage_errors_are_one_line_and_2(arguments: tuple[str, ...], line: str) -> None:
+    done = mkfs(*arguments)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_and_version() -> None:
+    assert mkfs("--version").stdout.startswith("mkfs.ibpfs ")
+    assert mkfs("-h").stdout == mkfs("--help").stdout != ""
+
+
+def test_owner() -> None:
+    assert parse_owner("root") == (0, 0)
+    assert parse_owner("4711") == (4711, 4711)
+    assert parse_owner("4711:12") == (4711, 12)
+    assert parse_owner("root:root") == (0, 0)
+    with pytest.raises(UsageError):
+        parse_owner("root:no-such-group")

@@ -1,0 +1,45 @@
+"""What all command lines have in common: --help, --version, secrets, volumes by name or mount point."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ibpfs import __version__
+from ibpfs.errors import UsageError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+Function = Callable[..., Any]
+
+
+def command(name: str, epilog: str | None = None) -> Callable[[Function], click.Command]:
+    """A click command with -h, --help and --version."""
+
+    def decorate(function: Function) -> click.Command:
+        versioned = click.version_option(__version__, prog_name=name, message="%(prog)s %(version)s")(function)
+        return click.command(name, context_settings=CONTEXT, epilog=epilog)(versioned)
+
+    return decorate
+
+
+def read_passphrase_file(path: Path | str) -> bytes:
+    """Return the first line of a file, '-' being standard input; its line end is no part of it."""
+    try:
+        data = sys.stdin.buffer.readline() if str(path) == "-" else Path(path).read_bytes().split(b"\n", 1)[0]
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the passphrase ({error.strerror})") from None
+    passphrase = data.rstrip(b"\r\n")
+    if not passphrase:
+        raise UsageError(f"{path}: holds no passphrase (its first line is empty)")
+    return passphrase
+
+
+def caller() -> tuple[int, int]:
+    """Return user and group of the person, who may have come by sudo."""
+    if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit():
+        return int(os.environ["SUDO_UID"]), int(os.environ.get("SUDO_GID") or os.environ["SUDO_UID"])
+    return os.getuid(), os.getgid()

@@ -1,0 +1,97 @@
+"""Where exceptions become exit codes: the one table for all commands, and one line on standard error."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import click
+
+from ibpfs.errors import IbpfsError, UsageError
+
+
+@dataclass(frozen=True)
+class ExitCodes:
+    """The numbers a family of commands ends with."""
+
+    failure: int  # what was asked for could not be done
+    usage: int  # the command line says something that cannot be done
+    system: int  # the operating system refused something
+    internal: int  # a bug
+    interrupted: int
+
+
+#: ibpfs, mkfs.ibpfs, ibpfs-depot
+COMMAND = ExitCodes(failure=1, usage=2, system=1, internal=70, interrupted=130)
+#: mount(8)
+MOUNT = ExitCodes(failure=32, usage=1, system=2, internal=4, interrupted=8)
+#: fsck(8)
+FSCK = ExitCodes(failure=8, usage=16, system=8, internal=8, interrupted=32)
+
+
+class ExitWith(IbpfsError):
+    """An error with an exit code of its own, within its command's family."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(command: click.Command, codes: ExitCodes, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `command` and end the process; every error is one line, no traceback (IBPFS_DEBUG=1 shows it)."""
+    name = command.name or "ibpfs"
+    try:
+        result = command.main(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except BrokenPipeError:  # the reader of our output went away: no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        line, code = explain(error, codes)
+        click.echo(f"{name}: {line}", err=True)
+        if os.environ.get("IBPFS_DEBUG"):
+            traceback.print_exception(error)
+        sys.exit(code)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def explain(error: BaseException, codes: ExitCodes) -> tuple[str, int]:
+    """Return the line for a person and the exit code."""
+    error = _innermost(error)
+    match error:
+        case ExitWith():
+            return _one_line(str(error)), error.code
+        case UsageError():
+            return _one_line(str(error)), codes.usage
+        case IbpfsError():
+            return _one_line(str(error)), codes.failure
+        case click.UsageError():
+            return f"{_one_line(error.format_message())} (see --help)", codes.usage
+        case click.ClickException():
+            return _one_line(error.format_message()), codes.failure
+        case click.Abort() | KeyboardInterrupt():
+            return "interrupted", codes.interrupted
+        case OSError():
+            place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            return _one_line(f"{place}{error.strerror or error}"), codes.system
+    logging.getLogger(__name__).error("internal error", exc_info=error)
+    return f"internal error: {type(error).__name__}: {_one_line(str(error))} (please report it)", codes.internal
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The one error inside nested groups of one, else the first that is ours."""
+    while isinstance(error, BaseExceptionGroup):
+        known = [inner for inner in error.exceptions if isinstance(inner, IbpfsError | OSError | BaseExceptionGroup)]
+        error = known[0] if known else error.exceptions[0]
+    return error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,119 @@
+"""mkfs.ibpfs: make a volume."""
+
+import grp
+import pwd
+
+import click
+
+from ibpfs.config import VolumePaths, find_volume
+from ibpfs.errors import UsageError
+from ibpfs.exnode_store.creation import CreatedVolume, create_volume
+from ibpfs_tools import exits
+from ibpfs_tools.commands import caller, command, read_passphrase_file
+
+
+@command("mkfs.ibpfs")
+@click.argument("volume")
+@click.option(
+    "--depot",
+    "depots",
+    multiple=True,
+    metavar="ibp://HOST:PORT",
+    help="A depot to keep the bytes on; may be given several times. Without any, the volume brings its own, on this "
+    "disk.",
+)
+@click.option("--copies", type=int, help="How many depots hold each byte.  [default: 2, or 1 with one depot]")
+@click.option(
+    "--min-copies",
+    type=int,
+    help="How many depots must have a byte before fsync returns.  [default: copies - 1, at least 1]",
+)
+@click.option("--plain", is_flag=True, help="Do not encrypt what is stored on depots; only check it.")
+@click.option(
+    "--passphrase-file",
+    metavar="FILE",
+    help="Protect the keys by the passphrase in the first line of FILE ('-': standard input) instead of a key file.",
+)
+@click.option("--passphrase", "ask", is_flag=True, help="The same, asking for the passphrase.")
+@click.option(
+    "--owner",
+    metavar="USER[:GROUP]",
+    help="Owner of the root directory.  [default: who runs this, also through sudo]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print the recovery string only.")
+def mkfs(
+    volume: str,
+    depots: tuple[str, ...],
+    copies: int | None,
+    min_copies: int | None,
+    plain: bool,
+    passphrase_file: str | None,
+    ask: bool,
+    owner: str | None,
+    quiet: bool,
+) -> None:
+    """Make a volume: a directory with an exNode store, keys, and room for spool, cache and an embedded depot.
+
+    VOLUME is a path when it has a slash in it, else a name under ~/.local/share/ibpfs.
+
+    The recovery string is printed once. It opens the volume when the key file or the passphrase is lost.
+    """
+    paths = find_volume(volume, create=True)
+    made = create_volume(
+        paths,
+        depots=depots,
+        copies=copies,
+        min_copies=min_copies,
+        plain=plain,
+        passphrase=_passphrase(passphrase_file, ask),
+        owner=parse_owner(owner) if owner else caller(),
+    )
+    if quiet:
+        click.echo(made.recovery)
+        return
+    _tell(paths, made, volume, depots, key_file=not (passphrase_file or ask))
+
+
+def _passphrase(file: str | None, ask: bool) -> bytes | None:
+    if file:
+        return read_passphrase_file(file)
+    if ask:
+        answer: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+        return answer.encode()
+    return None
+
+
+def parse_owner(text: str) -> tuple[int, int]:
+    """Return uid and gid of 'USER', 'USER:GROUP', 'UID:GID'; the group defaults to the user's own."""
+    user, _, group = text.partition(":")
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        uid, gid = entry.pw_uid, entry.pw_gid
+    except KeyError:
+        if not user.isdigit():
+            raise UsageError(f"there is no user {user!r}") from None
+        uid = gid = int(user)
+    if group.isdigit():
+        gid = int(group)
+    elif group:
+        try:
+            gid = grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise UsageError(f"there is no group {group!r}") from None
+    return uid, gid
+
+
+def _tell(paths: VolumePaths, made: CreatedVolume, word: str, depots: tuple[str, ...], key_file: bool) -> None:
+    click.echo(f"{paths.root}: a volume ({made.function})")
+    if depots:
+        click.echo(f"{made.copies} of {len(depots)} depots hold each byte, {made.min_copies} before fsync returns")
+    else:
+        click.echo("one copy, on this disk; for more, make a volume with --depot ibp://HOST:PORT")
+    if key_file:
+        click.echo(f"the key is {paths.key} (mode 0600): this computer is trusted, depots are not")
+    click.echo(f"recovery string, shown this once, keep it elsewhere:\n  {made.recovery}")
+    click.echo(f"mount it with: mount.ibpfs {word} DIRECTORY")
+
+
+def main() -> None:
+    exits.run(mkfs, exits.COMMAND)
