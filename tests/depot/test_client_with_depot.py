@@ -1,0 +1,184 @@
+"""The client against a real `ibpfs-depot` process, over TCP and over its Unix socket."""
+
+import subprocess
+import sysconfig
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+
+from ibpfs.depot.address import Address
+from ibpfs.depot.capability import CapabilityKind, Key
+from ibpfs.depot.client import PERMANENT, DepotClient, ShortLoad
+from ibpfs.depot.wire import (
+    CapabilityNotFound,
+    DepotUnreachable,
+    LeaseTooLong,
+    NoRoom,
+    OutOfSockets,
+    PermissionDenied,
+    Reliability,
+)
+
+PROGRAM = Path(sysconfig.get_path("scripts")) / "ibpfs-depot"
+MIB = 1 << 20
+
+
+@dataclass
+class RunningDepot:
+    directory: Path
+    options: tuple[str, ...]
+    process: subprocess.Popen[str] | None = None
+    tcp: str = ""
+
+    @property
+    def unix(self) -> str:
+        return f"unix:{self.directory}/depot.sock"
+
+    def start(self) -> None:
+        store = self.directory / "store"
+        command = [PROGRAM, "--store", store, "--listen", "127.0.0.1:0", "--unix", self.directory / "depot.sock"]
+        with (self.directory / "log").open("a") as log:
+            self.process = subprocess.Popen([*command, *self.options], stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self.process.stdout is not None
+        ready = self.process.stdout.readline()
+        assert ready.startswith("ibpfs-depot: ready"), (ready, (self.directory / "log").read_text())
+        self.tcp = (store / "address").read_text().strip()
+
+    def stop(self, *, kill: bool = False) -> None:
+        if self.process is None:
+            return
+        assert self.process.stdout is not None
+        if kill:
+            self.process.kill()
+        else:
+            self.process.terminate()
+        self.process.wait(10)
+        self.process.stdout.close()
+        self.process = None
+
+
+@pytest.fixture
+def depot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningDepot]:
+    options = getattr(request, "param", ("--capacity", "64M", "--max-lease", "1h", "--max-connections", "16"))
+    running = RunningDepot(tmp_path, options)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+async def client(depot: RunningDepot, request: pytest.FixtureRequest) -> AsyncIterator[DepotClient]:
+    address = depot.tcp if request.param == "tcp" else depot.unix
+    async with DepotClient(Address.parse(address)) as client:
+        yield client
+
+
+async def test_the_life_of_an_allocation(client: DepotClient) -> None:
+    caps = await client.allocate(MIB, 600)
+    read, write, manage = (cap.wire_key for cap in (caps.read, caps.write, caps.manage))
+    big = bytes(range(256)) * 2000
+    assert await client.store(write, [b"head", memoryview(big)]) == 4 + len(big)
+    assert await client.write(write, 0, [b"HEAD"]) == 4
+    assert await client.load(read, 0, 4 + len(big)) == b"HEAD" + big
+    assert await client.load(read, 100, 5) == (b"HEAD" + big)[100:105]
+    status = await client.probe(manage)
+    assert (status.size, status.max_size, status.reliability) == (4 + len(big), MIB, Reliability.STABLE)
+    assert status.seconds_left is not None
+    assert 590 < status.seconds_left <= 600
+    await client.change(manage, duration=3000)
+    left = (await client.probe(manage)).seconds_left
+    assert left is not None
+    assert left > 2900
+    await client.truncate(manage, 4)
+    assert await client.load(read, 0, 4) == b"HEAD"
+    await client.incr(manage)
+    await client.decr(manage)
+    await client.decr(manage)
+    with pytest.raises(CapabilityNotFound):
+        await client.load(read, 0, 4)
+
+
+async def test_refusals(client: DepotClient) -> None:
+    with pytest.raises(NoRoom):
+        await client.allocate(65 * MIB, 600)
+    with pytest.raises(LeaseTooLong):
+        await client.allocate(10, 7200)
+    caps = await client.allocate(10, 600)
+    with pytest.raises(NoRoom):
+        await client.store(caps.write.wire_key, [bytes(MIB)])
+    with pytest.raises(CapabilityNotFound):
+        await client.store(caps.read.wire_key, [bytes(MIB)])
+    with pytest.raises(ShortLoad):
+        await client.load(caps.read.wire_key, 0, 1)
+    with pytest.raises(CapabilityNotFound):
+        await client.probe(Key("1#nosuchkey", "1"))
+    with pytest.raises(LeaseTooLong):
+        await client.change(caps.manage.wire_key, max_size=10, duration=7200)
+    await client.incr(caps.manage.wire_key, CapabilityKind.WRITE)
+    await client.decr(caps.manage.wire_key, CapabilityKind.WRITE)
+    with pytest.raises(PermissionDenied):
+        await client.store(caps.write.wire_key, [b"x"])
+    status = await client.status()
+    assert (status.total_bytes, status.max_lease) == (64 * MIB, 3600)
+
+
+async def test_many_at_once(client: DepotClient) -> None:
+    caps = await client.allocate(MIB, 600)
+
+    async def store_and_load(number: int) -> None:
+        mine = await client.allocate(1000, 600)
+        await client.store(mine.write.wire_key, [b"%1000d" % number])
+        assert await client.load(mine.read.wire_key, 0, 1000) == b"%1000d" % number
+        await client.store(caps.write.wire_key, [b"%10d" % number])
+
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(store_and_load, number)
+    together = await client.load(caps.read.wire_key, 0, 500)
+    assert sorted(map(int, together.decode().split())) == list(range(50))
+
+
+@pytest.mark.parametrize("depot", [("--permanent",)], indirect=True)
+async def test_permanent_leases(client: DepotClient) -> None:
+    assert (await client.status()).max_lease is None
+    caps = await client.allocate(10, None)
+    assert (await client.probe(caps.manage.wire_key)).seconds_left is None
+    await client.change(caps.manage.wire_key, duration=60)
+    assert (await client.probe(caps.manage.wire_key)).seconds_left is not None
+    await client.change(caps.manage.wire_key, duration=PERMANENT)
+    await client.change(caps.manage.wire_key, max_size=20)
+    status = await client.probe(caps.manage.wire_key)
+    assert (status.seconds_left, status.max_size) == (None, 20)
+
+
+async def test_a_killed_depot_is_unreachable_until_it_is_back(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.unix)) as client:
+        caps = await client.allocate(10, 600)
+        await client.store(caps.write.wire_key, [b"abc"])
+        depot.stop(kill=True)
+        with pytest.raises(DepotUnreachable):
+            await client.load(caps.read.wire_key, 0, 3)
+        depot.start()
+        assert await client.load(caps.read.wire_key, 0, 3) == b"abc"
+
+
+async def test_a_depot_that_ended_while_a_connection_was_kept(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.tcp)) as client:
+        caps = await client.allocate(10, 600)
+        depot.stop()
+        depot.start()
+        assert await client.store(caps.write.wire_key, [b"abc"]) == 3
+
+
+@pytest.mark.parametrize("depot", [("--max-connections", "1")], indirect=True)
+async def test_a_crowded_depot(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.tcp)) as first, DepotClient(Address.parse(depot.tcp)) as second:
+        await first.status()
+        with pytest.raises(OutOfSockets):
+            await second.status()
+        first.drop_connections()
+        with trio.fail_after(5):
+            await second.status()
