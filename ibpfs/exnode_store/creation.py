@@ -7,7 +7,6 @@ import base64
 import os
 import re
 import shutil
-import stat
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,13 +26,11 @@ from ibpfs.depot.address import Address
 from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store import schema, sealing
 from ibpfs.exnode_store.database import Database, create_database
+from ibpfs.exnode_store.inodes import create_root
 from ibpfs.exnode_store.keys import VolumeKeys, make_keys, make_slot, wrap_epochs
 
 #: The address of an embedded depot that has not told its port yet.
 EMBEDDED_ADDRESS = "ibp://127.0.0.1:0"
-
-#: Ids 1 and 2 are the readdir cookies of "." and "..".
-_RESERVED_DENTRIES = 2
 
 _RECOVERY_BYTES = 24
 _RECOVERY_GROUP = 4
@@ -201,24 +198,16 @@ def _facts(config: VolumeConfig, function: str, text: str, owner: tuple[int, int
 
 
 def _fill(database: Database, addresses: list[str], copies: int, min_copies: int, owner: tuple[int, int]) -> None:
-    now = time.time_ns()
     with database.transaction():
         database.execute(
             "INSERT INTO policies (id, copies, min_copies, labels, seq) VALUES (1, ?, ?, '[]', ?)",
             (copies, min_copies, database.seq),
         )
-        database.execute(
-            "INSERT INTO inodes (ino, generation, version, policy, mode, nlink, uid, gid, rdev, size, allocated,"
-            " atime_ns, mtime_ns, ctime_ns, birth_ns, spooled, seq)"
-            " VALUES (?, 1, 1, 1, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, ?, 0, ?)",
-            (schema.ROOT_INO, stat.S_IFDIR | 0o755, *owner, now, now, now, now, database.seq),
-        )
-        database.next_ino, database.files = schema.ROOT_INO + 1, 1
+        create_root(database, time.time_ns, *owner)
         database.executemany(
             "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, ?, '{}', 'active', ?)",
             [(address, 0, database.seq) for address in addresses] or [(EMBEDDED_ADDRESS, 1, database.seq)],
         )
-        database.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('dentries', ?)", (_RESERVED_DENTRIES,))
 
 
 def _sync_file(path: Path) -> None:
