@@ -55,7 +55,7 @@ class Record:
 
 
 class SpoolFile:
-    """One file of the spool. `live` counts the records somebody still needs; at 0 a closed file is deleted."""
+    """One file of the spool. `live` counts the records somebody still needs."""
 
     def __init__(self, path: Path, descriptor: int, key: bytes, file_id: bytes, size: int) -> None:
         self.path = path
@@ -142,7 +142,7 @@ class Spool:
     """The spool directory of one volume, used by its owner alone."""
 
     def __init__(self, directory: Path, keys: VolumeKeys, volume: bytes) -> None:
-        self._directory = directory
+        self.directory = directory
         self._keys = keys
         self._volume = volume
         self._current: SpoolFile | None = None
@@ -157,27 +157,27 @@ class Spool:
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
         """Write a record and return it, held; give it back with `release`."""
         if self._current is None or self._current.size >= FILE_SIZE:
-            self._rotate()
-        assert self._current is not None
+            self._current = self._create()
         return self._current.append(ino, generation, offset, seq, mtime_ns, data)
 
     def release(self, record: Record) -> None:
         """The record's bytes are mapped or void: the spool may forget them."""
-        file = record.file
-        file.live -= 1
-        if file.live == 0 and file is not self._current:
-            self._drop(file)
+        record.file.live -= 1
 
-    def trim(self) -> None:
-        """Delete the current file too when nobody needs its records (an idle volume holds no spool)."""
-        if self._current is not None and self._current.live == 0 and self._current.size > FILE_HEADER_SIZE:
-            self._drop(self._current)
-            self._current = None
+    def spent(self) -> "list[SpoolFile]":
+        """The files that nobody needs. They may be deleted once the transactions that made it so are synced."""
+        return [file for file in self._files if file.live == 0 and file.size > FILE_HEADER_SIZE]
+
+    def delete(self, files: "list[SpoolFile]") -> None:
+        """Delete files that `spent` returned; one that is in use again stays."""
+        for file in files:
+            if file.live == 0 and file in self._files:
+                self._drop(file)
 
     def replay(self) -> list[Record]:
         """Return the held records of the files that earlier owners left, oldest first."""
         records: list[Record] = []
-        for path in sorted(self._directory.glob("*.spool")):
+        for path in sorted(self.directory.glob("*.spool")):
             file = self._open_old(path)
             if file is None:
                 continue
@@ -190,7 +190,7 @@ class Spool:
         return records
 
     def close(self) -> None:
-        """Close the files; those with records stay for the next owner."""
+        """Close the files, after a sync of the store; those with records stay for the next owner."""
         for file in list(self._files):
             if file.live == 0:
                 file.delete()
@@ -200,17 +200,14 @@ class Spool:
         self._current = None
 
     def _drop(self, file: SpoolFile) -> None:
+        if file is self._current:
+            self._current = None
         self._files.remove(file)
         file.delete()
 
-    def _rotate(self) -> None:
-        previous, self._current = self._current, self._create()
-        if previous is not None and previous.live == 0:
-            self._drop(previous)
-
     def _create(self) -> SpoolFile:
-        number = 1 + max((int(path.stem, 16) for path in self._directory.glob("*.spool")), default=0)
-        path = self._directory / f"{number:08x}.spool"
+        number = 1 + max((int(path.stem, 16) for path in self.directory.glob("*.spool")), default=0)
+        path = self.directory / f"{number:08x}.spool"
         key, file_id, nonce, epoch = os.urandom(32), os.urandom(16), os.urandom(12), self._keys.epoch
         head = _FILE.pack(MAGIC, FORMAT, self._volume, file_id, epoch)
         wrapped = nonce + AESGCM(self._keys.spool_key(epoch)).encrypt(nonce, key, head)

@@ -77,11 +77,10 @@ CREATE TABLE inodes (
     mtime_ns   INTEGER NOT NULL,
     ctime_ns   INTEGER NOT NULL,
     birth_ns   INTEGER NOT NULL,
-    spooled    INTEGER NOT NULL,           -- 1: the spool may hold records of it, so truncations leave voids
+    spooled    INTEGER NOT NULL,           -- spool records of it up to this seq are in its mappings or void
     seq        INTEGER NOT NULL
 );
 CREATE INDEX inodes_unlinked ON inodes (ino) WHERE nlink = 0;
-CREATE INDEX inodes_spooled ON inodes (ino) WHERE spooled = 1;
 
 -- A name in a directory. id is never used twice: it is the cookie of readdir.
 CREATE TABLE dentries (

@@ -1,0 +1,168 @@
+"""Dirty extents: what of a file only the spool knows. Plain data and algebra; no task, no socket."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ibpfs.cache.spool import Record
+from ibpfs.exnode_store.extents import ExtentMap, Piece, runs
+
+Run = list[Piece[Record]]
+
+
+@dataclass(eq=False)
+class Flight:
+    """A run of a file on its way to the depots. `limit`: truncations since have cut it there."""
+
+    start: int
+    stop: int
+    covers: int
+    pieces: Run
+    limit: int
+
+
+class RecordMemory:
+    """Clear data of spool records in memory, bounded; what it has dropped is read back from the spool."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._data: OrderedDict[Record, bytes] = OrderedDict()
+        self._size = 0
+
+    def keep(self, record: Record, data: bytes) -> None:
+        self._data[record] = data
+        self._size += len(data)
+        while self._size > self._limit:
+            _, dropped = self._data.popitem(last=False)
+            self._size -= len(dropped)
+
+    def read(self, piece: Piece[Record]) -> memoryview:
+        """The piece's bytes. DataError when the spool file is damaged."""
+        data = self._data.get(piece.source)
+        if data is None:
+            data = piece.source.file.read(piece.source)
+        return memoryview(data)[piece.offset : piece.offset + piece.stop - piece.start]
+
+    def forget(self, record: Record) -> None:
+        dropped = self._data.pop(record, None)
+        if dropped is not None:
+            self._size -= len(dropped)
+
+
+@dataclass(eq=False)
+class DirtyFile:
+    """One inode's dirty state. `version` is the inode's counter, from which records take their seq."""
+
+    ino: int
+    generation: int
+    policy: int
+    version: int
+    extents: ExtentMap[Record] = field(default_factory=ExtentMap)
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+    oldest_at: float = math.inf  # monotonic; when its oldest idle dirty byte was written
+    flights: list[Flight] = field(default_factory=list)
+    held: dict[Record, int] = field(default_factory=dict)  # dirty bytes that still come from each record
+    dirty: int = 0  # their sum
+    when_clean: list[Callable[[], None]] = field(default_factory=list)  # called once, when nothing is dirty any more
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.held and not self.flights
+
+    def add(self, record: Record, start: int, stop: int, offset: int = 0) -> list[Record]:
+        """Put [start, stop) of a record on top; return the records that nothing needs any more."""
+        hidden = self.extents.overlay(start, stop, record, offset)
+        self.held[record] = self.held.get(record, 0) + stop - start
+        self.dirty += stop - start
+        return self._let_go(hidden)
+
+    def truncate(self, size: int) -> list[Record]:
+        """Drop what lies beyond; return the records that nothing needs any more."""
+        for flight in self.flights:
+            flight.limit = min(flight.limit, size)
+        return self._let_go(self.extents.truncate(size))
+
+    def landed(self, flight: Flight) -> list[Record]:
+        """The flight is committed: what of it was not overwritten since is clean. Returns the records let go."""
+        self.flights.remove(flight)
+        flown = {piece.source for piece in flight.pieces}
+        gone: list[Piece[Record]] = []
+        for piece in self.extents.find(flight.start, flight.stop):
+            if piece.source in flown:
+                gone += self.extents.clear(piece.start, piece.stop)
+        return self._let_go(gone)
+
+    def grounded(self, flight: Flight) -> None:
+        """The flight failed: its bytes are still dirty and may fly again."""
+        self.flights.remove(flight)
+
+    def ready(self, limit: int, enough: int) -> list[Run]:
+        """The first dirty runs that no flight touches, of at most `limit` bytes each, about `enough` bytes in all."""
+        idle: Run = []
+        size = 0
+        for piece in self.extents:
+            for part in _outside(piece, self.flights):
+                idle.append(part)
+                size += part.stop - part.start
+            if size >= enough:
+                break
+        return runs(idle, limit)
+
+    @property
+    def idle(self) -> int:
+        """About how many dirty bytes no flight carries."""
+        return self.dirty - sum(flight.stop - flight.start for flight in self.flights)
+
+    def cleaned_by(self, flights: list[Flight]) -> bool:
+        """Whether nothing is dirty any more once these have landed."""
+        if len(flights) < len(self.flights):
+            return False
+        landing = 0
+        for flight in flights:
+            flown = {piece.source for piece in flight.pieces}
+            found = self.extents.find(flight.start, flight.stop)
+            landing += sum(piece.stop - piece.start for piece in found if piece.source in flown)
+        return landing == self.dirty
+
+    def take_off(self, run: Run) -> Flight:
+        flight = Flight(run[0].start, run[-1].stop, self.version, run, run[-1].stop)
+        self.flights.append(flight)
+        return flight
+
+    def holds_up_to(self, seq: int) -> bool:
+        """Whether a record with this seq or an older one is not committed yet."""
+        return any(record.seq <= seq for record in self.held)
+
+    def drop(self) -> list[Record]:
+        """The file is gone: return all its records."""
+        return self._let_go(self.extents.truncate(0))
+
+    def _let_go(self, pieces: list[Piece[Record]]) -> list[Record]:
+        freed = []
+        for piece in pieces:
+            self.dirty -= piece.stop - piece.start
+            left = self.held[piece.source] - (piece.stop - piece.start)
+            if left:
+                self.held[piece.source] = left
+            else:
+                del self.held[piece.source]
+                freed.append(piece.source)
+        return freed
+
+
+def _outside(piece: Piece[Record], flights: list[Flight]) -> Run:
+    parts = [piece]
+    for flight in flights:
+        kept: Run = []
+        for part in parts:
+            if part.stop <= flight.start or part.start >= flight.stop:
+                kept.append(part)
+                continue
+            if part.start < flight.start:
+                kept.append(part.cut(part.start, flight.start))
+            if part.stop > flight.stop:
+                kept.append(part.cut(flight.stop, part.stop))
+        parts = kept
+    return parts

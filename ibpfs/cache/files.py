@@ -1,0 +1,388 @@
+"""Files as the kernel's door sees them: committed bytes below, what only the spool knows on top.
+
+Read order: spool, ledger, depots. Synchronous except where bytes come from a depot or somebody must wait.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from ibpfs.cache.dirty import DirtyFile, RecordMemory
+from ibpfs.cache.flusher import Flusher
+from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.spool import Record, Spool
+from ibpfs.errors import DataError, DeadlineExceeded, InvalidArgument, IsADirectory, NoSpace, NotFound
+from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange, Inode
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.extents import ExtentMap, Piece
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.namespace import Namespace
+from ibpfs.exnode_store.transfer import Transfer
+
+_log = logging.getLogger(__name__)
+
+#: Free bytes of the local disk that writes never take, so that a full disk can be drained.
+RESERVE = 64 * 1024 * 1024
+_ROOM_CHECK_EVERY = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may wait: dirty bytes while depots answer, bytes of the spool while they do not."""
+
+    dirty: int = 256 * 1024 * 1024
+    spool: int = 1 << 40
+    #: Seconds a write waits for room before it fails.
+    deadline: float = 20.0
+
+
+@dataclass(frozen=True)
+class Statfs:
+    """File bytes the volume holds and can still take; number of files."""
+
+    used: int
+    free: int
+    files: int
+
+
+class FileCache:
+    """The face of cache/ to the kernel's door. One per open volume."""
+
+    def __init__(
+        self, db: Database, names: Namespace, ledger: Ledger, transfer: Transfer, spool: Spool, memory: RecordMemory,
+        reader: SliceReader, flusher: Flusher, limits: Limits,
+    ) -> None:  # fmt: skip
+        self._db = db
+        self._names = names
+        self._ledger = ledger
+        self._transfer = transfer
+        self._spool = spool
+        self._memory = memory
+        self._reader = reader
+        self._flusher = flusher
+        self._limits = limits
+        self._opened: Counter[int] = Counter()
+        self._doomed: list[int] = []
+        self._to_cut: list[int] = []
+        self._work_wanted = trio.Event()
+        self._unchecked = _ROOM_CHECK_EVERY
+        self._used_at = -1
+        self._used = 0
+        self._copies = transfer.policy(1).copies
+
+    # Starting and ending
+
+    def recover(self) -> int:
+        """Take up what an earlier owner left: unlinked inodes, truncations, the spool. Returns the dirty bytes."""
+        self._doomed += self._names.unlinked()
+        self._to_cut += self._ledger.voided()
+        doomed = set(self._doomed)
+        for record in sorted(self._spool.replay(), key=lambda one: (one.ino, one.seq)):
+            if record.ino in doomed or not self._replay(record):
+                self._flusher.release([record])
+        self._work_wanted.set()
+        return self._flusher.dirty_bytes
+
+    def _replay(self, record: Record) -> bool:
+        """Put the parts of a record that are neither void nor covered on top of its file; False when there are none."""
+        try:
+            inode = self._names.inode(record.ino)
+        except NotFound:
+            return False
+        if not inode.is_regular or inode.generation != record.generation or record.seq <= inode.spooled:
+            return False
+        stop = record.offset + record.length
+        stop = min([stop, *(start for covers, start in self._ledger.voids(record.ino) if record.seq <= covers)])
+        holes = self._ledger.covered(record.ino, record.offset, stop, record.seq).holes(record.offset, stop)
+        if not holes:
+            return False
+        file = self._dirty_file(inode)
+        file.version = max(file.version, record.seq)
+        before, freed = file.dirty, []
+        for start, end in holes:
+            freed += file.add(record, start, end, start - record.offset)
+        self._flusher.added(file, before, freed)
+        if record.seq > inode.version:
+            file.mtime_ns, file.ctime_ns = record.mtime_ns, max(record.mtime_ns, inode.ctime_ns)
+        return True
+
+    async def run(self) -> None:
+        """Reap unlinked inodes and finish truncations, a transaction at a time, until cancelled."""
+        while True:
+            while self._doomed:
+                await self._reap(self._doomed.pop())
+            while self._to_cut:
+                await self._cut(self._to_cut.pop())
+            self._work_wanted = trio.Event()
+            await self._work_wanted.wait()
+
+    async def _cut(self, ino: int) -> None:
+        while self._ledger.cut(ino):
+            await trio.lowlevel.checkpoint()
+
+    async def _reap(self, ino: int) -> None:
+        self._drop_dirty(ino)
+        while not self._names.reap(ino):
+            await trio.lowlevel.checkpoint()
+
+    def _drop_dirty(self, ino: int) -> None:
+        file = self._flusher.files.get(ino)
+        if file is not None:
+            before = file.dirty
+            self._flusher.added(file, before, file.drop())
+            self._flusher.forget(ino)
+
+    # Attributes
+
+    def inode(self, ino: int) -> Inode:
+        """The inode as a program sees it. NotFound when there is none."""
+        return self.overlay(self._names.inode(ino))
+
+    def overlay(self, inode: Inode) -> Inode:
+        """Put what only the spool knows on top of a row: size, times, allocated bytes."""
+        file = self._flusher.files.get(inode.ino)
+        if file is None:
+            return inode
+        inode.size = max(inode.size, file.extents.end)
+        if file.mtime_ns is not None:
+            inode.mtime_ns = file.mtime_ns
+        if file.ctime_ns is not None:
+            inode.ctime_ns = max(inode.ctime_ns, file.ctime_ns)
+        inode.allocated += self._dirty_holes(file)
+        return inode
+
+    def _dirty_holes(self, file: DirtyFile) -> int:
+        """Dirty bytes that lie where nothing is mapped yet."""
+        mapped = self._ledger.extents(file.ino)
+        if not len(mapped):
+            return file.dirty
+        return sum(
+            stop - start for piece in file.extents for start, stop in mapped.holes(piece.start, piece.stop)
+        )
+
+    def change(self, ino: int, change: AttributeChange) -> Inode:
+        """setattr. A size is applied first; all of it is one transaction."""
+        inode = self._names.inode(ino)
+        if change.size is not None:
+            self._check_size(inode, change.size)
+        file = self._flusher.files.get(ino)
+        pending = (None, None) if file is None else (file.mtime_ns, file.ctime_ns)
+        with self._db.transaction():
+            if change.size is not None:
+                self._truncate(inode, file, change.size)
+            changed = self._names.change(ino, change, pending_times=pending)
+        if file is not None:
+            file.mtime_ns = file.ctime_ns = None
+            if change.size is not None:
+                self._truncate_dirty(file, change.size)
+        return self.overlay(changed)
+
+    def _check_size(self, inode: Inode, size: int) -> None:
+        if inode.is_directory:
+            raise IsADirectory("a directory has no size to set")
+        if not inode.is_regular or not 0 <= size <= MAX_SIZE:
+            raise InvalidArgument("not a size that this file can have")
+
+    def _truncate(self, inode: Inode, file: DirtyFile | None, size: int) -> None:
+        covers, spooled = inode.version + 1, False
+        if file is not None:
+            covers = file.version = max(file.version, inode.version) + 1
+            spooled = bool(file.flights or file.extents.find(0, size))
+        if self._ledger.truncate(inode.ino, size, covers, spooled=spooled):
+            self._to_cut.append(inode.ino)
+            self._work_wanted.set()
+
+    def _truncate_dirty(self, file: DirtyFile, size: int) -> None:
+        before = file.dirty
+        self._flusher.added(file, before, file.truncate(size))
+        if file.is_clean:
+            self._flusher.forget(file.ino)
+
+    # Bytes
+
+    async def read(self, ino: int, offset: int, size: int) -> bytes:
+        """Return the bytes at `offset`, fewer at the end of the file. DataError when they cannot be had."""
+        while True:
+            inode = self.inode(ino)
+            stop = min(offset + size, inode.size)
+            if stop <= offset:
+                return b""
+            extents = self._ledger.extents(ino)
+            try:
+                return await self._read(ino, extents, offset, stop)
+            except DataError:
+                # A commit or a compaction may have moved the bytes while we asked for them.
+                if self._ledger.extents(ino) is extents:
+                    raise
+
+    async def _read(self, ino: int, extents: ExtentMap, offset: int, stop: int) -> bytes:  # type: ignore[type-arg]
+        file = self._flusher.files.get(ino)
+        if file is None:
+            below = extents.find(offset, stop)
+            if len(below) == 1 and below[0].start == offset and below[0].stop == stop:
+                piece = below[0]
+                return bytes(await self._reader.read(piece.source, piece.offset, piece.offset + stop - offset))
+            dirty: list[Piece[Record]] = []
+        else:
+            dirty = file.extents.find(offset, stop)
+            below = [
+                part
+                for start, end in ExtentMap(dirty).holes(offset, stop)
+                for part in extents.find(start, end)
+            ]
+        result = bytearray(stop - offset)
+        # Dirty bytes are taken before the first await: afterwards their records may be gone.
+        for piece in dirty:
+            result[piece.start - offset : piece.stop - offset] = self._memory.read(piece)
+        for part in below:
+            length = part.stop - part.start
+            data = await self._reader.read(part.source, part.offset, part.offset + length)
+            result[part.start - offset : part.stop - offset] = data
+        return bytes(result)
+
+    async def write(self, ino: int, offset: int, data: bytes) -> int:
+        """Put bytes into the spool and on top of the file (I7). NoSpace when depots or local disk have no room."""
+        if not data:
+            return 0
+        if offset + len(data) > MAX_SIZE:
+            raise InvalidArgument("beyond the largest file size")
+        await self._make_room(len(data))
+        file = self._flusher.files.get(ino)
+        if file is None:
+            inode = self._names.inode(ino)
+            if not inode.is_regular:
+                raise InvalidArgument("not a regular file")
+            file = self._dirty_file(inode)
+        now = time.time_ns()
+        try:
+            record = self._spool.append(ino, file.generation, offset, file.version + 1, now, data)
+        except NoSpace:
+            self._forget_if_clean(file)
+            raise
+        file.version += 1
+        before = file.dirty
+        freed = file.add(record, offset, offset + len(data))
+        self._memory.keep(record, data)
+        file.mtime_ns = file.ctime_ns = now
+        self._flusher.added(file, before, freed)
+        return len(data)
+
+    def _dirty_file(self, inode: Inode) -> DirtyFile:
+        file = self._flusher.files.get(inode.ino)
+        if file is None:
+            file = DirtyFile(inode.ino, inode.generation, inode.policy, inode.version)
+            self._flusher.files[inode.ino] = file
+        return file
+
+    def _forget_if_clean(self, file: DirtyFile) -> None:
+        if file.is_clean:
+            self._flusher.forget(file.ino)
+
+    async def _make_room(self, length: int) -> None:
+        if self._has_room(length):
+            return
+        # After a second of waiting the reason is clear enough to be told when the deadline comes.
+        deadline = trio.current_time() + self._limits.deadline
+        while not self._has_room(length):
+            if trio.current_time() > deadline:
+                if not self._disk_has_room():
+                    raise NoSpace("the spool's disk is full")
+                raise DeadlineExceeded("the depots do not take what waits in the spool")
+            await self._flusher.wait_landing(0.25)
+
+    def _has_room(self, length: int) -> bool:
+        flusher = self._flusher
+        free = self._transfer.free_bytes(self._copies)
+        if free is not None and flusher.dirty_bytes + length > free:
+            raise NoSpace("the depots have no room")
+        self._unchecked += length
+        if self._unchecked >= _ROOM_CHECK_EVERY:
+            if not self._disk_has_room():
+                return False
+            self._unchecked = 0
+        if flusher.dirty_bytes + length <= self._limits.dirty:
+            return True
+        # While no depot answers, the spool may take more than what is waited for otherwise.
+        return not self._transfer.answering() and self._spool.size + length <= self._limits.spool
+
+    def _disk_has_room(self) -> bool:
+        disk = os.statvfs(self._spool.directory)
+        return disk.f_bavail * disk.f_frsize > RESERVE + _ROOM_CHECK_EVERY
+
+    # Opening, closing, unlinking
+
+    def opened(self, ino: int) -> None:
+        self._opened[ino] += 1
+
+    def closed(self, ino: int) -> None:
+        """One handle less; the last one of an unlinked inode lets it be reaped."""
+        self._opened[ino] -= 1
+        if self._opened[ino] <= 0:
+            del self._opened[ino]
+            try:
+                inode = self._names.inode(ino)
+            except NotFound:
+                return
+            self.unlinked(inode)
+
+    def unlinked(self, inode: Inode) -> None:
+        """A name of this inode went away: reap it when it was the last and nobody has it open."""
+        if inode.nlink == 0 and inode.ino not in self._opened:
+            self._drop_dirty(inode.ino)
+            self._doomed.append(inode.ino)
+            self._work_wanted.set()
+
+    def replaced(self, old: Inode, ino: int) -> None:
+        """`ino` was renamed over `old`: upload it at once, and let go of the old bytes only when that is committed."""
+        file = self._flusher.files.get(ino)
+        if file is None or file.is_clean:
+            self.unlinked(old)
+            return
+        file.when_clean.append(lambda: self.unlinked(old))
+        self._flusher.hurry(ino)
+
+    # Making sure
+
+    async def fsync(self, ino: int) -> None:
+        """Return when what was written is on min_copies depots and the exNode that says so is synced (I6)."""
+        await self._flusher.wait_clean(ino)
+        await self._db.sync()
+
+    async def fsync_directory(self) -> None:
+        await self._db.sync()
+
+    async def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Return when everything that was written is on the depots and the store is synced."""
+        await self._flusher.wait_all(progress)
+        await self._db.sync()
+        await self._flusher.delete_spent()
+
+    async def drop(self) -> None:
+        """Flush, then forget every clean byte held in memory and on the local disk."""
+        await self.flush()
+        self._reader.drop()
+
+    @property
+    def dirty_bytes(self) -> int:
+        return self._flusher.dirty_bytes
+
+    @property
+    def spool_bytes(self) -> int:
+        return self._spool.size if self._flusher.dirty_bytes else 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Stored bytes of live slices, one copy, and what waits in the spool; counted once per transaction at most."""
+        if self._used_at != self._db.seq:
+            self._used = self._db.value("SELECT coalesce(sum(live), 0) FROM segments")
+            self._used_at = self._db.seq
+        return self._used + self._flusher.dirty_bytes
+
+    def statfs(self) -> Statfs:
+        free = self._transfer.free_bytes(self._copies) or 0
+        return Statfs(self.used_bytes, max(0, free - self._flusher.dirty_bytes), self._db.files)

@@ -1,0 +1,355 @@
+"""Carrying dirty extents to the depots: which bytes fly when, together in which segment, and who waits for them.
+
+Write order: spool, depots, ledger, clean. Actors: the writers (FileCache, synchronous), WORKERS tasks that each carry a
+batch, a keeper that closes old segments and deletes spent spool files. Between two awaits a task is alone: choosing a
+batch, and commit plus landing, are such sections, so a dirty byte is in exactly one of: idle, one flight, the ledger.
+"""
+
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
+from ibpfs.cache.spool import Record, Spool
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.errors import DataError, IbpfsError, NoSpace
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.keys import VolumeKeys
+from ibpfs.exnode_store.ledger import Ledger, NewSlice, Settlement
+from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm, digest, seal
+from ibpfs.exnode_store.transfer import Policy, Transfer
+
+_log = logging.getLogger(__name__)
+
+#: Upload starts when the oldest dirty byte is this old (seconds), or a slice is full.
+DELAY = 1.0
+WORKERS = 3
+_BATCH_BYTES = MAX_SLICE
+_BATCH_SLICES = 256
+_BACKOFF = (0.1, 2.0)
+
+
+@dataclass(frozen=True)
+class Sealer:
+    """What is needed to seal new slices of this volume."""
+
+    keys: VolumeKeys
+    volume: bytes
+    function: int
+    frame_size: int
+    digest_seed: int
+
+    def form(self, length: int) -> SliceForm:
+        return SliceForm(os.urandom(16), self.volume, self.keys.epoch, self.function, self.frame_size, length)
+
+
+@dataclass
+class _Batch:
+    policy: Policy
+    flights: list[tuple[DirtyFile, Flight]]
+
+
+class Flusher:
+    """The dirty files of a volume and the tasks that make them clean."""
+
+    def __init__(
+        self, db: Database, ledger: Ledger, transfer: Transfer, spool: Spool, memory: RecordMemory, clean: CleanCache,
+        sealer: Sealer,
+    ) -> None:  # fmt: skip
+        self._db = db
+        self._ledger = ledger
+        self._transfer = transfer
+        self._spool = spool
+        self._memory = memory
+        self._clean = clean
+        self._sealer = sealer
+        self.files: dict[int, DirtyFile] = {}
+        self.dirty_bytes = 0
+        self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
+        self._failures = 0
+        self._urgent: set[int] = set()
+        self._wake = trio.Event()
+        self._landed = trio.Event()
+
+    # What writers tell
+
+    def added(self, file: DirtyFile, before: int, freed: list[Record]) -> None:
+        """The file's dirty bytes changed from `before`; `freed` records are needed no more."""
+        self.dirty_bytes += file.dirty - before
+        self.release(freed)
+        if file.oldest_at == math.inf:
+            file.oldest_at = trio.current_time()
+            self._wake_workers()
+        elif file.idle >= MAX_SLICE:
+            self._wake_workers()
+
+    def release(self, records: list[Record]) -> None:
+        for record in records:
+            self._memory.forget(record)
+            self._spool.release(record)
+
+    def hurry(self, ino: int) -> None:
+        """Upload this file next, whatever its age."""
+        if ino in self.files:
+            self._urgent.add(ino)
+            self._wake_workers()
+
+    def forget(self, ino: int) -> None:
+        """The file is clean or gone."""
+        self.files.pop(ino, None)
+        self._urgent.discard(ino)
+
+    # Who waits
+
+    async def wait_clean(self, ino: int) -> None:
+        """Return when what is dirty of the file now is committed (not yet synced).
+
+        Raises NoSpace as soon as the depots refuse for want of room; else waits for the caller's deadline.
+        """
+        file = self.files.get(ino)
+        if file is None:
+            return
+        seq, failures = file.version, self._failures
+        self._urgent.add(ino)
+        self._wake_workers()
+        while file.holds_up_to(seq):
+            await self._landed.wait()
+            if self._failures > failures and isinstance(self.trouble, NoSpace):
+                raise NoSpace(str(self.trouble))
+            self._urgent.add(ino)
+
+    async def wait_all(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Return when everything that is dirty now is committed. `progress(done, total)` in bytes."""
+        targets = {file: file.version for file in self.files.values()}
+        total = self.dirty_bytes
+        while True:
+            self._urgent.update(file.ino for file in targets if file.ino in self.files)
+            self._wake_workers()
+            targets = {file: seq for file, seq in targets.items() if file.holds_up_to(seq)}
+            if progress is not None:
+                progress(max(0, total - self.dirty_bytes), total)
+            if not targets:
+                return
+            await self._landed.wait()
+
+    async def wait_landing(self, seconds: float) -> None:
+        """Return at the next change of what is dirty, or after `seconds`."""
+        with trio.move_on_after(seconds):
+            await self._landed.wait()
+
+    def _wake_workers(self) -> None:
+        self._wake.set()
+
+    def _tell(self) -> None:
+        self._landed.set()
+        self._landed = trio.Event()
+
+    # The tasks
+
+    async def run(self) -> None:
+        """Carry until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(WORKERS):
+                nursery.start_soon(self._work)
+            nursery.start_soon(self._keep)
+
+    async def _work(self) -> None:
+        pause = _BACKOFF[0]
+        while True:
+            batch = self._next_batch()
+            if batch is None:
+                await self._wait_for_work()
+                continue
+            if await self._carry(batch):
+                pause = _BACKOFF[0]
+            else:
+                await trio.sleep(pause)
+                pause = min(2 * pause, _BACKOFF[1])
+
+    async def _wait_for_work(self) -> None:
+        oldest = min((file.oldest_at for file in self.files.values()), default=math.inf)
+        due = max(0.01, oldest + DELAY - trio.current_time())
+        if self._wake.is_set():
+            self._wake = trio.Event()
+        with trio.move_on_after(min(due, 3600)):
+            await self._wake.wait()
+
+    async def _keep(self) -> None:
+        while True:
+            await trio.sleep(DELAY)
+            await self._transfer.close_old()
+            await self.delete_spent()
+            await self._db.checkpoint()
+
+    async def delete_spent(self) -> None:
+        """Delete the spool files that nobody needs, once that is on stable storage."""
+        spent = self._spool.spent()
+        if spent:
+            await self._db.sync()
+            self._spool.delete(spent)
+
+    # Choosing
+
+    def _next_batch(self) -> _Batch | None:
+        flights: list[tuple[DirtyFile, Flight]] = []
+        size = 0
+        policy: int | None = None
+        for file, everything in self._due():
+            if policy is not None and file.policy != policy:
+                continue
+            taken = self._take_off(file, everything, _BATCH_BYTES - size, _BATCH_SLICES - len(flights))
+            if taken:
+                policy = file.policy
+                flights += [(file, flight) for flight in taken]
+                size += sum(flight.stop - flight.start for flight in taken)
+            if size >= _BATCH_BYTES or len(flights) >= _BATCH_SLICES:
+                break
+        if policy is None:
+            return None
+        return _Batch(self._transfer.policy(policy), flights)
+
+    def _due(self) -> list[tuple[DirtyFile, bool]]:
+        """(file, whether all of it may fly): the urgent ones first, then those of age, then those with a full slice."""
+        now = trio.current_time()
+        urgent = [(self.files[ino], True) for ino in self._urgent if ino in self.files]
+        if urgent:
+            return urgent
+        aged = [(file, True) for file in self.files.values() if file.oldest_at + DELAY <= now]
+        if aged:
+            return aged
+        return [(file, False) for file in self.files.values() if file.idle >= MAX_SLICE]
+
+    def _take_off(self, file: DirtyFile, everything: bool, room: int, most: int) -> list[Flight]:
+        flights: list[Flight] = []
+        # Enough for one slice at least, so that a batch nearly full does not cut a run in two.
+        for run in file.ready(MAX_SLICE, max(room, MAX_SLICE)):
+            length = run[-1].stop - run[0].start
+            if not everything and length < MAX_SLICE:
+                continue
+            if (length > room and room < _BATCH_BYTES) or len(flights) == most:
+                return flights
+            room -= length
+            flights.append(file.take_off(run))
+        if everything and flights and file.idle <= 0:
+            file.oldest_at = math.inf
+            self._urgent.discard(file.ino)
+        return flights
+
+    # Carrying
+
+    async def _carry(self, batch: _Batch) -> bool:
+        try:
+            await self._store(batch)
+        except (DepotError, DepotUnreachable, NoSpace) as error:
+            if self.trouble is None:
+                _log.warning("%d bytes wait in the spool: %s", self.dirty_bytes, error)
+            self.trouble = error
+            self._failures += 1
+            self._ground(batch)
+            return False
+        except BaseException:
+            self._ground(batch)
+            raise
+        self.trouble = None
+        return True
+
+    def _ground(self, batch: _Batch) -> None:
+        for file, flight in batch.flights:
+            if flight in file.flights:
+                file.grounded(flight)
+            file.oldest_at = min(file.oldest_at, trio.current_time() - DELAY)
+        self._tell()
+
+    async def _store(self, batch: _Batch) -> None:
+        pieces: list[bytes | memoryview] = []
+        slices: list[tuple[DirtyFile, Flight, SliceForm, bytes, int]] = []
+        at = 0
+        for file, flight in list(batch.flights):
+            data = self._read(file, flight)
+            if data is None:
+                batch.flights.remove((file, flight))
+                continue
+            form = self._sealer.form(len(data))
+            sealed = seal(form, self._key(form), data)
+            slices.append((file, flight, form, digest(self._sealer.digest_seed, sealed), at))
+            pieces += sealed
+            at += form.stored_length
+        if not slices:
+            return
+        segment, offset = await self._transfer.append(batch.policy, pieces, at)
+        try:
+            new = [
+                NewSlice(file.ino, flight.start, flight.limit, flight.covers, form, check, offset + put)
+                for file, flight, form, check, put in slices
+            ]
+            with self._db.transaction():
+                row = self._transfer.commit_row(segment)
+                self._ledger.commit(row, offset + at, new, lambda: self._settle(batch))
+            self._land(batch)
+            self._clean.append(row, offset, pieces)
+            self._tell()
+        finally:
+            await self._transfer.release(segment)
+
+    def _key(self, form: SliceForm) -> bytes:
+        return self._sealer.keys.slice_key(form.epoch, form.slice_id)
+
+    def _read(self, file: DirtyFile, flight: Flight) -> bytes | memoryview | None:
+        try:
+            parts = [self._memory.read(piece) for piece in flight.pieces]
+        except DataError as error:
+            _log.error("inode %d, bytes %d to %d are lost: %s", file.ino, flight.start, flight.stop, error)
+            self._give_up(file, flight)
+            return None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _give_up(self, file: DirtyFile, flight: Flight) -> None:
+        before = file.dirty
+        freed = file.landed(flight)
+        self.dirty_bytes += file.dirty - before
+        self.release(freed)
+        self._tell()
+
+    def _settle(self, batch: _Batch) -> dict[int, Settlement]:
+        by_file: defaultdict[DirtyFile, list[Flight]] = defaultdict(list)
+        for file, flight in batch.flights:
+            by_file[file].append(flight)
+        settlements = {}
+        for file, flights in by_file.items():
+            if self.files.get(file.ino) is not file:
+                continue
+            file.version += 1
+            settled = file.version if file.cleaned_by(flights) else None
+            settlements[file.ino] = Settlement(file.mtime_ns, file.ctime_ns, file.version, settled)
+        return settlements
+
+    def _land(self, batch: _Batch) -> None:
+        for file, flight in batch.flights:
+            before = file.dirty
+            freed = file.landed(flight)
+            self.dirty_bytes += file.dirty - before
+            self.release(freed)
+            if file.is_clean and self.files.get(file.ino) is file:
+                self.forget(file.ino)
+                for done in file.when_clean:
+                    done()
+            elif file.dirty and file.oldest_at == math.inf:  # overwritten while it flew
+                file.oldest_at = trio.current_time()
+
+    async def finish(self, seconds: float) -> bool:
+        """Try to make everything clean within `seconds`; then close the segments. False when something is left."""
+        with trio.move_on_after(seconds):
+            await self.wait_all()
+        with trio.move_on_after(5.0):
+            await self._transfer.close_old(every=True)
+        with suppress(OSError):
+            await self._db.sync()
+        return not self.dirty_bytes
+

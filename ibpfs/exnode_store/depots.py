@@ -1,0 +1,183 @@
+"""The volume's depots as its own record has them: address, client, state by recent behaviour, last known free room."""
+
+import json
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import trio
+
+from ibpfs.depot.address import Address
+from ibpfs.depot.client import DepotClient, DepotStatus
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.errors import UsageError
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.placement import FAILED, OK, STUTTERING, Candidate
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: A depot that did not answer for this long is failed: what only it holds cannot be had now, and is refused at once.
+FAILED_AFTER = 10.0
+#: Seconds between looks at a depot that answers, and at one that does not.
+_LOOK_EVERY, _RETRY_EVERY = 10.0, 0.5
+#: No single command waits longer than this for a silent depot.
+COMMAND_LIMIT = 20.0
+
+
+class Depot:
+    """One depot of the volume."""
+
+    def __init__(self, number: int, address: str, client: DepotClient, *, embedded: bool, role: str,
+                 labels: Mapping[str, str]) -> None:  # fmt: skip
+        self.id = number
+        self.address = address
+        self.client = client
+        self.embedded = embedded
+        self.role = role
+        self.labels = labels
+        self.status: DepotStatus | None = None
+        self.free_bytes = 0
+        self.latency = 0.0
+        self.busy = 0  # open segments on it
+        self.trouble = ""
+        self._down_since: float | None = None
+
+    @property
+    def state(self) -> str:
+        """ok, stuttering (it failed just now) or failed (for FAILED_AFTER seconds and more)."""
+        if self._down_since is None:
+            return OK
+        return FAILED if trio.current_time() - self._down_since > FAILED_AFTER else STUTTERING
+
+    def answered(self, seconds: float) -> None:
+        if self._down_since is not None:
+            _log.info("depot %s answers again", self.address)
+        self._down_since = None
+        self.trouble = ""
+        self.latency = 0.8 * self.latency + 0.2 * seconds
+
+    def silent(self, trouble: str) -> None:
+        self.trouble = trouble
+        if self._down_since is None:
+            self._down_since = trio.current_time()
+            _log.warning("depot %s does not answer: %s", self.address, trouble)
+
+    async def call(self, command: Callable[[], Awaitable[T]], limit: float = COMMAND_LIMIT) -> T:
+        """Run one command of the client, bounded; what it says of the depot's health is noted.
+
+        Raises DepotError or DepotUnreachable.
+        """
+        began = trio.current_time()
+        try:
+            with trio.fail_after(limit):
+                result = await command()
+        except trio.TooSlowError:
+            self.silent(f"no answer for {limit:.0f} s")
+            raise DepotUnreachable(f"{self.address}: no answer for {limit:.0f} s") from None
+        except DepotUnreachable as error:
+            self.silent(str(error))
+            raise
+        except DepotError:
+            self.answered(0.0)
+            raise
+        self.answered(trio.current_time() - began)
+        return result
+
+    async def look(self) -> None:
+        """Ask for its status."""
+        self.status = await self.call(self.client.status, 5.0)
+        self.free_bytes = self.status.free_bytes
+
+    def candidate(self, labels: Sequence[str] = ()) -> Candidate:
+        state = FAILED if self.role != "active" else self.state
+        domain = tuple(self.labels[label] for label in labels if label in self.labels)
+        return Candidate(self.id, state, self.free_bytes, self.busy, domain)
+
+
+class DepotSet:
+    """All depots of the volume, watched by a task each."""
+
+    def __init__(self, db: Database, embedded_socket: str) -> None:
+        self._db = db
+        self._embedded_socket = embedded_socket
+        self._depots: dict[int, Depot] = {}
+        self._nursery: trio.Nursery | None = None
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator["DepotSet"]:
+        """The depots with their watchers running. Needs no depot to answer."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for row in self._db.rows("SELECT id, address, embedded, role, labels FROM depots WHERE role != 'removed'"):
+                self._start(*row)
+            yield self
+            nursery.cancel_scope.cancel()
+        for depot in self._depots.values():
+            await depot.client.aclose()
+
+    def _start(self, number: int, address: str, embedded: int, role: str, labels: str) -> None:
+        place = f"unix:{self._embedded_socket}" if embedded else address
+        client = DepotClient(Address.parse(place))
+        depot = Depot(number, address, client, embedded=embedded == 1, role=role, labels=json.loads(labels))
+        self._depots[number] = depot
+        assert self._nursery is not None
+        self._nursery.start_soon(self._watch, depot)
+
+    async def _watch(self, depot: Depot) -> None:
+        while True:
+            try:
+                await depot.look()
+            except (DepotUnreachable, DepotError):
+                await trio.sleep(_RETRY_EVERY)
+                continue
+            await self._rest(depot)
+
+    async def _rest(self, depot: Depot) -> None:
+        until = trio.current_time() + _LOOK_EVERY
+        while trio.current_time() < until and depot.state == OK:
+            await trio.sleep(_RETRY_EVERY)
+
+    def __iter__(self) -> Iterator[Depot]:
+        return iter(self._depots.values())
+
+    def get(self, number: int) -> Depot:
+        """The depot; DepotUnreachable when it was removed."""
+        try:
+            return self._depots[number]
+        except KeyError:
+            raise DepotUnreachable(f"depot {number} is no longer one of this volume's") from None
+
+    def add(self, address: str, labels: Mapping[str, str]) -> Depot:
+        """Take a depot into the volume; UsageError when it is one already."""
+        text = str(Address.parse(address))
+        if any(depot.address == text for depot in self._depots.values()):
+            raise UsageError(f"{text} is a depot of this volume already")
+        with self._db.transaction() as db:
+            row = db.execute(
+                "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, 0, ?, 'active', ?)",
+                (text, json.dumps(dict(labels)), db.seq),
+            ).lastrowid
+        assert row is not None
+        self._start(row, text, 0, "active", json.dumps(dict(labels)))
+        return self._depots[row]
+
+    def moved(self, depot: Depot, address: str) -> None:
+        """The depot listens somewhere else now; no exNode names its address."""
+        depot.address = address
+        with self._db.transaction() as db:
+            db.execute("UPDATE depots SET address = ?, seq = ? WHERE id = ?", (address, db.seq, depot.id))
+
+    def drop_connections(self) -> None:
+        for depot in self._depots.values():
+            depot.client.drop_connections()
+
+    async def wait_for_any(self, seconds: float = math.inf) -> bool:
+        """Return True as soon as some depot is ok, False after `seconds`."""
+        with trio.move_on_after(seconds):
+            while not any(depot.state == OK and depot.status for depot in self._depots.values()):
+                await trio.sleep(0.05)
+            return True
+        return False

@@ -1,0 +1,335 @@
+"""Moving sealed bytes: appending to open segments on several depots, loading from the best replica.
+
+The one place where a failed depot is answered with the next replica or the next depot. Knows no file and no key of it.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from ibpfs.depot.capability import CapabilitySet, Key
+from ibpfs.depot.client import PERMANENT
+from ibpfs.depot.wire import DepotError, DepotUnreachable, LeaseTooLong
+from ibpfs.errors import DataError, IbpfsError, NoSpace
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.depots import Depot, DepotSet
+from ibpfs.exnode_store.ledger import Ledger, NewReplica, Replica
+from ibpfs.exnode_store.placement import FAILED, OK, choose_depots, order_replicas, usable_bytes
+from ibpfs.exnode_store.sealing import Buffer
+
+_log = logging.getLogger(__name__)
+
+SEGMENT_SIZE = 16 * 1024 * 1024
+#: Seconds an open segment takes appends.
+SEGMENT_AGE = 60.0
+#: An allocation's first lease; extended once it stands in the ledger as pending (I4).
+SHORT_LEASE = 600
+#: What a policy asks for where a depot does not lease permanently: the depot's longest, but no more than this.
+LONG_LEASE = 30 * 24 * 3600
+#: When min_copies have acknowledged, how long the others may still take before the append goes on without them.
+STRAGGLER_LIMIT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A row of table policies."""
+
+    id: int
+    copies: int
+    min_copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Stored bytes, and who served them."""
+
+    data: bytes | bytearray
+    replica: int
+    label: str
+
+
+@dataclass
+class OpenSegment:
+    """A segment that takes appends. `row` is None until its first commit."""
+
+    policy: int
+    size: int
+    replicas: list[tuple[Depot, NewReplica]]
+    opened_at: float
+    length: int = 0
+    row: int | None = None
+    sound: bool = True  # False: some append was not acknowledged everywhere
+    lost: list[int] = field(default_factory=list)  # depots whose replica missed an append
+
+    def fits(self, length: int) -> bool:
+        young = trio.current_time() - self.opened_at < SEGMENT_AGE
+        return self.sound and young and self.length + length <= self.size
+
+
+class Transfer:
+    """Appends and loads. One per open volume."""
+
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet) -> None:
+        self._db = db
+        self._ledger = ledger
+        self._depots = depots
+        self._idle: list[OpenSegment] = []
+
+    def policy(self, number: int) -> Policy:
+        row = self._db.row("SELECT id, copies, min_copies FROM policies WHERE id = ?", (number,))
+        if row is None:
+            row = self._db.row("SELECT id, copies, min_copies FROM policies WHERE id = 1")
+        assert row is not None
+        return Policy(*row)
+
+    # Appending
+
+    async def append(self, policy: Policy, pieces: Sequence[Buffer], length: int) -> tuple[OpenSegment, int]:
+        """Put `pieces` (together `length` bytes) at the end of an open segment, on at least min_copies depots.
+
+        Returns the segment, which the caller then commits into and gives back with `release`, and the offset.
+        Raises NoSpace or DepotUnreachable; then nothing of it counts.
+        """
+        segment = self._take(policy, length) or await self._open(policy, length)
+        try:
+            acknowledged = await self._store_everywhere(segment, policy, pieces, length)
+        except BaseException:
+            segment.sound = False
+            with trio.CancelScope(shield=True):
+                await self._give_up(segment)
+            raise
+        if acknowledged < policy.min_copies:
+            segment.sound = False
+            await self._give_up(segment)
+            raise DepotUnreachable(f"{acknowledged} of {policy.min_copies} depots took the bytes")
+        offset = segment.length
+        segment.length += length
+        return segment, offset
+
+    def _take(self, policy: Policy, length: int) -> OpenSegment | None:
+        for segment in reversed(self._idle):
+            if segment.policy == policy.id and segment.fits(length):
+                self._idle.remove(segment)
+                return segment
+        return None
+
+    async def _store_everywhere(
+        self, segment: OpenSegment, policy: Policy, pieces: Sequence[Buffer], length: int
+    ) -> int:
+        results: dict[int, bool] = {}
+
+        async def store(depot: Depot, replica: NewReplica) -> None:
+            try:
+                taken = await depot.call(lambda: depot.client.store(replica.write, pieces))
+            except (DepotError, DepotUnreachable) as error:
+                _log.warning("depot %s allocation %s: append refused: %s", depot.address, replica.write.label, error)
+                return
+            results[depot.id] = taken == length
+            if sum(results.values()) >= policy.min_copies:
+                scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_LIMIT)
+
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                for depot, replica in segment.replicas:
+                    nursery.start_soon(store, depot, replica)
+        lost = [depot.id for depot, _ in segment.replicas if not results.get(depot.id)]
+        if lost or len(segment.replicas) < policy.copies:
+            segment.sound = False
+            segment.lost = lost
+        return sum(results.values())
+
+    async def _open(self, policy: Policy, length: int) -> OpenSegment:
+        """Allocate on as many depots as the policy asks copies for, at least min_copies; lease them for long."""
+        size = SEGMENT_SIZE
+        got: list[tuple[Depot, CapabilitySet]] = []
+        tried: set[int] = set()
+        trouble: IbpfsError | None = None
+        while len(got) < policy.copies:
+            candidates = [depot.candidate() for depot in self._depots if depot.id not in tried]
+            room = [one for one in candidates if one.state != FAILED and one.free_bytes < size]
+            if not any(one.free_bytes >= size for one in candidates if one.state != FAILED) and room:
+                size = max(length, min(size, max(one.free_bytes for one in room)))
+            chosen = choose_depots(candidates, policy.copies - len(got), size)
+            if not chosen:
+                break
+            for number in chosen:
+                tried.add(number)
+                depot = self._depots.get(number)
+                try:
+                    got.append((depot, await self._allocate(depot, size)))
+                except (DepotError, DepotUnreachable) as error:
+                    trouble = error
+        if len(got) < policy.min_copies:
+            self._orphan(got)
+            raise self._why_not(length, trouble)
+        return await self._lease(policy, size, got)
+
+    async def _allocate(self, depot: Depot, size: int) -> CapabilitySet:
+        caps = await depot.call(lambda: depot.client.allocate(size, self._first_lease(depot)))
+        depot.free_bytes -= size
+        return caps
+
+    def _first_lease(self, depot: Depot) -> int:
+        longest = depot.status.max_lease if depot.status else None
+        return SHORT_LEASE if longest is None else min(SHORT_LEASE, longest)
+
+    def _why_not(self, length: int, trouble: IbpfsError | None) -> IbpfsError:
+        answering = [depot for depot in self._depots if depot.candidate().state != FAILED and depot.status]
+        if answering and all(depot.free_bytes < length for depot in answering):
+            return NoSpace("the depots have no room")
+        if trouble is not None:
+            return trouble
+        return DepotUnreachable("not enough depots answer")
+
+    def _orphan(self, got: Sequence[tuple[Depot, CapabilitySet]]) -> None:
+        rows = self._ledger.add_pending([(d.id, c.read.wire_key, c.write.wire_key, c.manage.wire_key) for d, c in got])
+        self._ledger.abandon_pending(rows)
+
+    async def _lease(self, policy: Policy, size: int, got: Sequence[tuple[Depot, CapabilitySet]]) -> OpenSegment:
+        keys = [(d.id, c.read.wire_key, c.write.wire_key, c.manage.wire_key) for d, c in got]
+        rows = self._ledger.add_pending(keys)
+        await self._db.sync()  # I4: what is leased for long must be known after a power cut
+        replicas: list[tuple[Depot, NewReplica]] = []
+        try:
+            for row, (depot, caps) in zip(rows, got, strict=True):
+                end = await self.extend(depot, caps.manage.wire_key, size)
+                wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
+                replicas.append((depot, NewReplica(row, depot.id, *wire, end, time.time())))
+        except (DepotError, DepotUnreachable):
+            self._ledger.abandon_pending(rows)
+            raise
+        for depot, _ in replicas:
+            depot.busy += 1
+        return OpenSegment(policy.id, size, replicas, trio.current_time())
+
+    async def extend(self, depot: Depot, manage: Key, size: int) -> float | None:
+        """Lease an allocation for the policy's time; return the lease's end, None when permanent."""
+        longest = depot.status.max_lease if depot.status else None
+        if longest is None and depot.embedded:
+            try:
+                await depot.call(lambda: depot.client.change(manage, max_size=size, duration=PERMANENT))
+            except LeaseTooLong:
+                pass
+            else:
+                return None
+        duration = LONG_LEASE if longest is None else min(LONG_LEASE, longest)
+        await depot.call(lambda: depot.client.change(manage, max_size=size, duration=duration))
+        return time.time() + duration
+
+    def commit_row(self, segment: OpenSegment) -> int:
+        """Return the segment's row, making it in the caller's transaction if this is its first commit (I4)."""
+        if segment.row is None:
+            segment.row = self._ledger.add_segment(segment.policy, [replica for _, replica in segment.replicas])
+        if segment.lost:
+            for replica in self._ledger.replicas(segment.row):
+                if replica.depot in segment.lost:
+                    self._ledger.drop_replica(replica)
+            segment.lost = []
+        return segment.row
+
+    async def release(self, segment: OpenSegment) -> None:
+        """Give an appended segment back for further appends, or close it."""
+        if segment.fits(1):
+            self._idle.append(segment)
+        else:
+            await self._give_up(segment)
+
+    async def close_old(self, *, every: bool = False) -> None:
+        """Close the idle segments that are too old (or `every` one) to take appends."""
+        for segment in list(self._idle):
+            if every or not segment.fits(1):
+                self._idle.remove(segment)
+                await self._give_up(segment)
+
+    async def _give_up(self, segment: OpenSegment) -> None:
+        for depot, _ in segment.replicas:
+            depot.busy -= 1
+        if segment.row is None:
+            self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])
+            return
+        self._ledger.close_segment(segment.row)
+        await self._trim(segment)
+
+    async def _trim(self, segment: OpenSegment) -> None:
+        """Give the room that was not used back to the depots; one that cannot keeps it reserved."""
+        if segment.length >= segment.size:
+            return
+        for depot, replica in segment.replicas:
+            try:
+                await depot.call(lambda d=depot, r=replica: d.client.truncate(r.manage, segment.length), 5.0)  # type: ignore[misc]
+            except (DepotError, DepotUnreachable) as error:
+                _log.info("depot %s allocation %s: not trimmed: %s", depot.address, replica.manage.label, error)
+            else:
+                depot.free_bytes += segment.size - segment.length
+
+    # Loading
+
+    async def load(self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()) -> Loaded:
+        """Return stored bytes [start, stop) of a segment from its best replica, trying the others in turn.
+
+        While a depot has only just gone silent it is tried again until the caller's deadline; when every depot that
+        holds the segment is failed, DataError comes at once.
+        """
+        while True:
+            replicas = [one for one in self._ledger.replicas(segment) if one.id not in avoid]
+            trouble = "it has no replica that can be tried"
+            for replica in self._order(replicas):
+                try:
+                    return await self._load_from(replica, start, stop)
+                except (DepotError, DepotUnreachable) as error:
+                    trouble = self._describe(replica, error)
+                    if isinstance(error, DepotError):  # a silent depot was logged when it went silent
+                        _log.warning("segment %d: %s", segment, trouble)
+            if not self._worth_waiting(replicas):
+                raise DataError(f"segment {segment}: {trouble}")
+            await trio.sleep(0.1)
+
+    def _order(self, replicas: Sequence[Replica]) -> list[Replica]:
+        by_id = {replica.id: replica for replica in replicas}
+        known = {depot.id: depot for depot in self._depots}
+        ranked = [
+            (one.id, known[one.depot].state, one.suspect, known[one.depot].latency)
+            for one in replicas
+            if one.depot in known and known[one.depot].state != FAILED
+        ]
+        return [by_id[number] for number in order_replicas(ranked)]
+
+    def _worth_waiting(self, replicas: Sequence[Replica]) -> bool:
+        known = {depot.id: depot for depot in self._depots}
+        return any(one.depot in known and known[one.depot].state == "stuttering" for one in replicas)
+
+    async def _load_from(self, replica: Replica, start: int, stop: int) -> Loaded:
+        depot = self._depots.get(replica.depot)
+        data = await depot.call(lambda: depot.client.load(replica.read, start, stop - start))
+        return Loaded(data, replica.id, self._describe(replica, None))
+
+    def _describe(self, replica: Replica, error: Exception | None) -> str:
+        depot = self._depots.get(replica.depot)
+        text = f"depot {depot.address} allocation {replica.read.label}"
+        return text if error is None else f"{text}: {error}"
+
+    def report(self, replica: int, reason: str) -> None:
+        """Bytes of this replica were wrong: it is suspect from now on, the last to be tried."""
+        row = self._ledger.replica(replica)
+        if row is None:
+            return
+        _log.warning("segment %d: %s: %s", row.segment, self._describe(row, None), reason)
+        if not row.suspect:
+            self._ledger.suspect(row)
+
+    # Room
+
+    def free_bytes(self, copies: int) -> int | None:
+        """File bytes that can still be stored `copies` times, by the depots' last figures; None before any is known."""
+        known = [depot for depot in self._depots if depot.role == "active" and depot.status]
+        if len(known) < copies:
+            return None
+        open_room = sum(segment.size - segment.length for segment in self._idle)
+        return usable_bytes([depot.free_bytes for depot in known], copies) + open_room
+
+    def answering(self) -> bool:
+        """Whether some depot answers now."""
+        return any(depot.state == OK and depot.status for depot in self._depots)

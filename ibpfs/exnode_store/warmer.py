@@ -1,0 +1,179 @@
+"""The warmer: tasks that keep files alive (renew leases, make up missing replicas) and release what nobody needs.
+
+What is due is decided by pure functions below; the class carries it out. Works without keys.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import trio
+
+from ibpfs.depot.capability import CapabilitySet
+from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
+from ibpfs.errors import DataError
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.depots import Depot, DepotSet
+from ibpfs.exnode_store.ledger import Ledger, NewReplica, Orphan, Replica
+from ibpfs.exnode_store.placement import FAILED, OK, choose_depots
+from ibpfs.exnode_store.transfer import SHORT_LEASE, Transfer
+
+_log = logging.getLogger(__name__)
+
+RELEASE_EVERY = 1.0
+LOOK_EVERY = 5.0
+_CHUNK = 1024 * 1024
+#: Segments that one look repairs; the rest is for the next.
+_REPAIRS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A closed segment with fewer sound replicas than its policy asks for."""
+
+    segment: int
+    length: int
+    missing: int
+
+
+def renewal_due(replica: Replica, now: float) -> bool:
+    """Whether a lease has run for 50 to 70 % of its time; where in between is the replica's own constant."""
+    if replica.lease_end is None:
+        return False
+    share = 0.5 + 0.2 * (replica.id * 2654435761 % 2**32) / 2**32
+    return now >= replica.told_at + share * (replica.lease_end - replica.told_at)
+
+
+def most_endangered(shortages: Iterable[Shortage]) -> list[Shortage]:
+    """In the order of repair: the one that misses most first."""
+    return sorted(shortages, key=lambda one: (-one.missing, one.segment))
+
+
+class Warmer:
+    """Runs beside the flusher in whoever owns the volume."""
+
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer) -> None:
+        self._db = db
+        self._ledger = ledger
+        self._depots = depots
+        self._transfer = transfer
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._release_for_ever)
+            nursery.start_soon(self._keep_alive)
+
+    # Releasing (I5)
+
+    async def _release_for_ever(self) -> None:
+        while True:
+            if self._ledger.orphans_waiting:
+                await self.release_orphans()
+            await trio.sleep(RELEASE_EVERY)
+
+    async def release_orphans(self) -> None:
+        """Give the orphans that there are now back to their depots; those of silent depots stay for later."""
+        orphans = self._ledger.orphans(limit=1000)
+        if not orphans:
+            return
+        await self._db.sync()
+        async with trio.open_nursery() as nursery:
+            for depot in self._depots:
+                theirs = [orphan for orphan in orphans if orphan.depot == depot.id]
+                if theirs and depot.state == OK:
+                    nursery.start_soon(self._release_on, depot, theirs)
+
+    async def _release_on(self, depot: Depot, orphans: list[Orphan]) -> None:
+        for orphan in orphans:
+            manage = orphan.manage
+            try:
+                await depot.call(lambda manage=manage: depot.client.decr(manage))  # type: ignore[misc]
+            except CapabilityNotFound:
+                pass  # it ended by itself, or an earlier release was not noted
+            except (DepotError, DepotUnreachable) as error:
+                _log.info("depot %s allocation %s: not released yet: %s", depot.address, manage.label, error)
+                return
+            self._ledger.forget_orphan(orphan.id)
+
+    # Keeping alive
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            await self.renew()
+            await self.repair()
+
+    async def renew(self) -> None:
+        """Renew every lease that is due on a depot that answers."""
+        now = time.time()
+        for depot in self._depots:
+            if depot.state != OK or depot.status is None:
+                continue
+            for replica in self._ledger.leased_replicas(depot.id):
+                if renewal_due(replica, now):
+                    await self._renew(depot, replica)
+
+    async def _renew(self, depot: Depot, replica: Replica) -> None:
+        try:
+            size = (await depot.call(lambda: depot.client.probe(replica.manage))).max_size
+            end = await self._transfer.extend(depot, replica.manage, size)
+        except CapabilityNotFound:
+            _log.warning("depot %s allocation %s is lost: its lease ended", depot.address, replica.read.label)
+            self._ledger.drop_replica(replica)
+        except (DepotError, DepotUnreachable) as error:
+            _log.warning("depot %s allocation %s: not renewed: %s", depot.address, replica.read.label, error)
+        else:
+            self._ledger.renewed(replica, end)
+
+    async def repair(self) -> None:
+        """Make up missing replicas of closed segments, from the sound ones, where a depot can take them."""
+        for shortage in most_endangered(self._shortages())[:_REPAIRS]:
+            try:
+                await self._augment(shortage)
+            except (DepotError, DepotUnreachable, DataError) as error:
+                _log.info("segment %d: no further replica yet: %s", shortage.segment, error)
+
+    def _shortages(self) -> list[Shortage]:
+        return [Shortage(*row) for row in self._ledger.shortages()]
+
+    @property
+    def under_replicated_bytes(self) -> int:
+        """Stored bytes of segments that have fewer sound replicas than their policy asks for."""
+        return sum(one.length for one in self._shortages())
+
+    async def _augment(self, shortage: Shortage) -> None:
+        replicas = self._ledger.replicas(shortage.segment)
+        taken = {replica.depot for replica in replicas}
+        candidates = [depot.candidate() for depot in self._depots if depot.id not in taken]
+        for number in choose_depots([one for one in candidates if one.state != FAILED], shortage.missing,
+                                    shortage.length):  # fmt: skip
+            await self._copy_to(self._depots.get(number), shortage)
+
+    async def _copy_to(self, depot: Depot, shortage: Shortage) -> None:
+        longest = depot.status.max_lease if depot.status else None
+        first = SHORT_LEASE if longest is None else min(SHORT_LEASE, longest)
+        caps = await depot.call(lambda: depot.client.allocate(shortage.length, first))
+        wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
+        (row,) = self._ledger.add_pending([(depot.id, *wire)])
+        try:
+            await self._fill(depot, caps, shortage)
+            await self._db.sync()
+            end = await self._transfer.extend(depot, caps.manage.wire_key, shortage.length)
+        except BaseException:
+            self._ledger.abandon_pending([row])
+            raise
+        if self._ledger.segment_length(shortage.segment) != shortage.length:  # released meanwhile
+            self._ledger.abandon_pending([row])
+            return
+        self._ledger.add_replica(shortage.segment, NewReplica(row, depot.id, *wire, end, time.time()))
+        _log.info("segment %d: new replica on %s", shortage.segment, depot.address)
+
+    async def _fill(self, depot: Depot, caps: CapabilitySet, shortage: Shortage) -> None:
+        for start in range(0, shortage.length, _CHUNK):
+            stop = min(start + _CHUNK, shortage.length)
+            loaded = await self._transfer.load(shortage.segment, start, stop)
+            taken = await depot.call(lambda data=loaded.data: depot.client.store(caps.write.wire_key, [data]))  # type: ignore[misc]
+            if taken != stop - start:
+                raise DepotUnreachable(f"{depot.address} took {taken} of {stop - start} bytes")
