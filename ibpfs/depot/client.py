@@ -81,7 +81,7 @@ class DepotClient:
         """Leases `size` bytes for `duration` seconds; None or PERMANENT = without an end, which some depots
         shorten to their longest lease and others refuse with LeaseTooLong."""
         permanent = duration is None or duration == PERMANENT
-        for version in self._versions():
+        for version in (1, 0) if self._version is None else (self._version,):
             seconds = _wire_duration(PERMANENT if duration is None else duration, version)
             command = ev.Allocate(size, seconds, reliability, version=version)
             # A lost answer would leave an allocation behind; only one that ends by itself may be risked.
@@ -136,13 +136,13 @@ class DepotClient:
     async def change(self, key: Key, *, max_size: int | None = None, duration: int | None = None) -> None:
         """`duration` in seconds from now, or PERMANENT. None = leave it, which costs a probe."""
         reliability = None
-        if max_size is None or duration is None or self._version == 0:
+        if max_size is None or duration is None or self._version != 1:
             now = await self.probe(key)
-            reliability = now.reliability  # old depots want to hear the present one
+            reliability = now.reliability  # the oldest depots want to hear the present one
             max_size = now.max_size if max_size is None else max_size
             left = PERMANENT if now.seconds_left is None else max(1, int(now.seconds_left))
             duration = left if duration is None else duration
-        version = 1 if self._version is None else self._version
+        version = 1 if duration == PERMANENT and self._version != 0 else 0
         command = ev.Change(key, max_size, _wire_duration(duration, version), reliability, version=version)
         await self._call(command, ev.Done)
 
@@ -153,7 +153,8 @@ class DepotClient:
     # --- the depot ---
 
     async def status(self) -> DepotStatus:
-        for version in self._versions():
+        # Hanging up on version 1 may have been chance: it is asked again each time.
+        for version in (1,) if self._version == 1 else (1, 0):
             reply = await self._try_version(ev.StatusInquire(version=version), ev.StatusReport)
             if reply is not None:
                 max_lease = reply.max_lease if reply.max_lease >= 0 else None
@@ -170,9 +171,6 @@ class DepotClient:
 
     # --- how a command is carried ---
 
-    def _versions(self) -> tuple[int, ...]:
-        return (1, 0) if self._version is None else (self._version,)
-
     async def _try_version(
         self, command: ev.Command, expected: type[_Reply], *, repeatable: bool = True
     ) -> _Reply | None:
@@ -181,12 +179,15 @@ class DepotClient:
         try:
             reply = await self._call(command, expected, repeatable=repeatable)
         except Unanswered:
-            if self._version is None and command.version == 1:
+            if command.version == 1 and self._version != 1:
                 return None
             raise
-        self._version = command.version
-        self._pool.keep = command.version > 0
+        self._learn(command.version)
         return reply
+
+    def _learn(self, version: int) -> None:
+        self._version = version
+        self._pool.keep = version > 0
 
     async def _load_into(self, command: ev.Load, into: memoryview) -> None:
         reply = await self._carry(command, (), into, repeatable=True)
@@ -211,11 +212,17 @@ class DepotClient:
         for tries_left in reversed(range(_CONNECTION_TRIES)):
             try:
                 async with self._pool.connection(fresh=fresh) as (stream, is_new):
-                    return await stream.transact(command, data, into, wait_for_ready=self._version == 0)
-            except Unanswered:
-                # A kept connection may have been closed just before our bytes came.
-                if is_new or not repeatable:
+                    wait = self._version == 0
+                    reply = await stream.transact(command, data, into, wait_for_ready=wait)
+                    if command.version == 1 and self._version != 1:
+                        self._learn(1)
+                    return reply
+            except Unanswered as lost:
+                if is_new:
                     raise
+                # A kept connection may have been closed just before our bytes came, or after.
+                if not repeatable:
+                    raise DepotUnreachable(str(lost)) from lost
             except OutOfSockets as busy:
                 # Instead of an answer: the depot has not read the command.
                 if is_new:

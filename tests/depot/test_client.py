@@ -124,7 +124,7 @@ async def test_the_life_of_an_allocation_on_one_connection(depot: StartDepot) ->
         b"0 8 %b 5 5 0\n" % L, b"1 5 \n56789",
         b"1 13 %b 3 4 0\nWXYZ" % L, b"1 \n1 4 \n",
         PROBE, PROBED,
-        b"1 9 %b 43 3 2000 1200 -1 0\n" % L, b"1 \n",
+        b"0 9 %b 43 3 2000 1200 -1 0\n" % L, b"1 \n",
         b"0 9 %b 41 1 0\n" % L, b"1 \n",
         b"0 9 %b 42 2 0\n" % L, b"1 \n",
         b"1 9 %b 45 20 0\n" % L, b"1 \n",
@@ -168,7 +168,7 @@ async def test_permanent_leases(depot: StartDepot) -> None:
 
 
 async def test_a_change_leaves_what_it_does_not_name(depot: StartDepot) -> None:
-    async with depot(says(PROBE, PROBED, b"1 9 %b 43 3 1000 99 2 0\n" % L, b"1 \n")) as client:
+    async with depot(says(PROBE, PROBED, b"0 9 %b 43 3 1000 99 2 0\n" % L, b"1 \n")) as client:
         await client.change(K, duration=99)
 
 
@@ -314,6 +314,30 @@ async def test_a_store_is_sent_again_only_after_a_goodbye(depot: StartDepot, aga
                 await client.store(K, [b"abc"])
 
 
+async def test_a_permanent_lease_is_not_asked_for_twice(depot: StartDepot) -> None:
+    async with depot(hangs_up(PROBE, PROBED, b"1 1 0 2 1 -1 5 0\n", b""), says(PROBE, PROBED)) as client:
+        await client.probe(K)
+        with pytest.raises(DepotUnreachable):
+            await client.allocate(5, None)
+        await client.probe(K)
+
+
+async def test_a_depot_that_was_cut_off_once_is_not_taken_for_an_old_one(depot: StartDepot) -> None:
+    inquire = b"1 4 0 1 ibp 0\n"
+    text = b"VS:1.4:1.0 CT:1000 UT:30 AT:970 DR:5 RE \n"
+    report = b"1 %d \n" % len(text) + text
+    scripts = [
+        hangs_up(inquire, b""),
+        hangs_up(b"0 4 1 ibp 0\n", b"1 0 1 0 5 \n"),
+        says(inquire, report, PROBE, PROBED, b"1 1 0 2 1 9 9 0\n", CAPS + b"\n"),
+    ]
+    async with depot(*scripts) as client:
+        assert (await client.status()).total_bytes == 1 << 20
+        assert (await client.status()).total_bytes == 1000
+        await client.probe(K)
+        await client.allocate(9, 9)
+
+
 async def test_a_new_connection_that_dies_is_not_retried(depot: StartDepot) -> None:
     async with depot(hangs_up(PROBE, b"")) as client:
         with pytest.raises(DepotUnreachable):
@@ -344,6 +368,7 @@ async def test_the_oldest_depots_are_spoken_to_in_their_way(depot: StartDepot) -
         hangs_up(b"1 1 0 2 1 600 100 0\n", b""),
         hangs_up(b"0 1 2 1 600 100 0\n", CAPS.rstrip() + b"\n"),
         stores,
+        hangs_up(b"1 4 0 1 ibp 0\n", b""),
         hangs_up(b"0 4 1 ibp 0\n", b"500 100 500 100 864000 1.3.1  \n\0"),
         hangs_up(PROBE, b"1 1 1 0 100 599 2 1 \n"),
         hangs_up(b"0 9 %b 43 3 100 700 2 0\n" % L, b"1 \n"),
