@@ -1,0 +1,257 @@
+"""The namespace against plain dictionaries: any sequence of changes, with readers half-way through directories."""
+
+import stat
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ibpfs.errors import IbpfsError
+from ibpfs.exnode_store.attributes import NewInode
+from ibpfs.exnode_store.database import Database, create_database
+from ibpfs.exnode_store.inodes import create_root
+from ibpfs.exnode_store.namespace import Namespace
+from ibpfs.exnode_store.renaming import EXCHANGE, NOREPLACE
+from ibpfs.exnode_store.schema import ROOT_INO
+from tests.exnode_store.conftest import Clock
+
+KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFLNK)
+
+entry_names = st.sampled_from([b"a", b"b", b"c", b"\xff", b"n" * 255])
+flags = st.sampled_from([0, 0, NOREPLACE, EXCHANGE])
+
+
+class Refused(Exception):
+    """What the model says cannot be done, by the name of the namespace's exception."""
+
+
+@dataclass
+class Model:
+    """kinds: inode -> type. entries: directory -> name -> inode. up: directory -> its parent."""
+
+    kinds: dict[int, int] = field(default_factory=lambda: {ROOT_INO: stat.S_IFDIR})
+    entries: dict[int, dict[bytes, int]] = field(default_factory=lambda: {ROOT_INO: {}})
+
+    def find(self, parent: int, name: bytes) -> int:
+        if name not in self.entries[parent]:
+            raise Refused("NotFound")
+        return self.entries[parent][name]
+
+    def is_directory(self, ino: int) -> bool:
+        return self.kinds[ino] == stat.S_IFDIR
+
+    def parent(self, directory: int) -> int | None:
+        return next((up for up, inside in self.entries.items() if directory in inside.values()), None)
+
+    def names_of(self, ino: int) -> int:
+        return sum(list(inside.values()).count(ino) for inside in self.entries.values())
+
+    def nlink(self, ino: int) -> int:
+        if not self.is_directory(ino):
+            return self.names_of(ino)
+        alive = ino == ROOT_INO or self.names_of(ino)
+        return 2 + sum(self.is_directory(below) for below in self.entries[ino].values()) if alive else 0
+
+    def create(self, parent: int, name: bytes, ino: int, kind: int) -> None:
+        self.check_free(parent, name)
+        self.entries[parent][name] = ino
+        self.kinds[ino] = kind
+        if kind == stat.S_IFDIR:
+            self.entries[ino] = {}
+
+    def check_free(self, parent: int, name: bytes) -> None:
+        if name in self.entries[parent]:
+            raise Refused("NameExists")
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        if self.is_directory(self.find(parent, name)):
+            raise Refused("IsADirectory")
+        del self.entries[parent][name]
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        ino = self.find(parent, name)
+        if not self.is_directory(ino):
+            raise Refused("NotADirectory")
+        if self.entries[ino]:
+            raise Refused("NotEmpty")
+        del self.entries[parent][name]
+
+    def is_inside(self, directory: int | None, above: int) -> bool:
+        while directory is not None and directory != above:
+            directory = self.parent(directory)
+        return directory == above
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, how: int) -> None:
+        source = self.find(parent, name)
+        target = self.entries[new_parent].get(new_name)
+        if target is not None and how == NOREPLACE:
+            raise Refused("NameExists")
+        if self.is_directory(source) and self.is_inside(new_parent, source):
+            raise Refused("InvalidArgument")
+        if how == EXCHANGE and target is None:
+            raise Refused("NotFound")
+        if source == target:
+            return
+        if how == EXCHANGE:
+            assert target is not None
+            if self.is_directory(target) and self.is_inside(parent, target):
+                raise Refused("InvalidArgument")
+            self.entries[parent][name] = target
+        else:
+            self.check_replaceable(source, target)
+            del self.entries[parent][name]
+        self.entries[new_parent][new_name] = source
+
+    def check_replaceable(self, source: int, target: int | None) -> None:
+        if target is None:
+            return
+        if self.is_directory(source) and not self.is_directory(target):
+            raise Refused("NotADirectory")
+        if self.is_directory(target) and not self.is_directory(source):
+            raise Refused("IsADirectory")
+        if self.is_directory(target) and self.entries[target]:
+            raise Refused("NotEmpty")
+
+
+@dataclass
+class Reader:
+    """Somebody in the middle of listing a directory."""
+
+    directory: int
+    cookie: int
+    seen: list[bytes]
+    standing: set[bytes]  # names that have been there since it began
+    ever: set[bytes]
+
+
+class NamespaceMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="ibpfs-names-")
+        path = Path(self.directory.name) / "store"
+        create_database(path, {"format": "1"})
+        self.db = Database(path)
+        clock = Clock()
+        with self.db.transaction():
+            create_root(self.db, clock, 0, 0)
+        self.names = Namespace(self.db, clock, lambda ino, limit: 0)
+        self.model = Model()
+        self.readers: list[Reader] = []
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            self.db.close()
+            self.directory.cleanup()
+
+    def pick_directory(self, data: st.DataObject) -> int:
+        alive = [ino for ino in self.model.entries if self.model.nlink(ino)]
+        return data.draw(st.sampled_from(alive), label="directory")
+
+    def both(self, operation: str, *arguments: object) -> None:
+        """Do it in both; they must agree on whether it can be done, and why not."""
+        expected = actual = None
+        try:
+            getattr(self.model, operation)(*arguments)
+        except Refused as error:
+            expected = str(error)
+        try:
+            getattr(self.names, operation)(*arguments)
+        except IbpfsError as error:
+            actual = type(error).__name__
+        assert actual == expected, f"{operation}{arguments}"
+        for reader in self.readers:
+            now = set(self.model.entries[reader.directory])
+            reader.standing &= now
+            reader.ever |= now
+
+    @rule(data=st.data(), name=entry_names, kind=st.sampled_from(KINDS))
+    def create(self, data: st.DataObject, name: bytes, kind: int) -> None:
+        parent = self.pick_directory(data)
+        expected = name not in self.model.entries[parent]
+        new = NewInode(kind | 0o755, 0, 0, target=b"to" if kind == stat.S_IFLNK else None)
+        ino = self.db.next_ino
+        try:
+            made = self.names.create(parent, name, new)
+        except IbpfsError as error:
+            assert (type(error).__name__, expected) == ("NameExists", False)
+            return
+        assert (expected, made.ino) == (True, ino)
+        self.model.create(parent, name, made.ino, kind)
+        for reader in self.readers:
+            reader.ever |= set(self.model.entries[reader.directory])
+
+    @rule(data=st.data(), name=entry_names, new_name=entry_names)
+    def link(self, data: st.DataObject, name: bytes, new_name: bytes) -> None:
+        parent, new_parent = self.pick_directory(data), self.pick_directory(data)
+        ino = self.model.entries[parent].get(name)
+        if ino is None or self.model.is_directory(ino) or new_name in self.model.entries[new_parent]:
+            return
+        self.names.link(ino, new_parent, new_name)
+        self.model.entries[new_parent][new_name] = ino
+        for reader in self.readers:
+            reader.ever |= set(self.model.entries[reader.directory])
+
+    @rule(data=st.data(), name=entry_names)
+    def unlink(self, data: st.DataObject, name: bytes) -> None:
+        self.both("unlink", self.pick_directory(data), name)
+
+    @rule(data=st.data(), name=entry_names)
+    def rmdir(self, data: st.DataObject, name: bytes) -> None:
+        self.both("rmdir", self.pick_directory(data), name)
+
+    @rule(data=st.data(), name=entry_names, new_name=entry_names, how=flags)
+    def rename(self, data: st.DataObject, name: bytes, new_name: bytes, how: int) -> None:
+        parent, new_parent = self.pick_directory(data), self.pick_directory(data)
+        self.both("rename", parent, name, new_parent, new_name, how)
+
+    @rule()
+    def reap(self) -> None:
+        for ino in self.names.unlinked():
+            assert self.names.reap(ino)
+            del self.model.kinds[ino]
+            self.model.entries.pop(ino, None)
+            self.readers = [reader for reader in self.readers if reader.directory != ino]
+
+    @precondition(lambda self: len(self.readers) < 3)
+    @rule(data=st.data())
+    def open_directory(self, data: st.DataObject) -> None:
+        directory = self.pick_directory(data)
+        present = set(self.model.entries[directory])
+        self.readers.append(Reader(directory, 2, [], present, set(present)))
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data(), limit=st.integers(1, 3))
+    def read_on(self, data: st.DataObject, limit: int) -> None:
+        reader = data.draw(st.sampled_from(self.readers), label="reader")
+        entries = self.names.readdir(reader.directory, reader.cookie, limit)
+        reader.seen += [name for _, name, _ in entries]
+        if entries:
+            reader.cookie = entries[-1][0]
+            return
+        self.readers.remove(reader)
+        assert all(reader.seen.count(name) == 1 for name in reader.standing)
+        assert set(reader.seen) <= reader.ever
+
+    @invariant()
+    def names_and_links_agree(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        for ino, kind in self.model.kinds.items():
+            inode = self.names.inode(ino)
+            assert stat.S_IFMT(inode.mode) == kind
+            assert inode.nlink == self.model.nlink(ino)
+        for directory, inside in self.model.entries.items():
+            found = self.names.readdir(directory, 0, 1000)
+            assert {name: inode.ino for _, name, inode in found[2:]} == inside
+            above = self.model.parent(directory)
+            assert found[1][2].ino == (directory if above is None else above)
+        alive = [ino for ino in self.model.kinds if self.model.nlink(ino)]
+        assert self.db.files == len(alive)
+        assert sorted(self.names.unlinked()) == sorted(self.model.kinds.keys() - alive)
+
+
+TestNamespace = NamespaceMachine.TestCase
+TestNamespace.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
