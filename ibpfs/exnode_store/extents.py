@@ -48,6 +48,8 @@ class ExtentMap(Generic[S]):
 
     def overlay(self, start: int, stop: int, source: S, offset: int = 0) -> list[Piece[S]]:
         """Put a piece on top of what is there; return the parts that it hides."""
+        if stop <= start:
+            return []
         # Appending is by far the most frequent write.
         hidden = self.clear(start, stop) if start < self.end else []
         at = bisect_right(self._starts, start)

@@ -126,12 +126,14 @@ def seal(form: SliceForm, key: bytes, data: Buffer) -> list[bytes | memoryview]:
 
 
 def unseal(form: SliceForm, key: bytes, first: int, stored: Buffer, checksums: Buffer = b"") -> list[bytes]:
-    """Return the clear frames of `stored`, which are whole stored frames from number `first` on.
+    """Return the clear frames of `stored`, one or more whole stored frames from number `first` on.
 
     `checksums` are those frames' trailer entries (plain function only).
     Raises FrameError when a frame is not exactly what was sealed at that place.
     """
     view = memoryview(stored)
+    if not view:
+        raise FrameError("no frame where one should be")
     step = form.frame_size + form.overhead
     pieces = [view[at : at + step] for at in range(0, len(view), step)]
     if form.function == PLAIN_XXH3:

@@ -5,11 +5,12 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ibpfs.errors import IbpfsError
+from ibpfs.errors import IbpfsError, NameExists
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.database import Database, create_database
 from ibpfs.exnode_store.inodes import create_root
@@ -56,15 +57,10 @@ class Model:
         return 2 + sum(self.is_directory(below) for below in self.entries[ino].values()) if alive else 0
 
     def create(self, parent: int, name: bytes, ino: int, kind: int) -> None:
-        self.check_free(parent, name)
         self.entries[parent][name] = ino
         self.kinds[ino] = kind
         if kind == stat.S_IFDIR:
             self.entries[ino] = {}
-
-    def check_free(self, parent: int, name: bytes) -> None:
-        if name in self.entries[parent]:
-            raise Refused("NameExists")
 
     def unlink(self, parent: int, name: bytes) -> None:
         if self.is_directory(self.find(parent, name)):
@@ -170,15 +166,13 @@ class NamespaceMachine(RuleBasedStateMachine):
     @rule(data=st.data(), name=entry_names, kind=st.sampled_from(KINDS))
     def create(self, data: st.DataObject, name: bytes, kind: int) -> None:
         parent = self.pick_directory(data)
-        expected = name not in self.model.entries[parent]
         new = NewInode(kind | 0o755, 0, 0, target=b"to" if kind == stat.S_IFLNK else None)
-        ino = self.db.next_ino
-        try:
-            made = self.names.create(parent, name, new)
-        except IbpfsError as error:
-            assert (type(error).__name__, expected) == ("NameExists", False)
+        if name in self.model.entries[parent]:
+            with pytest.raises(NameExists):
+                self.names.create(parent, name, new)
             return
-        assert (expected, made.ino) == (True, ino)
+        made = self.names.create(parent, name, new)
+        assert made.ino not in self.model.kinds
         self.model.create(parent, name, made.ino, kind)
         for reader in self.readers:
             reader.ever |= set(self.model.entries[reader.directory])
