@@ -1,0 +1,103 @@
+"""Where exceptions become errno: one table, and the decorator that every handler of the kernel's requests wears.
+
+pyfuse3 ends the mount on any exception but FUSEError; so nothing else may leave a handler.
+"""
+
+import errno
+import functools
+import logging
+import math
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import trio
+from pyfuse3 import FUSEError
+
+from ibpfs import errors
+from ibpfs.mount_options import MountOptions
+
+_log = logging.getLogger(__name__)
+
+ERRNO: dict[type[Exception], int] = {
+    errors.NotFound: errno.ENOENT,
+    errors.NameExists: errno.EEXIST,
+    errors.NotEmpty: errno.ENOTEMPTY,
+    errors.NotADirectory: errno.ENOTDIR,
+    errors.IsADirectory: errno.EISDIR,
+    errors.NameTooLong: errno.ENAMETOOLONG,
+    errors.TooManyLinks: errno.EMLINK,
+    errors.InvalidArgument: errno.EINVAL,
+    errors.NotPermitted: errno.EPERM,
+    errors.NotSupported: errno.EOPNOTSUPP,
+    errors.NoAttribute: errno.ENODATA,
+    errors.AttributeTooBig: errno.E2BIG,
+    errors.AttributeNameTooLong: errno.ERANGE,
+    errors.NoSpace: errno.ENOSPC,
+    errors.IbpfsError: errno.EIO,
+    trio.TooSlowError: errno.EIO,
+}
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds after which a request is answered with EIO. `write` is bounded by the cache, which knows the reason."""
+
+    local: float = 5.0
+    read: float = 20.0
+    fsync: float = 30.0
+
+    @classmethod
+    def of(cls, options: MountOptions) -> "Deadlines":
+        seconds = options.deadline
+        return cls() if seconds is None else cls(seconds, seconds, seconds)
+
+
+Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def answered(limit: str = "local") -> Callable[[Handler], Handler]:
+    """Bound a method by the deadline `limit` of its object ('' for none) and let only FUSEError out of it."""
+
+    def decorate(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def bounded(self: Any, *arguments: Any) -> Any:
+            seconds = getattr(self.deadlines, limit) if limit else math.inf
+            try:
+                with trio.fail_after(seconds):
+                    return await handler(self, *arguments)
+            except FUSEError:
+                raise
+            except Exception as error:
+                raise FUSEError(errno_of(error, handler.__name__)) from error
+
+        return cast("Handler", bounded)
+
+    return decorate
+
+
+def swallowed(handler: Handler) -> Handler:
+    """For `forget`, which has no answer: nothing leaves it."""
+
+    @functools.wraps(handler)
+    async def silent(self: Any, *arguments: Any) -> None:
+        try:
+            await handler(self, *arguments)
+        except Exception:
+            _log.exception("%s failed", handler.__name__)
+
+    return cast("Handler", silent)
+
+
+def errno_of(error: BaseException, request: str) -> int:
+    """Return the errno for an exception that ends `request`, and log what somebody should look at."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    for kind in type(error).__mro__:
+        code = ERRNO.get(kind)
+        if code is not None:
+            if code == errno.EIO:
+                _log.warning("%s is answered with EIO: %s", request, str(error) or "the deadline passed")
+            return code
+    _log.error("%s is answered with EIO", request, exc_info=error)
+    return errno.EIO
