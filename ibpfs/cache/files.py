@@ -15,12 +15,13 @@ import trio
 from ibpfs.cache.dirty import DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.readahead import Readahead
 from ibpfs.cache.spool import Record, Spool
 from ibpfs.errors import DataError, DeadlineExceeded, InvalidArgument, IsADirectory, NoSpace, NotFound
 from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange, Inode
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
-from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger import Ledger, SliceRef
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.transfer import Transfer
 
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 #: Free bytes of the local disk that writes never take, so that a full disk can be drained.
 RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
+#: A file up to this size is fetched with its first read anyway (a block of the cache).
+_AT_ONCE = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class FileCache:
         self._flusher = flusher
         self._limits = limits
         self._opened: Counter[int] = Counter()
+        self._readaheads: dict[int, Readahead] = {}
         self._doomed: list[int] = []
         self._to_cut: list[int] = []
         self._work_wanted = trio.Event()
@@ -213,6 +217,7 @@ class FileCache:
             if stop <= offset:
                 return b""
             extents = self._ledger.extents(ino)
+            self._read_ahead(inode, extents, offset, stop)
             try:
                 return await self._read(ino, extents, offset, stop)
             except DataError:
@@ -220,7 +225,17 @@ class FileCache:
                 if self._ledger.extents(ino) is extents:
                     raise
 
-    async def _read(self, ino: int, extents: ExtentMap, offset: int, stop: int) -> bytes:  # type: ignore[type-arg]
+    def _read_ahead(self, inode: Inode, extents: ExtentMap[SliceRef], offset: int, stop: int) -> None:
+        if inode.size <= _AT_ONCE or inode.ino not in self._opened:
+            return
+        readahead = self._readaheads.get(inode.ino)
+        if readahead is None:
+            readahead = self._readaheads[inode.ino] = Readahead()
+        for start, end in readahead.note(offset, stop - offset):
+            for piece in extents.find(start, min(end, inode.size)):
+                self._reader.prefetch(piece.source, piece.offset, piece.offset + piece.stop - piece.start)
+
+    async def _read(self, ino: int, extents: ExtentMap[SliceRef], offset: int, stop: int) -> bytes:
         file = self._flusher.files.get(ino)
         if file is None:
             below = extents.find(offset, stop)
@@ -237,8 +252,8 @@ class FileCache:
             ]
         result = bytearray(stop - offset)
         # Dirty bytes are taken before the first await: afterwards their records may be gone.
-        for piece in dirty:
-            result[piece.start - offset : piece.stop - offset] = self._memory.read(piece)
+        for own in dirty:
+            result[own.start - offset : own.stop - offset] = self._memory.read(own)
         for part in below:
             length = part.stop - part.start
             data = await self._reader.read(part.source, part.offset, part.offset + length)
@@ -324,6 +339,7 @@ class FileCache:
         self._opened[ino] -= 1
         if self._opened[ino] <= 0:
             del self._opened[ino]
+            self._readaheads.pop(ino, None)
             try:
                 inode = self._names.inode(ino)
             except NotFound:
@@ -366,6 +382,7 @@ class FileCache:
         """Flush, then forget every clean byte held in memory and on the local disk."""
         await self.flush()
         self._reader.drop()
+        self._flusher.drop_clean()
 
     @property
     def dirty_bytes(self) -> int:

@@ -18,7 +18,7 @@ import trio
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
 from ibpfs.cache.spool import Record, Spool
-from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.keys import VolumeKeys
@@ -31,8 +31,9 @@ _log = logging.getLogger(__name__)
 #: Upload starts when the oldest dirty byte is this old (seconds), or a slice is full.
 DELAY = 1.0
 WORKERS = 3
-_BATCH_BYTES = MAX_SLICE
 _BATCH_SLICES = 256
+#: Slices are cut down to this when the depots refuse longer ones.
+_SHORTEST = 64 * 1024
 _BACKOFF = (0.1, 2.0)
 
 
@@ -74,6 +75,7 @@ class Flusher:
         self.dirty_bytes = 0
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
         self._failures = 0
+        self._slice = MAX_SLICE  # shorter while the depots have little room
         self._urgent: set[int] = set()
         self._wake = trio.Event()
         self._landed = trio.Event()
@@ -111,7 +113,7 @@ class Flusher:
     async def wait_clean(self, ino: int) -> None:
         """Return when what is dirty of the file now is committed (not yet synced).
 
-        Raises NoSpace as soon as the depots refuse for want of room; else waits for the caller's deadline.
+        Raises NoSpace as soon as the depots refuse even the shortest slice for want of room; else waits for the caller's deadline.
         """
         file = self.files.get(ino)
         if file is None:
@@ -121,7 +123,7 @@ class Flusher:
         self._wake_workers()
         while file.holds_up_to(seq):
             await self._landed.wait()
-            if self._failures > failures and isinstance(self.trouble, NoSpace):
+            if self._failures > failures and isinstance(self.trouble, NoSpace) and self._slice == _SHORTEST:
                 raise NoSpace(str(self.trouble))
             self._urgent.add(ino)
 
@@ -204,12 +206,12 @@ class Flusher:
         for file, everything in self._due():
             if policy is not None and file.policy != policy:
                 continue
-            taken = self._take_off(file, everything, _BATCH_BYTES - size, _BATCH_SLICES - len(flights))
+            taken = self._take_off(file, everything, self._slice - size, _BATCH_SLICES - len(flights))
             if taken:
                 policy = file.policy
                 flights += [(file, flight) for flight in taken]
                 size += sum(flight.stop - flight.start for flight in taken)
-            if size >= _BATCH_BYTES or len(flights) >= _BATCH_SLICES:
+            if size >= self._slice or len(flights) >= _BATCH_SLICES:
                 break
         if policy is None:
             return None
@@ -229,11 +231,11 @@ class Flusher:
     def _take_off(self, file: DirtyFile, everything: bool, room: int, most: int) -> list[Flight]:
         flights: list[Flight] = []
         # Enough for one slice at least, so that a batch nearly full does not cut a run in two.
-        for run in file.ready(MAX_SLICE, max(room, MAX_SLICE)):
+        for run in file.ready(self._slice, max(room, self._slice)):
             length = run[-1].stop - run[0].start
-            if not everything and length < MAX_SLICE:
+            if not everything and length < self._slice:
                 continue
-            if (length > room and room < _BATCH_BYTES) or len(flights) == most:
+            if (length > room and room < self._slice) or len(flights) == most:
                 return flights
             room -= length
             flights.append(file.take_off(run))
@@ -252,12 +254,15 @@ class Flusher:
                 _log.warning("%d bytes wait in the spool: %s", self.dirty_bytes, error)
             self.trouble = error
             self._failures += 1
+            if isinstance(error, (NoSpace, NoRoom)):
+                self._slice = max(_SHORTEST, self._slice // 2)
             self._ground(batch)
             return False
         except BaseException:
             self._ground(batch)
             raise
         self.trouble = None
+        self._slice = min(MAX_SLICE, 2 * self._slice)
         return True
 
     def _ground(self, batch: _Batch) -> None:
@@ -342,6 +347,10 @@ class Flusher:
                     done()
             elif file.dirty and file.oldest_at == math.inf:  # overwritten while it flew
                 file.oldest_at = trio.current_time()
+
+    def drop_clean(self) -> None:
+        """Forget what freshly stored bytes were put into the clean cache, and all else that is there."""
+        self._clean.clear()
 
     async def finish(self, seconds: float) -> bool:
         """Try to make everything clean within `seconds`; then close the segments. False when something is left."""

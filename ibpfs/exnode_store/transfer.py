@@ -12,7 +12,7 @@ import trio
 
 from ibpfs.depot.capability import CapabilitySet, Key
 from ibpfs.depot.client import PERMANENT
-from ibpfs.depot.wire import DepotError, DepotUnreachable, LeaseTooLong
+from ibpfs.depot.wire import DepotError, DepotUnreachable, LeaseTooLong, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
@@ -22,7 +22,11 @@ from ibpfs.exnode_store.sealing import Buffer
 
 _log = logging.getLogger(__name__)
 
-SEGMENT_SIZE = 16 * 1024 * 1024
+#: Four of the longest slices fit, with their tags.
+SEGMENT_SIZE = 16 * 1024 * 1024 + 8 * 1024
+#: What statfs and writes leave free of each depot's room for headers, tags and the ends of segments: a part of it all,
+#: and bytes.
+_OVERHEAD = 1 / 256, 256 * 1024
 #: Seconds an open segment takes appends.
 SEGMENT_AGE = 60.0
 #: An allocation's first lease; extended once it stands in the ledger as pending (I4).
@@ -93,7 +97,7 @@ class Transfer:
         Returns the segment, which the caller then commits into and gives back with `release`, and the offset.
         Raises NoSpace or DepotUnreachable; then nothing of it counts.
         """
-        segment = self._take(policy, length) or await self._open(policy, length)
+        segment = self._take(policy, length) or await self._open_somehow(policy, length)
         try:
             acknowledged = await self._store_everywhere(segment, policy, pieces, length)
         except BaseException:
@@ -115,6 +119,15 @@ class Transfer:
                 self._idle.remove(segment)
                 return segment
         return None
+
+    async def _open_somehow(self, policy: Policy, length: int) -> OpenSegment:
+        try:
+            return await self._open(policy, length)
+        except (NoSpace, NoRoom):
+            if not self._idle:
+                raise
+            await self.close_old(every=True)  # gives back what they reserve and do not use
+            return await self._open(policy, length)
 
     async def _store_everywhere(
         self, segment: OpenSegment, policy: Policy, pieces: Sequence[Buffer], length: int
@@ -328,7 +341,9 @@ class Transfer:
         if len(known) < copies:
             return None
         open_room = sum(segment.size - segment.length for segment in self._idle)
-        return usable_bytes([depot.free_bytes for depot in known], copies) + open_room
+        share, fixed = _OVERHEAD
+        usable = usable_bytes([depot.free_bytes for depot in known], copies) + open_room
+        return max(0, usable - int(usable * share) - fixed)
 
     def answering(self) -> bool:
         """Whether some depot answers now."""
