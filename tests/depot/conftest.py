@@ -1,5 +1,6 @@
 """A depot to talk to, in three settings, and a client that sees every byte."""
 
+import logging
 import queue
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+
 from ibpfs.depot.server.depot import Depot, open_depot
 from ibpfs.depot.server.settings import Settings
 
@@ -36,6 +38,9 @@ class LineClient:
 
     def read(self, count: int) -> bytes:
         return self._input.read(count)
+
+    def rest(self) -> bytes:
+        return self._input.read()
 
     def ask(self, line: str) -> bytes:
         self.send(line + "\n")
@@ -139,12 +144,12 @@ class InProcessDepot:
 class DepotProcess:
     """A real `ibpfs-depot`."""
 
-    def __init__(self, store: Path, *options: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(self, store: Path, *options: str) -> None:
         self.store = store
         self.errors = store.parent / f"{store.name}.log"
         with self.errors.open("ab") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "ibpfs_tools.depot", "--store", str(store), *options],
+                [sys.executable, "-m", "ibpfs_tools.depot", "--store", str(store), *options],
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
@@ -176,9 +181,9 @@ def start_depot(tmp_path: Path) -> Iterator[Callable[..., DepotProcess]]:
     """Starts depots, on `tmp_path/store` unless told otherwise; whatever still runs at the end is killed."""
     started: list[DepotProcess] = []
 
-    def start(*options: str, store: Path | None = None, prefix: tuple[str, ...] = ()) -> DepotProcess:
+    def start(*options: str, store: Path | None = None) -> DepotProcess:
         where = options or ("--listen", "127.0.0.1:0")
-        started.append(DepotProcess(store or tmp_path / "store", *where, prefix=prefix))
+        started.append(DepotProcess(store or tmp_path / "store", *where))
         return started[-1]
 
     yield start
@@ -213,3 +218,26 @@ def any_depot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     assert process.stop() == 0
     assert " ERROR " not in process.errors.read_text()
     assert " WARNING " not in process.errors.read_text()
+
+
+class Complaints(logging.Handler):
+    """Warnings and worse, kept for the end of a module."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(self.format(record))
+
+
+@pytest.fixture(scope="module")
+def shared_depot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessDepot]:
+    """For tests with very many connections, none of which may make the depot complain."""
+    complaints = Complaints()
+    logger = logging.getLogger("ibpfs.depot.server")
+    logger.addHandler(complaints)
+    with InProcessDepot(Settings(store=tmp_path_factory.mktemp("shared"), capacity=1 << 30)) as depot:
+        yield depot
+    logger.removeHandler(complaints)
+    assert complaints.texts == []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from ibpfs.depot.wire.protocol import CARRY_DATA, MAX_LINE, NOT_YET
 
 MAX_LEASE = 30 * 86400
@@ -158,7 +159,7 @@ class TestStoreAndLoad:
         assert client.code(f"1 8 {write} 1 0 5 10") == -4
         assert client.code(f"1 8 {manage} 1 0 5 10") == -4
         assert client.code(f"1 9 {read} 1 40 3 10") == -4
-        assert client.code(f"1 8 1#nosuchkey 1 0 5 10") == -4
+        assert client.code("1 8 1#nosuchkey 1 0 5 10") == -4
         assert client.code(f"1 8 99#{read[2:]} 1 0 5 10") == -50
         assert client.code(f"1 2 {read} 1 5 10") == -4
         assert client.is_sent_away()

@@ -45,7 +45,7 @@ async def run(settings: Settings, announce: Callable[[str], None]) -> None:
         stack.enter_context(_locked(settings.store))
         depot = stack.enter_context(open_depot(settings, SteadyClock()))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            await nursery.start(_stop_on_signal, nursery.cancel_scope)
             announce(depot.address)
             await depot.serve()
             nursery.cancel_scope.cancel()
@@ -194,8 +194,9 @@ def _locked(store: Path) -> Iterator[None]:
         os.close(fd)
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _stop_on_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
             scope.cancel()

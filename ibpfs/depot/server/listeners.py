@@ -49,8 +49,15 @@ def _bind_tcp(host: str, port: int) -> Listener:
         )[0]
         sock = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        raise CannotListen(f"cannot listen on {render_place(host, port)}: {error.strerror or error}") from None
+        raise CannotListen(f"cannot listen on {render_place(host, port)}: {_reason(error)}") from None
     return Listener(sock, (host, sock.getsockname()[1]))
+
+
+def _reason(error: OSError) -> str:
+    # create_server repeats the address in its text; a failed look-up of a name has numbers of its own.
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return str(error.strerror or error)
+    return os.strerror(error.errno)
 
 
 def listen_unix(path: Path) -> Listener:
@@ -62,7 +69,7 @@ def listen_unix(path: Path) -> Listener:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise CannotListen(f"cannot listen on {path}: {error.strerror or error}") from None
+        raise CannotListen(f"cannot listen on {path}: {_reason(error)}") from None
     return Listener(sock, None)
 
 
