@@ -82,23 +82,32 @@ def make_slot(kind: str, secret: bytes, keys: VolumeKeys, uuid: bytes) -> Slot:
 def open_slots(
     slots: Sequence[Slot], epochs: Sequence[Mapping[str, Any]], kind: str, secret: bytes, uuid: bytes
 ) -> VolumeKeys:
-    """Return the keys, opened by the first slot of `kind` that `secret` fits. Raises WrongKey when none does."""
+    """Return the keys, opened by the first slot of `kind` that `secret` fits. Raises WrongKey when none does.
+
+    VolumeError when what the slots open is damaged.
+    """
     for slot in slots:
         if slot.get("kind") != kind:
             continue
         try:
             master = _unwrap(_slot_key(slot, secret), str(slot["wrapped"]), uuid + b"slot " + kind.encode())
-            return VolumeKeys({int(e["epoch"]): _open_epoch(master, e, uuid) for e in epochs}, master)
         except InvalidTag:
             continue
+        except (KeyError, TypeError, ValueError) as error:
+            raise VolumeError("a key slot of this volume is damaged") from error
+        return VolumeKeys(dict(_open_epoch(master, entry, uuid) for entry in epochs), master)
     raise WrongKey(f"the {_SPOKEN.get(kind, kind)} does not open this volume")
 
 
 _SPOKEN = {"keyfile": "key file", "recovery": "recovery string"}
 
 
-def _open_epoch(master: bytes, entry: Mapping[str, Any], uuid: bytes) -> bytes:
-    return _unwrap(master, str(entry["wrapped"]), uuid + b"epoch %d" % int(entry["epoch"]))
+def _open_epoch(master: bytes, entry: Mapping[str, Any], uuid: bytes) -> tuple[int, bytes]:
+    try:
+        epoch = int(entry["epoch"])
+        return epoch, _unwrap(master, str(entry["wrapped"]), uuid + b"epoch %d" % epoch)
+    except (InvalidTag, KeyError, TypeError, ValueError) as error:
+        raise VolumeError("a key of this volume is damaged, though the secret fits") from error
 
 
 def _slot_key(slot: Slot, secret: bytes) -> bytes:
