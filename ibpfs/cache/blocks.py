@@ -1,0 +1,232 @@
+"""Stored bytes of segments for readers: from the clean cache, else whole blocks from a depot, many readers per load.
+
+Knows where bytes came from (so that the reader can say who lied), not what they mean: no key, no frame.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import trio
+
+from ibpfs.cache.clean import BLOCK, CleanCache, Key, by_block
+from ibpfs.errors import DataError, IbpfsError
+
+_log = logging.getLogger(__name__)
+
+#: Loads of blocks at any time, and so MiB of memory held by them.
+MAX_LOADS = 32
+#: Loads ahead of readers at any time, and how many more may wait. What does not fit is not loaded ahead.
+PREFETCHES = 8
+_WAITING = 32
+#: Seconds after which a load ahead is given up.
+_PREFETCH_PATIENCE = 20.0
+#: Blocks kept in memory when the cache on disk does not keep them.
+_HELD_BLOCKS = 12
+#: Writes to the cache's disk at any time, and how long a reader waits for one, in seconds.
+_WRITES = 8
+_WRITE_PATIENCE = 0.25
+
+
+class Loaded(Protocol):
+    """Stored bytes as one replica gave them; `label` names depot and allocation for a log."""
+
+    @property
+    def data(self) -> bytes | bytearray: ...
+    @property
+    def replica(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+
+
+class StoredSource(Protocol):
+    """Where stored bytes come from when they are not in the cache."""
+
+    async def load(
+        self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()
+    ) -> Loaded:
+        """Return bytes [start, stop) from a replica not in `avoid`; DataError when none can give them."""
+
+    def report(self, replica: int, reason: str) -> None:
+        """Bytes of this replica were wrong."""
+
+
+class Part(NamedTuple):
+    """Bytes of a segment from `start` on, and who gave them: None when the local cache did."""
+
+    start: int
+    data: memoryview
+    origin: Loaded | None
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.data)
+
+
+class _Flight:
+    """One load of a block, and who waits for it. Neither `loaded` nor `error` when its leader was cancelled."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.loaded: Loaded | None = None
+        self.error: DataError | None = None
+
+
+class BlockReader:
+    """Fetches stored bytes. `segment_length` says how much of a segment is committed."""
+
+    def __init__(self, segment_length: Callable[[int], int], source: StoredSource, cache: CleanCache) -> None:
+        self._segment_length = segment_length
+        self._source = source
+        self._cache = cache
+        self._flights: dict[Key, _Flight] = {}
+        self._held: OrderedDict[Key, Loaded] = OrderedDict()
+        self._loads = trio.Semaphore(MAX_LOADS)
+        self._writes = trio.CapacityLimiter(_WRITES)
+        self._wishes, self._wished = trio.open_memory_channel[tuple[Key, int]](_WAITING)
+
+    async def parts(self, segment: int, start: int, stop: int) -> list[Part]:
+        """Return the bytes [start, stop), in order, in parts that each have one origin."""
+        wanted = [((segment, number), begin, end) for number, begin, end in by_block(start, stop)]
+        found = [self._at_hand(*want) for want in wanted]
+        lacking = [partial(self._part, *want) for want, part in zip(wanted, found, strict=True) if part is None]
+        fetched = iter(await in_order(lacking))
+        return [part or next(fetched) for part in found]
+
+    async def load(self, segment: int, start: int, stop: int, avoid: frozenset[int]) -> Loaded:
+        """Return exactly these bytes from one replica. One that gives fewer or more is reported and avoided."""
+        while True:
+            loaded = await self._source.load(segment, start, stop, avoid=avoid)
+            if len(loaded.data) == stop - start:
+                return loaded
+            reason = f"{len(loaded.data)} bytes came where {stop - start} are"
+            self._source.report(loaded.replica, reason)
+            avoid |= {loaded.replica}
+
+    def evict(self, segment: int, start: int, stop: int) -> None:
+        """Forget what the cache has of [start, stop): it is wrong."""
+        self._cache.evict(segment, start, stop)
+        for number, _, _ in by_block(start, stop):
+            self._held.pop((segment, number), None)
+
+    def drop(self) -> None:
+        """Forget the blocks in memory."""
+        self._held.clear()
+
+    def prefetch(self, segment: int, start: int, stop: int) -> None:
+        """Have the blocks of [start, stop) loaded soon, as far as they exist and there is capacity."""
+        stop = min(stop, self._segment_length(segment))
+        for begin, end in self._cache.missing(segment, start, stop):
+            key = (segment, begin // BLOCK)
+            if key in self._flights or key in self._held:
+                continue
+            try:
+                self._wishes.send_nowait((key, min(end, stop) - begin))
+            except trio.WouldBlock:
+                return
+
+    async def serve(self) -> None:
+        """Load ahead, for ever; the owner runs this as a task."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(PREFETCHES):
+                nursery.start_soon(self._load_ahead)
+
+    async def _load_ahead(self) -> None:
+        async for (segment, number), end in self._wished:
+            if self._cache.covers(segment, number * BLOCK, number * BLOCK + end):
+                continue
+            try:
+                with trio.move_on_after(_PREFETCH_PATIENCE):
+                    await self._block((segment, number), end)
+            except IbpfsError as error:
+                # Whoever really reads these bytes meets the error again.
+                _log.debug("not loaded ahead: %s", error)
+            except Exception:
+                _log.exception("loading block %d of segment %d ahead failed", number, segment)
+
+    def _at_hand(self, key: Key, begin: int, end: int) -> Part | None:
+        start = key[1] * BLOCK + begin
+        cached = self._cache.read_now(key[0], start, start + end - begin)
+        return None if cached is None else Part(start, memoryview(cached), None)
+
+    async def _part(self, key: Key, begin: int, end: int) -> Part:
+        start, stop = key[1] * BLOCK + begin, key[1] * BLOCK + end
+        if self._cache.covers(key[0], start, stop):
+            cached = await trio.to_thread.run_sync(self._cache.read, key[0], start, stop)
+            if cached is not None:
+                return Part(start, memoryview(cached), None)
+        loaded = await self._block(key, end)
+        return Part(start, memoryview(loaded.data)[begin:end], loaded)
+
+    async def _block(self, key: Key, end: int) -> Loaded:
+        """Return at least the first `end` bytes of a block."""
+        while True:
+            held = self._held.get(key)
+            if held is not None and len(held.data) >= end:
+                self._held.move_to_end(key)
+                return held
+            flight = self._flights.get(key)
+            if flight is None:
+                return await self._lead(key, end)
+            await flight.done.wait()
+            if flight.error is not None:
+                raise DataError(str(flight.error)) from flight.error
+            if flight.loaded is not None and len(flight.loaded.data) >= end:
+                return flight.loaded
+            # The segment has grown since that load began, or its leader was cancelled. It has left the table, or will:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+    async def _lead(self, key: Key, end: int) -> Loaded:
+        segment, number = key
+        flight = self._flights[key] = _Flight()
+        start = number * BLOCK
+        stop = max(min(self._segment_length(segment), start + BLOCK), start + end)
+        try:
+            async with self._loads:
+                loaded = flight.loaded = await self.load(segment, start, stop, frozenset())
+                flight.done.set()
+                await self._keep(key, loaded)
+            return loaded
+        except DataError as error:
+            flight.error = error
+            raise
+        finally:
+            flight.done.set()
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+    async def _keep(self, key: Key, loaded: Loaded) -> None:
+        kept = False
+        # A disk that hangs must not hold up who reads from a depot: the write goes on without us.
+        with trio.move_on_after(_WRITE_PATIENCE):
+            kept = await trio.to_thread.run_sync(
+                self._cache.insert, key[0], key[1] * BLOCK, loaded.data, abandon_on_cancel=True, limiter=self._writes
+            )
+        if not kept:
+            self._held[key] = loaded
+            while len(self._held) > _HELD_BLOCKS:
+                self._held.popitem(last=False)
+
+
+async def in_order(jobs: Sequence[Callable[[], Awaitable[Part]]]) -> list[Part]:
+    """Run jobs at the same time; return their results in order, or raise one of their errors."""
+    if len(jobs) <= 1:
+        return [await job() for job in jobs]
+    results: dict[int, Part] = {}
+    errors: list[Exception] = []
+
+    async def run(at: int, job: Callable[[], Awaitable[Part]]) -> None:
+        try:
+            results[at] = await job()
+        except Exception as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for at, job in enumerate(jobs):
+            nursery.start_soon(run, at, job)
+    if errors:
+        raise errors[0]
+    return [results[at] for at in range(len(jobs))]

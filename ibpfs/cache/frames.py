@@ -1,0 +1,231 @@
+"""Clear frames of slices, verified: from memory, else opened from stored bytes; a replica that lies is passed over.
+
+Knows keys and forms of slices; not which file they belong to, nor how a depot is spoken to.
+"""
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from ibpfs.cache.blocks import BlockReader, Loaded, Part, StoredSource
+from ibpfs.cache.clean import Buffer, CleanCache
+from ibpfs.errors import DataError
+from ibpfs.exnode_store.keys import VolumeKeys
+from ibpfs.exnode_store.sealing import PLAIN_XXH3, FrameError, SliceForm, unseal
+
+__all__ = ["FrameMemory", "Loaded", "SliceReader", "StoredSlice", "StoredSource"]
+
+_log = logging.getLogger(__name__)
+
+FRAME_MEMORY = 32 * 1024 * 1024
+#: What a frame costs beside its bytes: key, dictionary entry, object.
+_FRAME_OVERHEAD = 256
+
+_REASON = "bytes differ from what was sealed"
+
+
+class StoredSlice(Protocol):
+    """A slice and where it is stored: `row` names it for good, its header begins at `segment_offset`."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def form(self) -> SliceForm: ...
+    @property
+    def segment(self) -> int: ...
+    @property
+    def segment_offset(self) -> int: ...
+
+
+class FrameMemory:
+    """The clear frames that were used last, at most `limit` bytes of them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._frames: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self.used = 0
+
+    def get(self, row: int, number: int) -> bytes | None:
+        frame = self._frames.get((row, number))
+        if frame is not None:
+            self._frames.move_to_end((row, number))
+        return frame
+
+    def put(self, row: int, number: int, frame: bytes) -> None:
+        if (row, number) in self._frames:
+            return
+        self._frames[row, number] = frame
+        self.used += len(frame) + _FRAME_OVERHEAD
+        while self.used > self._limit:
+            self.used -= len(self._frames.popitem(last=False)[1]) + _FRAME_OVERHEAD
+
+    def clear(self) -> None:
+        self._frames.clear()
+        self.used = 0
+
+
+class _Stored(NamedTuple):
+    """Stored bytes of a run of frames; the plain function's checksums lie elsewhere."""
+
+    body: Sequence[Part]
+    checksums: Sequence[Part]
+
+
+class SliceReader:
+    """Reads slices. Its owner runs `serve` as a task, or nothing is loaded ahead."""
+
+    def __init__(
+        self,
+        segment_length: Callable[[int], int],
+        source: StoredSource,
+        keys: VolumeKeys,
+        cache: CleanCache,
+        frame_memory: int = FRAME_MEMORY,
+    ) -> None:
+        self._source = source
+        self._keys = keys
+        self._blocks = BlockReader(segment_length, source, cache)
+        self._memory = FrameMemory(frame_memory)
+
+    async def read(self, ref: StoredSlice, start: int, stop: int) -> bytes:
+        """Return file bytes [start, stop) of the slice, verified. DataError when no replica has them sound."""
+        form = ref.form
+        if not 0 <= start <= stop <= form.length:
+            raise ValueError("outside of the slice")
+        if start == stop:
+            return b""
+        first, behind = form.frame_span(start, stop)
+        frames = {number: self._memory.get(ref.row, number) for number in range(first, behind)}
+        if lacking := [number for number, frame in frames.items() if frame is None]:
+            frames |= await self._fetch(ref, lacking)
+        held = [frame for frame in frames.values() if frame is not None]
+        return _cut(held, start - first * form.frame_size, stop - start)
+
+    def prefetch(self, ref: StoredSlice, start: int, stop: int) -> None:
+        """Have the stored bytes of [start, stop) of the slice brought into the cache soon; returns at once."""
+        begin, end = ref.form.stored_span(*ref.form.frame_span(start, min(stop, ref.form.length)))
+        self._blocks.prefetch(ref.segment, ref.segment_offset + begin, ref.segment_offset + end)
+
+    async def serve(self) -> None:
+        """Load ahead, for ever; the owner runs this as a task."""
+        await self._blocks.serve()
+
+    def drop(self) -> None:
+        """Forget the clear frames, and what else is in memory alone."""
+        self._memory.clear()
+        self._blocks.drop()
+
+    async def _fetch(self, ref: StoredSlice, numbers: list[int]) -> dict[int, bytes]:
+        key = b"" if ref.form.function == PLAIN_XXH3 else self._keys.slice_key(ref.form.epoch, ref.form.slice_id)
+        try:
+            stored = await self._stored(ref, numbers[0], numbers[-1] + 1)
+        except DataError as error:
+            # Of a block that no replica has whole, these frames may still be had.
+            _log.debug("segment %d: %s", ref.segment, error)
+            frames = await self._repair(ref, key, numbers, [])
+        else:
+            frames = _open(ref, key, numbers, stored)
+            if bad := [number for number in numbers if number not in frames]:
+                frames |= await self._repair(ref, key, bad, self._blame(ref, bad, stored))
+        for number, frame in frames.items():
+            self._memory.put(ref.row, number, frame)
+        return frames
+
+    async def _stored(self, ref: StoredSlice, first: int, behind: int) -> _Stored:
+        begin, end = ref.form.stored_span(first, behind)
+        at = ref.segment_offset
+        body = await self._blocks.parts(ref.segment, at + begin, at + end)
+        if ref.form.function != PLAIN_XXH3:
+            return _Stored(body, ())
+        begin, end = ref.form.checksum_span(first, behind)
+        return _Stored(body, await self._blocks.parts(ref.segment, at + begin, at + end))
+
+    def _blame(self, ref: StoredSlice, bad: list[int], stored: _Stored) -> list[Loaded]:
+        """Evict what does not open; return (and report) the replica that gave it, when it can only be that one."""
+        touched = _touched(ref, bad, stored)
+        for part in touched:
+            self._blocks.evict(ref.segment, part.start, part.stop)
+        if all(part.origin is None for part in touched):
+            _log.warning("segment %d: bytes in the local cache are damaged and are fetched again", ref.segment)
+        givers = {part.origin.replica if part.origin else None: part.origin for part in touched}
+        liar = next(iter(givers.values()))
+        if len(givers) > 1 or liar is None:
+            return []
+        self._source.report(liar.replica, _REASON)
+        return [liar]
+
+    async def _repair(self, ref: StoredSlice, key: bytes, bad: list[int], liars: list[Loaded]) -> dict[int, bytes]:
+        """Open frames from the replicas that are left, each asked for just these."""
+        frames: dict[int, bytes] = {}
+        while bad:
+            start, stop = _whole_span(ref, bad)
+            try:
+                loaded = await self._blocks.load(ref.segment, start, stop, frozenset(liar.replica for liar in liars))
+            except DataError as error:
+                if not liars:
+                    raise
+                told = "; ".join(f"{liar.label}: {_REASON}" for liar in liars)
+                raise DataError(f"segment {ref.segment}, bytes {start} to {stop}: {told}; {error}") from error
+            part = [Part(start, memoryview(loaded.data), loaded)]
+            frames |= _open(ref, key, bad, _Stored(part, part))
+            bad = [number for number in bad if number not in frames]
+            if bad:
+                self._source.report(loaded.replica, _REASON)
+                liars = [*liars, loaded]
+        return frames
+
+def _open(ref: StoredSlice, key: bytes, numbers: list[int], stored: _Stored) -> dict[int, bytes]:
+    """Return those of the frames that open."""
+    frames = {}
+    for number in numbers:
+        body = _bytes_of(stored.body, *_body_span(ref, number))
+        checksums = _bytes_of(stored.checksums, *_checksum_span(ref, number))
+        with contextlib.suppress(FrameError):
+            (frames[number],) = unseal(ref.form, key, number, body, checksums)
+    return frames
+
+
+def _body_span(ref: StoredSlice, number: int) -> tuple[int, int]:
+    begin, end = ref.form.stored_span(number, number + 1)
+    return ref.segment_offset + begin, ref.segment_offset + end
+
+
+def _checksum_span(ref: StoredSlice, number: int) -> tuple[int, int]:
+    if ref.form.function != PLAIN_XXH3:
+        return 0, 0
+    begin, end = ref.form.checksum_span(number, number + 1)
+    return ref.segment_offset + begin, ref.segment_offset + end
+
+
+def _whole_span(ref: StoredSlice, numbers: list[int]) -> tuple[int, int]:
+    """The range of the segment with all that frames numbers[0] to numbers[-1] need."""
+    start, stop = _body_span(ref, numbers[0])[0], _body_span(ref, numbers[-1])[1]
+    return start, max(stop, _checksum_span(ref, numbers[-1])[1])
+
+
+def _touched(ref: StoredSlice, numbers: list[int], stored: _Stored) -> list[Part]:
+    """The parts that hold bytes of these frames."""
+    spans = [(stored.body, _body_span(ref, number)) for number in numbers]
+    spans += [(stored.checksums, _checksum_span(ref, number)) for number in numbers]
+    touched = {part.start: part for parts, span in spans for part in _overlapping(parts, *span)}
+    return list(touched.values())
+
+
+def _overlapping(parts: Sequence[Part], start: int, stop: int) -> list[Part]:
+    return [part for part in parts if part.start < stop and start < part.stop]
+
+
+def _bytes_of(parts: Sequence[Part], start: int, stop: int) -> Buffer:
+    """The bytes [start, stop) out of parts that follow each other; copied only where two parts meet."""
+    pieces = [part.data[max(0, start - part.start) : stop - part.start] for part in _overlapping(parts, start, stop)]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _cut(frames: list[bytes], skip: int, size: int) -> bytes:
+    """`size` bytes of the frames, behind the first `skip`."""
+    if len(frames) == 1:
+        return frames[0][skip : skip + size]
+    last = skip + size - sum(map(len, frames[:-1]))
+    return b"".join([memoryview(frames[0])[skip:], *frames[1:-1], memoryview(frames[-1])[:last]])

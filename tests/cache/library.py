@@ -1,0 +1,93 @@
+"""Sealed segments and a source of them with faults, for the tests of what reads through the clean cache."""
+
+import os
+from dataclasses import dataclass, field
+
+import trio
+
+from ibpfs.cache.clean import CleanCache
+from ibpfs.errors import DataError
+from ibpfs.exnode_store.keys import VolumeKeys, make_keys
+from ibpfs.exnode_store.ledger import SliceRef
+from ibpfs.exnode_store.sealing import AES_256_GCM, PLAIN_XXH3, SliceForm, seal
+
+ORIGIN = b"volume-for-tests"
+
+
+@dataclass(frozen=True)
+class Served:
+    data: bytes
+    replica: int
+    label: str
+
+
+@dataclass
+class FakeSource:
+    """Segments with two replicas each, 1 and 2. It keeps the contract in test_blocks.py; faults are set by tests."""
+
+    segments: dict[int, bytearray] = field(default_factory=dict)
+    damage: dict[int, set[tuple[int, int]]] = field(default_factory=dict)  # replica -> (segment, flipped byte)
+    dead: set[int] = field(default_factory=set)
+    short: set[int] = field(default_factory=set)
+    loads: list[tuple[int, int, int]] = field(default_factory=list)
+    reports: list[tuple[int, str]] = field(default_factory=list)
+    gate: trio.Event | None = None
+    busy: int = 0
+    peak: int = 0
+
+    async def load(self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()) -> Served:
+        self.loads.append((segment, start, stop))
+        self.busy += 1
+        self.peak = max(self.peak, self.busy)
+        try:
+            if self.gate is None:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self.gate.wait()
+        finally:
+            self.busy -= 1
+        suspect = {replica for replica, _ in self.reports}
+        for replica in sorted({1, 2} - avoid - self.dead, key=lambda one: (one in suspect, one)):
+            if stop <= len(self.segments.get(segment, b"")):
+                return Served(self._bytes(replica, segment, start, stop), replica, f"depot ibp://d{replica} allocation")
+        raise DataError(f"segment {segment}: no replica answers")
+
+    def _bytes(self, replica: int, segment: int, start: int, stop: int) -> bytes:
+        data = bytearray(self.segments[segment][start:stop])
+        for where, at in self.damage.get(replica, ()):
+            if where == segment and start <= at < stop:
+                data[at - start] ^= 1
+        return bytes(data[:-1] if replica in self.short else data)
+
+    def report(self, replica: int, reason: str) -> None:
+        self.reports.append((replica, reason))
+
+
+class Library:
+    """Writes slices into the source's segments."""
+
+    def __init__(self) -> None:
+        self.keys: VolumeKeys = make_keys()
+        self.source = FakeSource()
+        self._rows = 0
+
+    def length(self, segment: int) -> int:
+        return len(self.source.segments.get(segment, b""))
+
+    def write(
+        self, data: bytes, *, segment: int = 1, function: int = AES_256_GCM, frame_size: int = 64 * 1024
+    ) -> SliceRef:
+        form = SliceForm(os.urandom(16), ORIGIN, 1, function, frame_size, len(data))
+        self._rows += 1
+        stored = self.source.segments.setdefault(segment, bytearray())
+        ref = SliceRef(self._rows, form, segment, len(stored))
+        key = b"" if function == PLAIN_XXH3 else self.keys.slice_key(1, form.slice_id)
+        stored += b"".join(seal(form, key, data))
+        return ref
+
+
+async def until_cached(cache: CleanCache, segment: int, start: int, stop: int) -> None:
+    """Return when the bytes are in the cache; its disk is written by threads, which cannot be waited for."""
+    with trio.fail_after(10):
+        while not cache.covers(segment, start, stop):  # noqa: ASYNC110
+            await trio.sleep(0.001)

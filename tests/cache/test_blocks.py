@@ -1,0 +1,275 @@
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from ibpfs.cache.blocks import MAX_LOADS, PREFETCHES, BlockReader
+from ibpfs.cache.clean import BLOCK, Buffer, CleanCache
+from ibpfs.errors import DataError
+
+from .library import FakeSource, until_cached
+
+MIB = 1024 * 1024
+DATA = bytes(range(251)) * 80_000
+
+
+class Bench:
+    """A reader over one segment of DATA, `length` bytes of which are committed."""
+
+    def __init__(self, directory: Path, length: int = len(DATA), limit: int = 64 * MIB) -> None:
+        self.source = FakeSource({1: bytearray(DATA[:length])})
+        self.cache = CleanCache(directory, limit, 0.0)
+        self.reader = BlockReader(lambda segment: len(self.source.segments[segment]), self.source, self.cache)
+
+    async def read(self, start: int, stop: int) -> bytes:
+        parts = await self.reader.parts(1, start, stop)
+        assert [part.start for part in parts] == [start, *(part.stop for part in parts[:-1])]
+        return b"".join(part.data for part in parts)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "cache")
+
+
+@pytest.fixture
+def diskless(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "cache", limit=0)
+
+
+async def test_the_source_keeps_its_contract() -> None:
+    source = FakeSource({1: bytearray(b"abcdef")})
+    loaded = await source.load(1, 2, 5)
+    assert (loaded.data, loaded.label != "") == (b"cde", True)
+    other = await source.load(1, 2, 5, avoid=frozenset({loaded.replica}))
+    assert (other.data, other.replica != loaded.replica) == (b"cde", True)
+    with pytest.raises(DataError):
+        await source.load(1, 2, 5, avoid=frozenset({loaded.replica, other.replica}))
+    for segment, start, stop in ((1, 0, 7), (2, 0, 1)):
+        with pytest.raises(DataError):
+            await source.load(segment, start, stop)
+    source.report(loaded.replica, "lies")
+    assert (await source.load(1, 2, 5)).replica == other.replica
+
+
+async def test_one_load_serves_a_whole_block(bench: Bench) -> None:
+    for at in range(0, BLOCK, 1000):
+        stop = min(at + 1000, BLOCK)
+        assert await bench.read(at, stop) == DATA[at:stop]
+    assert bench.source.loads == [(1, 0, BLOCK)]
+
+
+async def test_blocks_of_one_read_are_loaded_at_the_same_time(bench: Bench) -> None:
+    assert await bench.read(BLOCK - 5, 4 * BLOCK + 5) == DATA[BLOCK - 5 : 4 * BLOCK + 5]
+    assert bench.source.peak == 5
+    assert await bench.read(100, 5 * BLOCK) == DATA[100 : 5 * BLOCK]
+    assert len(bench.source.loads) == 5
+
+
+async def test_readers_of_one_block_share_its_load(bench: Bench) -> None:
+    bench.source.gate = trio.Event()
+
+    async def read(at: int) -> None:
+        assert await bench.read(at, at + 10) == DATA[at : at + 10]
+
+    async with trio.open_nursery() as nursery:
+        for at in range(0, 50_000, 1000):
+            nursery.start_soon(read, at)
+        await wait_all_tasks_blocked()
+        bench.source.gate.set()
+    assert len(bench.source.loads) == 1
+
+
+async def test_readers_share_a_failure_too(bench: Bench) -> None:
+    bench.source.gate = trio.Event()
+    bench.source.dead = {1, 2}
+
+    async def read() -> None:
+        with pytest.raises(DataError, match="no replica"):
+            await bench.read(0, 10)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        bench.source.gate.set()
+    assert len(bench.source.loads) == 1
+    bench.source.dead = set()
+    assert await bench.read(0, 10) == DATA[:10]
+
+
+async def test_who_waits_takes_over_from_who_gave_up(bench: Bench) -> None:
+    bench.source.gate = trio.Event()
+    first = trio.CancelScope()
+
+    async def give_up() -> None:
+        with first:
+            await bench.read(0, 10)
+
+    async def wait() -> None:
+        assert await bench.read(0, 10) == DATA[:10]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        first.cancel()
+        await wait_all_tasks_blocked()
+        bench.source.gate.set()
+    assert len(bench.source.loads) == 2
+
+
+async def test_a_block_that_has_grown_is_fetched_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, length=BLOCK + 500)
+    assert await bench.read(0, BLOCK + 500) == DATA[: BLOCK + 500]
+    bench.source.segments[1] += DATA[BLOCK + 500 : BLOCK + 900]
+    assert await bench.read(BLOCK + 400, BLOCK + 900) == DATA[BLOCK + 400 : BLOCK + 900]
+    assert bench.source.loads[2:] == [(1, BLOCK, BLOCK + 900)]
+    assert await bench.read(BLOCK, BLOCK + 900) == DATA[BLOCK : BLOCK + 900]
+    assert len(bench.source.loads) == 3
+
+
+@pytest.mark.parametrize("limit", [0, 64 * MIB])
+async def test_a_block_that_grows_while_it_is_loaded(tmp_path: Path, limit: int) -> None:
+    bench = Bench(tmp_path, length=500, limit=limit)
+    bench.source.gate = trio.Event()
+
+    async def read(stop: int) -> None:
+        assert await bench.read(0, stop) == DATA[:stop]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, 500)
+        await wait_all_tasks_blocked()
+        bench.source.segments[1] += DATA[500:900]
+        nursery.start_soon(read, 900)
+        nursery.start_soon(read, 900)
+        await wait_all_tasks_blocked()
+        bench.source.gate.set()
+    assert len(bench.source.loads) == 2
+
+
+async def test_bytes_written_through_are_not_loaded(bench: Bench) -> None:
+    bench.cache.append(1, 0, [DATA[: BLOCK + 100]])
+    assert await bench.read(50, BLOCK + 100) == DATA[50 : BLOCK + 100]
+    assert bench.source.loads == []
+
+
+async def test_a_replica_that_gives_too_little_is_reported_and_passed_over(bench: Bench) -> None:
+    bench.source.short = {1}
+    assert await bench.read(0, 10) == DATA[:10]
+    assert [replica for replica, _ in bench.source.reports] == [1]
+    bench.source.short = {1, 2}
+    with pytest.raises(DataError):
+        await bench.read(BLOCK, BLOCK + 10)
+
+
+async def test_without_a_disk_the_last_blocks_stay_in_memory(diskless: Bench) -> None:
+    for at in range(0, 2 * BLOCK, 50_000):
+        assert await diskless.read(at, at + 10) == DATA[at : at + 10]
+    assert len(diskless.source.loads) == 2
+    for at in range(0, 19 * BLOCK, BLOCK):
+        await diskless.read(at, at + 10)
+    assert len(diskless.reader._held) == 12
+    diskless.reader.drop()
+    await diskless.read(18 * BLOCK, 18 * BLOCK + 10)
+    assert len(diskless.source.loads) == 20
+
+
+class HangingDisk(CleanCache):
+    """Writes nothing before it is let go."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, 64 * MIB, 0.0)
+        self.go = threading.Event()
+
+    def insert(self, segment: int, start: int, data: Buffer) -> bool:
+        self.go.wait(30)
+        return super().insert(segment, start, data)
+
+
+async def test_a_disk_that_hangs_holds_nobody_up_for_long(bench: Bench, tmp_path: Path) -> None:
+    disk = HangingDisk(tmp_path / "slow")
+    reader = BlockReader(lambda _: len(DATA), bench.source, disk)
+    with trio.fail_after(10):
+        for at in range(3):
+            (part,) = await reader.parts(1, at * BLOCK, at * BLOCK + 10)
+            assert part.data == DATA[at * BLOCK : at * BLOCK + 10]
+        await reader.parts(1, 50, 60)  # from memory
+        assert len(bench.source.loads) == 3
+        disk.go.set()
+        await until_cached(disk, 1, 0, 3 * BLOCK)
+
+
+async def test_a_cache_that_vanished_costs_loads_alone(bench: Bench, tmp_path: Path) -> None:
+    await bench.read(0, 3 * BLOCK)
+    shutil.rmtree(tmp_path / "cache")
+    assert await bench.read(0, 3 * BLOCK) == DATA[: 3 * BLOCK]
+    assert len(bench.source.loads) == 6
+    assert await bench.read(0, 3 * BLOCK) == DATA[: 3 * BLOCK]
+    assert len(bench.source.loads) == 6
+
+
+async def test_loads_are_bounded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, limit=0)
+    bench.source.segments = {number: bytearray(b"x" * 100) for number in range(1, 100)}
+    bench.source.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for segment in range(1, 100):
+            nursery.start_soon(bench.reader.parts, segment, 0, 100)
+        await wait_all_tasks_blocked()
+        assert bench.source.busy == MAX_LOADS
+        bench.source.gate.set()
+    assert bench.source.peak == MAX_LOADS
+
+
+async def test_prefetched_blocks_are_there(bench: Bench) -> None:
+    bench.source.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        bench.reader.prefetch(1, 5, 12 * BLOCK)
+        bench.reader.prefetch(1, 5, BLOCK)
+        await wait_all_tasks_blocked()
+        assert bench.source.busy == PREFETCHES
+        bench.source.gate.set()
+        await until_cached(bench.cache, 1, 0, 12 * BLOCK)
+        nursery.cancel_scope.cancel()
+    assert sorted(bench.source.loads) == [(1, at * BLOCK, (at + 1) * BLOCK) for at in range(12)]
+    bench.source.loads.clear()
+    assert await bench.read(0, 12 * BLOCK) == DATA[: 12 * BLOCK]
+    assert bench.source.loads == []
+
+
+async def test_prefetch_ends_where_the_segment_does(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, length=BLOCK + 10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        bench.reader.prefetch(1, 0, 8 * BLOCK)
+        await until_cached(bench.cache, 1, 0, BLOCK + 10)
+        nursery.cancel_scope.cancel()
+    assert sorted(bench.source.loads) == [(1, 0, BLOCK), (1, BLOCK, BLOCK + 10)]
+
+
+async def test_prefetch_of_what_cannot_be_had_harms_nobody(bench: Bench) -> None:
+    bench.source.dead = {1, 2}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        bench.reader.prefetch(1, 0, 3 * BLOCK)
+        await wait_all_tasks_blocked()
+        assert len(bench.source.loads) == 3
+        bench.source.dead = set()
+        assert await bench.read(0, 10) == DATA[:10]
+        bench.reader.prefetch(1, BLOCK, 2 * BLOCK)
+        await until_cached(bench.cache, 1, BLOCK, 2 * BLOCK)
+        nursery.cancel_scope.cancel()
+
+
+async def test_too_many_wishes_are_dropped(bench: Bench) -> None:
+    bench.source.segments = {number: bytearray(b"x" * 100) for number in range(1, 200)}
+    for number in range(1, 200):
+        bench.reader.prefetch(number, 0, 100)
+    assert bench.source.loads == []
