@@ -93,6 +93,16 @@ class Orphan:
     manage: Key
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """Where the stored bytes of slice `row` lie in its segment."""
+
+    row: int
+    offset: int
+    length: int
+    digest: bytes
+
+
 def pack_key(key: Key) -> str:
     return f"{key.key}/{key.type_key}"
 
@@ -200,6 +210,18 @@ class Ledger:
             " WHERE s.state = ? AND s.length > 0 GROUP BY s.id HAVING count(r.id) < p.copies",
             (CLOSED,),
         )
+
+    def packing(self) -> list[tuple[int, int, int, int]]:
+        """(segment, policy, length, live) of every closed segment."""
+        return self._db.rows("SELECT id, policy, length, live FROM segments WHERE state = ? ORDER BY id", (CLOSED,))
+
+    def stored_slices(self, segment: int) -> list[StoredRun]:
+        """The live slices of a segment, in the order of their bytes."""
+        rows = self._db.rows(
+            "SELECT id, segment_offset, stored_length, digest FROM slices WHERE segment = ? ORDER BY segment_offset",
+            (segment,),
+        )
+        return [StoredRun(*row) for row in rows]
 
     # Allocations on their way in and out (I4, I5)
 
@@ -412,6 +434,30 @@ class Ledger:
         self._db.execute("DELETE FROM segments WHERE id = ?", (segment,))
         self._lengths.pop(segment, None)
         self._replicas.pop(segment, None)
+
+    def move(self, segment: int, length: int, moves: Sequence[tuple[int, int]]) -> None:
+        """Slices, (row, new offset), now also lie in `segment`, whose new length is `length`: refer to them there."""
+        with self._db.transaction() as db:
+            live = 0
+            for row, offset in moves:
+                found = db.row("SELECT segment, stored_length FROM slices WHERE id = ?", (row,))
+                if found is None:  # died meanwhile
+                    continue
+                old, stored_length = found
+                db.execute(
+                    "UPDATE slices SET segment = ?, segment_offset = ?, seq = ? WHERE id = ?",
+                    (segment, offset, db.seq, row),
+                )
+                db.execute("UPDATE segments SET live = live - ?, seq = ? WHERE id = ?", (stored_length, db.seq, old))
+                self._release_if_dead(old)
+                live += stored_length
+            db.execute(
+                "UPDATE segments SET length = max(length, ?), live = live + ?, seq = ? WHERE id = ?",
+                (length, live, db.seq, segment),
+            )
+        self._lengths.pop(segment, None)
+        self._maps.clear()
+        self._map_pieces = 0
 
     def truncate(self, ino: int, size: int, covers: int, *, spooled: bool) -> bool:
         """Set the size; void what lies beyond. `covers`: the inode's seq of this change; `spooled`: whether the spool

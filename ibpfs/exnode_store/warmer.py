@@ -5,19 +5,20 @@ What is due is decided by pure functions below; the class carries it out. Works 
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from ibpfs.depot.capability import CapabilitySet
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
-from ibpfs.errors import DataError
+from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
-from ibpfs.exnode_store.ledger import Ledger, NewReplica, Orphan, Replica
+from ibpfs.exnode_store.ledger import Ledger, NewReplica, Orphan, Replica, StoredRun
 from ibpfs.exnode_store.placement import FAILED, OK, choose_depots
-from ibpfs.exnode_store.transfer import SHORT_LEASE, Transfer
+from ibpfs.exnode_store.sealing import digest
+from ibpfs.exnode_store.transfer import SHORT_LEASE, Policy, Transfer
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,12 @@ LOOK_EVERY = 5.0
 _CHUNK = 1024 * 1024
 #: Segments that one look repairs; the rest is for the next.
 _REPAIRS = 20
+#: A segment shorter than this is small; so many small ones of a policy may stand.
+SMALL = 4 * 1024 * 1024
+SMALL_SEGMENTS = 16
+#: Stored bytes that one append of compaction moves, and one look.
+_MOVE_AT_ONCE = 4 * 1024 * 1024
+_MOVE_PER_LOOK = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,21 @@ def renewal_due(replica: Replica, now: float) -> bool:
 def most_endangered(shortages: Iterable[Shortage]) -> list[Shortage]:
     """In the order of repair: the one that misses most first."""
     return sorted(shortages, key=lambda one: (-one.missing, one.segment))
+
+
+def plan_compaction(segments: Sequence[tuple[int, int, int, int]]) -> list[int]:
+    """Return the segments whose live bytes are to be moved together, of (segment, policy, length, live).
+
+    Those that are half dead; and the small ones of a policy, once there are more than SMALL_SEGMENTS of them. Empty
+    when what would be moved does not make up for the work.
+    """
+    half_dead = [segment for segment, _, length, live in segments if live * 2 < length]
+    small: dict[int, list[int]] = {}
+    for segment, policy, length, live in segments:
+        if length < SMALL and live * 2 >= length:
+            small.setdefault(policy, []).append(segment)
+    crowded = [segment for group in small.values() if len(group) > SMALL_SEGMENTS for segment in group]
+    return half_dead + crowded
 
 
 class Warmer:
@@ -104,6 +126,7 @@ class Warmer:
             await trio.sleep(LOOK_EVERY)
             await self.renew()
             await self.repair()
+            await self.compact(_MOVE_PER_LOOK)
 
     async def renew(self) -> None:
         """Renew every lease that is due on a depot that answers."""
@@ -134,6 +157,62 @@ class Warmer:
                 await self._augment(shortage)
             except (DepotError, DepotUnreachable, DataError) as error:
                 _log.info("segment %d: no further replica yet: %s", shortage.segment, error)
+
+    # Compaction: stored bytes move as they are, no key is needed
+
+    async def compact(self, most: int) -> int:
+        """Move live slices out of half-dead and small segments, at most about `most` bytes; return how many."""
+        moved = 0
+        packing = {row[0]: row for row in self._ledger.packing()}
+        for segment in plan_compaction(list(packing.values())):
+            if moved >= most:
+                break
+            policy = self._transfer.policy(packing[segment][1])
+            try:
+                moved += await self._move(segment, policy)
+            except (DepotError, DepotUnreachable, DataError, NoSpace) as error:
+                _log.info("segment %d: not compacted yet: %s", segment, error)
+                break
+        return moved
+
+    async def _move(self, segment: int, policy: Policy) -> int:
+        batch: list[StoredRun] = []
+        moved = size = 0
+        for run in self._ledger.stored_slices(segment):
+            if size + run.length > _MOVE_AT_ONCE and batch:
+                await self._move_batch(segment, policy, batch)
+                batch, size = [], 0
+            batch.append(run)
+            size += run.length
+            moved += run.length
+        if batch:
+            await self._move_batch(segment, policy, batch)
+        return moved
+
+    async def _move_batch(self, segment: int, policy: Policy, batch: list[StoredRun]) -> None:
+        pieces = [await self._load_verified(segment, run) for run in batch]
+        length = sum(run.length for run in batch)
+        target, offset = await self._transfer.append(policy, pieces, length)
+        moves: list[tuple[int, int]] = []
+        at = offset
+        for run in batch:
+            moves.append((run.row, at))
+            at += run.length
+        try:
+            with self._db.transaction():
+                self._ledger.move(self._transfer.commit_row(target), at, moves)
+        finally:
+            await self._transfer.release(target)
+
+    async def _load_verified(self, segment: int, run: StoredRun) -> bytes | bytearray:
+        seed = int(self._db.facts["digest_seed"], 16)
+        avoid: frozenset[int] = frozenset()
+        while True:
+            loaded = await self._transfer.load(segment, run.offset, run.offset + run.length, avoid=avoid)
+            if digest(seed, [loaded.data]) == run.digest:
+                return loaded.data
+            self._transfer.report(loaded.replica, "stored bytes differ from their digest")
+            avoid |= {loaded.replica}
 
     def _shortages(self) -> list[Shortage]:
         return [Shortage(*row) for row in self._ledger.shortages()]
