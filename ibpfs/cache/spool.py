@@ -4,17 +4,19 @@ A spool file is a header (magic, format, volume, file id, key epoch, wrapped key
 has a random key, wrapped by the volume key; a record's nonce is its number; no mount appends to another mount's file.
 """
 
+import errno
 import logging
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ibpfs.errors import DataError, NoSpace
+from ibpfs.errors import DataError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys
 
 _log = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ _TAG = 16
 MAX_DATA = 4 * 1024 * 1024
 RECORD_OVERHEAD = _RECORD.size + _BODY.size + _TAG
 
+#: What is put in the place of `.spool` in the name of a file that does not open.
+_ASIDE = ".unreadable"
+
 #: A file is closed at this size, so that the room of old records comes back while new ones arrive.
 FILE_SIZE = 64 * 1024 * 1024
 
@@ -54,6 +59,12 @@ class Record:
     mtime_ns: int
 
 
+def _refusal(error: OSError) -> NoSpace | DataError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoSpace("the spool's disk is full")
+    return DataError(f"the spool cannot be written: {error.strerror}")
+
+
 class SpoolFile:
     """One file of the spool. `live` counts the records somebody still needs."""
 
@@ -67,7 +78,12 @@ class SpoolFile:
         self._numbers = 0
 
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
-        """Seal and write a record at the end. NoSpace when the disk is full; then the file is as before."""
+        """Seal and write a record at the end. NoSpace when the disk is full; then the file is as before.
+
+        At most MAX_DATA bytes.
+        """
+        if len(data) > MAX_DATA:
+            raise ValueError("a spool record holds at most MAX_DATA bytes")
         number = self._numbers
         # Counted before the write: a number that may have reached the disk is never used again.
         self._numbers += 1
@@ -85,10 +101,16 @@ class SpoolFile:
         try:
             written = os.pwritev(self._descriptor, [header, sealed], self.size)
         except OSError as error:
-            raise NoSpace(f"the spool cannot be written: {error.strerror}") from error
+            self._cut()
+            raise _refusal(error) from error
         if written < wanted:
-            os.ftruncate(self._descriptor, self.size)
+            self._cut()
             raise NoSpace("the spool's disk is full")
+
+    def _cut(self) -> None:
+        # What a failed write left must not be taken for a record by a later owner.
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, self.size)
 
     def read(self, record: Record) -> bytes:
         """Return a record's data. DataError when it is not what was written."""
@@ -177,8 +199,9 @@ class Spool:
     def replay(self) -> list[Record]:
         """Return the held records of the files that earlier owners left, oldest first."""
         records: list[Record] = []
+        ours = {file.path for file in self._files}
         for path in sorted(self.directory.glob("*.spool")):
-            file = self._open_old(path)
+            file = None if path in ours else self._open_old(path)
             if file is None:
                 continue
             self._files.append(file)
@@ -206,24 +229,34 @@ class Spool:
         file.delete()
 
     def _create(self) -> SpoolFile:
-        number = 1 + max((int(path.stem, 16) for path in self.directory.glob("*.spool")), default=0)
-        path = self.directory / f"{number:08x}.spool"
         key, file_id, nonce, epoch = os.urandom(32), os.urandom(16), os.urandom(12), self._keys.epoch
         head = _FILE.pack(MAGIC, FORMAT, self._volume, file_id, epoch)
         wrapped = nonce + AESGCM(self._keys.spool_key(epoch)).encrypt(nonce, key, head)
         try:
+            path = self._fresh_path()
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            file = SpoolFile(path, descriptor, key, file_id, FILE_HEADER_SIZE)
-            if os.pwrite(descriptor, head + wrapped, 0) != FILE_HEADER_SIZE:
-                file.delete()
-                raise NoSpace("the spool's disk is full")
         except OSError as error:
-            raise NoSpace(f"the spool cannot be written: {error.strerror}") from error
+            raise _refusal(error) from error
+        file = SpoolFile(path, descriptor, key, file_id, FILE_HEADER_SIZE)
+        try:
+            if os.pwrite(descriptor, head + wrapped, 0) != FILE_HEADER_SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.delete()
+            raise _refusal(error) from error
         self._files.append(file)
         return file
 
+    def _fresh_path(self) -> Path:
+        # Above those that were set aside, too: setting aside must never overwrite.
+        names = (path.stem for path in self.directory.iterdir() if path.suffix in (".spool", _ASIDE))
+        return self.directory / f"{1 + max((int(name, 16) for name in names), default=0):08x}.spool"
+
     def _open_old(self, path: Path) -> SpoolFile | None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise VolumeError(f"{path}: {error.strerror}; writes that wait there cannot be read") from error
         raw = os.pread(descriptor, FILE_HEADER_SIZE, 0)
         key = self._unwrap(raw)
         if key is None:
@@ -233,7 +266,7 @@ class Spool:
                 path.unlink()
             else:
                 _log.warning("spool file %s does not open with this volume's keys; it is set aside", path.name)
-                path.rename(path.with_suffix(".unreadable"))
+                path.rename(path.with_suffix(_ASIDE))
             return None
         file_id = _FILE.unpack_from(raw)[3]
         return SpoolFile(path, descriptor, key, file_id, os.fstat(descriptor).st_size)
