@@ -254,6 +254,8 @@ class FileCache:
         # Dirty bytes are taken before the first await: afterwards their records may be gone.
         for own in dirty:
             result[own.start - offset : own.stop - offset] = self._memory.read(own)
+        for part in below[1:]:
+            self._reader.prefetch(part.source, part.offset, part.offset + part.stop - part.start)
         for part in below:
             length = part.stop - part.start
             data = await self._reader.read(part.source, part.offset, part.offset + length)
@@ -382,7 +384,7 @@ class FileCache:
         """Flush, then forget every clean byte held in memory and on the local disk."""
         await self.flush()
         self._reader.drop()
-        self._flusher.drop_clean()
+        await self._flusher.drop_clean()
 
     @property
     def dirty_bytes(self) -> int:
