@@ -202,6 +202,12 @@ class Namespace:
         """Raises NoAttribute."""
         return self._xattrs.remove(ino, name)
 
+    def places(self, ino: int, *, files_only: bool = False) -> list[tuple[int, bytes]]:
+        """The (directory, name) entries that stand for an inode; with `files_only`, none of a directory."""
+        if files_only and self._inodes.get(ino).is_directory:
+            return []
+        return self._db.rows("SELECT parent, name FROM dentries WHERE ino = ?", (ino,))
+
     def unlinked(self) -> list[int]:
         """Inodes without a name, which nobody can have open when a volume has just been taken over."""
         return [ino for (ino,) in self._db.rows("SELECT ino FROM inodes WHERE nlink = 0")]

@@ -1,0 +1,70 @@
+"""A file as a person asks for it: which slices, in which segments, on which depots, until when. Names no secret."""
+
+from typing import Any
+
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.ledger import Ledger, Replica
+
+
+def describe(db: Database, ledger: Ledger, ino: int) -> dict[str, Any]:
+    """Return the file's mappings, and the segments they lie in with their replicas. Grows with the file."""
+    extents = ledger.extents(ino)
+    mappings = [
+        {
+            "start": piece.start,
+            "stop": piece.stop,
+            "slice": piece.source.row,
+            "slice_offset": piece.offset,
+            "segment": piece.source.segment,
+        }
+        for piece in extents
+    ]
+    addresses = _addresses(db)
+    segments = sorted({piece.source.segment for piece in extents})
+    return {
+        "slices": len({piece.source.row for piece in extents}),
+        "mappings": mappings,
+        "segments": [
+            {
+                "id": segment,
+                "length": ledger.segment_length(segment),
+                "replicas": [_replica(replica, addresses) for replica in ledger.replicas(segment)],
+            }
+            for segment in segments
+        ],
+    }
+
+
+def summarize(db: Database, ledger: Ledger, ino: int) -> dict[str, Any]:
+    """The same in a few hundred bytes, however large the file."""
+    extents = ledger.extents(ino)
+    segments = {piece.source.segment for piece in extents}
+    replicas = [replica for segment in segments for replica in ledger.replicas(segment)]
+    addresses = _addresses(db)
+    ends = [replica.lease_end for replica in replicas if replica.lease_end is not None]
+    return {
+        "slices": len({piece.source.row for piece in extents}),
+        "segments": len(segments),
+        "fewest_copies": min((len(ledger.replicas(segment)) for segment in segments), default=0),
+        "depots": sorted({addresses.get(replica.depot, "") for replica in replicas})[:100],
+        "earliest_lease_end": min(ends, default=None),
+    }
+
+
+def earliest_lease_end(db: Database) -> float | None:
+    """Unix seconds at which the first lease ends; None when every one is permanent."""
+    end: float | None = db.value("SELECT min(lease_end) FROM replicas")
+    return end
+
+
+def _addresses(db: Database) -> dict[int, str]:
+    return dict(db.rows("SELECT id, address FROM depots"))
+
+
+def _replica(replica: Replica, addresses: dict[int, str]) -> dict[str, Any]:
+    return {
+        "depot": addresses.get(replica.depot, ""),
+        "allocation": replica.read.label,
+        "lease_end": replica.lease_end,
+        "suspect": replica.suspect,
+    }

@@ -1,0 +1,143 @@
+"""One mount while it lasts: from mount(2) to the moment the kernel has let go of it.
+
+Composes the handlers of fuse_ops with pyfuse3's loop and the calls of kernel.py. Knows no depot.
+"""
+
+import errno
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from ibpfs import kernel
+from ibpfs.cache.files import FileCache
+from ibpfs.errors import VolumeError
+from ibpfs.exnode_store.namespace import Namespace
+from ibpfs.fuse_ops import Operations
+from ibpfs.mount_options import KERNEL_WORDS, MountOptions
+
+_log = logging.getLogger(__name__)
+
+#: Requests handled at a time. One that waits for a depot must not keep the others out.
+MAX_TASKS = 100
+#: Seconds that programs with open files are given, once the mount is out of the tree, before they are cut off.
+_GRACE = 2.0
+_INVALIDATED_AT_ONCE = 500
+
+
+class KernelDoor:
+    """A volume on a mount point."""
+
+    def __init__(
+        self, source: Path, mountpoint: Path, options: MountOptions, names: Namespace, files: FileCache,
+        describe: Callable[[int], bytes],
+    ) -> None:  # fmt: skip
+        self.mountpoint = mountpoint
+        self._source = source
+        self._options = options
+        self._names = names
+        self._operations = Operations(names, files, options, describe)
+        self._invalidating = trio.Lock()
+        self._closed = False
+
+    async def serve(self, signals: AsyncIterator[int], ready: Callable[[], None]) -> None:
+        """Mount, and serve until the mount is gone; a signal makes it go. `ready` is called when the mount answers."""
+        descriptor = kernel.attach(str(self._source), self.mountpoint, self._options)
+        pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_ready, ready)
+                nursery.start_soon(self._heed, signals)
+                await pyfuse3.main(max_tasks=MAX_TASKS)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._close()
+        if not self._operations.initialized.is_set():
+            raise VolumeError(f"{self.mountpoint}: the kernel gave the mount up before it was used")
+
+    async def _tell_ready(self, ready: Callable[[], None]) -> None:
+        await self._operations.initialized.wait()
+        # The answer to the kernel's first request has been sent when this task gets to run.
+        kernel.tune(self.mountpoint)
+        _log.info("%s is mounted on %s", self._source, self.mountpoint)
+        ready()
+
+    async def _heed(self, signals: AsyncIterator[int]) -> None:
+        async with trio.open_nursery() as nursery:
+            leaving = False
+            async for number in signals:
+                _log.info("signal %d: %s is unmounted", number, self.mountpoint)
+                if leaving:
+                    pyfuse3.terminate()
+                else:
+                    leaving = True
+                    nursery.start_soon(self._leave)
+
+    async def _leave(self) -> None:
+        """Out of the tree at once; what programs still have open goes on for a little while."""
+        await trio.to_thread.run_sync(kernel.write_back, self.mountpoint)
+        await trio.to_thread.run_sync(self._detach)
+        await trio.sleep(_GRACE)
+        pyfuse3.terminate()
+
+    def _detach(self) -> None:
+        entry = kernel.mount_at(self.mountpoint)
+        if entry is None or entry.kind != kernel.FILE_SYSTEM_TYPE or entry.source != str(self._source):
+            return  # gone already, or hidden by another mount that is not ours to take away
+        try:
+            kernel.detach(self.mountpoint)
+        except OSError as error:
+            _log.warning("%s: cannot be unmounted: %s", self.mountpoint, error.strerror)
+
+    async def _close(self) -> None:
+        async with self._invalidating:
+            self._closed = True
+            self._operations.left()
+            pyfuse3.close(unmount=False)
+        # Nothing left when it was unmounted; a mount that nobody serves any more otherwise.
+        await trio.to_thread.run_sync(self._detach)
+
+    def remounted(self) -> None:
+        """The flags of the mount have changed."""
+        entry = kernel.mount_at(self.mountpoint)
+        if entry is None:
+            return
+        flags = 0
+        for word in entry.options:
+            flags |= KERNEL_WORDS.get(word, (0, 0))[0]
+        options = MountOptions(kernel_flags=flags)
+        self._operations.read_only = "ro" in entry.options
+        self._operations.atime = options.atime if flags & _ATIME_FLAGS else "strictatime"
+
+    async def drop_caches(self) -> None:
+        """Have the kernel forget names, attributes and pages of this mount."""
+        below = any(self.mountpoint in entry.mountpoint.parents for entry in kernel.mount_entries())
+        inodes = self._operations.known()
+        for start in range(0, len(inodes), _INVALIDATED_AT_ONCE):
+            some = inodes[start : start + _INVALIDATED_AT_ONCE]
+            # Dropping a directory's name would unmount what is mounted below it.
+            entries = [place for ino in some for place in self._names.places(ino, files_only=below)]
+            async with self._invalidating:
+                if self._closed:
+                    return
+                # In a thread: the kernel may wait for an answer of ours meanwhile.
+                await trio.to_thread.run_sync(_invalidate, entries, some)
+
+
+_ATIME_FLAGS = KERNEL_WORDS["noatime"][0] | KERNEL_WORDS["relatime"][0] | KERNEL_WORDS["strictatime"][0]
+
+
+def _invalidate(entries: list[tuple[int, bytes]], inodes: list[int]) -> None:
+    for parent, name in entries:
+        with suppress(OSError):
+            pyfuse3.invalidate_entry(parent, name)
+    for ino in inodes:
+        try:
+            pyfuse3.invalidate_inode(ino)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                _log.info("inode %d stays in the kernel's cache: %s", ino, error)

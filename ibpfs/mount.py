@@ -1,0 +1,270 @@
+"""Which objects an open volume consists of, in what order they start and stop; and a volume on a mount point.
+
+Ends in any case with the spool holding what is not on the depots. Nothing here knows a terminal; what the person who
+mounts should hear is logged at INFO.
+"""
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ibpfs import kernel
+from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.dirty import RecordMemory
+from ibpfs.cache.files import FileCache, Limits
+from ibpfs.cache.flusher import Flusher, Sealer
+from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.spool import Spool
+from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
+from ibpfs.control import Progress, listening
+from ibpfs.depot.embedded import EmbeddedDepot, socket_of
+from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.keys import VolumeKeys, open_slots
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.namespace import Namespace
+from ibpfs.exnode_store.sealing import FUNCTION_CODES
+from ibpfs.exnode_store.transfer import Transfer
+from ibpfs.exnode_store.warmer import Warmer
+from ibpfs.kernel_door import KernelDoor
+from ibpfs.mount_options import MountOptions
+from ibpfs.ownership import DRAINING, MOUNTED, Ownership, owned
+from ibpfs.quantities import format_size
+from ibpfs.services import Parts, Services
+
+_log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+#: Clear bytes of spool records kept in memory; older ones are read back from the spool when they fly.
+_RECORD_MEMORY = 64 * MIB
+#: A thread that is done with a sync must not wait 5 ms for the interpreter.
+_SWITCH_INTERVAL = 0.0005
+_DESCRIPTORS = 65536
+_SUSPEND_LOOK = 2.0
+
+
+@dataclass
+class OpenVolume:
+    """A volume and its owner: everything but the kernel."""
+
+    ownership: Ownership
+    names: Namespace
+    parts: Parts
+    services: Services
+
+    @property
+    def root(self) -> Path:
+        return self.parts.paths.root
+
+
+@asynccontextmanager
+async def open_volume(
+    paths: VolumePaths, secret: Secret, options: MountOptions | None = None
+) -> AsyncIterator[OpenVolume]:
+    """Own a volume: its rooms, their tasks, and an ear for commands. Needs no depot to answer.
+
+    Waits for an owner that is about to end. Raises VolumeBusy, VolumeError, WrongKey.
+    """
+    options = options or MountOptions()
+    check_access(paths)
+    async with owned(paths) as ownership:
+        config = load_config(paths)
+        keys = open_slots(config.slots, config.epochs, secret.kind, secret.value, config.uuid)
+        with Database(paths.store) as db:
+            async with _rooms(paths, config, keys, db, options) as (names, parts):
+                services = Services(parts)
+                async with listening(paths.control, services.commands()):
+                    yield OpenVolume(ownership, names, parts, services)
+
+
+@asynccontextmanager
+async def _rooms(
+    paths: VolumePaths, config: VolumeConfig, keys: VolumeKeys, db: Database, options: MountOptions
+) -> AsyncIterator[tuple[Namespace, Parts]]:
+    ledger = Ledger(db, time.time)
+    names = Namespace(db, time.time_ns, ledger.unmap)
+    clean = CleanCache(*_cache_settings(paths, config, db, options))
+    spool = Spool(paths.spool, keys, config.uuid)
+    depots = DepotSet(db, str(socket_of(paths.depot)))
+    async with depots.watched(), trio.open_nursery() as nursery:
+        transfer = Transfer(db, ledger, depots)
+        reader = SliceReader(ledger.segment_length, transfer, keys, clean)
+        memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
+        flusher = Flusher(db, ledger, transfer, spool, memory, clean, _sealer(config, keys, db))
+        files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
+        ledger.close_all_segments()
+        ledger.abandon_pending()
+        recovered = files.recover()
+        if recovered:
+            _log.info("%s: %s of an earlier mount wait in the spool and are uploaded now", paths.root,
+                      format_size(recovered))  # fmt: skip
+        warmer = Warmer(db, ledger, depots, transfer)
+        for task in (flusher.run, files.run, reader.serve, warmer.run):
+            nursery.start_soon(task)
+        nursery.start_soon(_keep_embedded, paths, depots)
+        nursery.start_soon(_watch_suspends, depots)
+        try:
+            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer)
+            await flusher.finish(0.0)
+        finally:
+            nursery.cancel_scope.cancel()
+            spool.close()
+
+
+def _sealer(config: VolumeConfig, keys: VolumeKeys, db: Database) -> Sealer:
+    facts = db.facts
+    function = FUNCTION_CODES[facts["function"]]
+    return Sealer(keys, config.uuid, function, int(facts["frame_size"]), int(facts["digest_seed"], 16))
+
+
+def _cache_settings(
+    paths: VolumePaths, config: VolumeConfig, db: Database, options: MountOptions
+) -> tuple[Path, int, float]:
+    """Where the clean cache is, how large, and which share of its disk stays free."""
+    directory = (options.cache_dir or paths.cache) / config.uuid.hex()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        disk = os.statvfs(directory)
+    except OSError as error:
+        raise VolumeError(f"{directory}: cannot keep a cache there ({error.strerror})") from None
+    limit = options.cache_size
+    if limit is None:
+        embedded_alone = not db.value("SELECT count(*) FROM depots WHERE NOT embedded AND role != 'removed'")
+        limit = min(disk.f_blocks * disk.f_frsize // 10, GIB if embedded_alone else 50 * GIB)
+    return directory, limit, options.min_free
+
+
+def _limits(paths: VolumePaths, options: MountOptions) -> Limits:
+    disk = os.statvfs(paths.spool)
+    return Limits(
+        dirty=options.dirty,
+        spool=disk.f_bavail * disk.f_frsize // 5,
+        deadline=20.0 if options.deadline is None else options.deadline,
+    )
+
+
+async def _keep_embedded(paths: VolumePaths, depots: DepotSet) -> None:
+    depot = next((one for one in depots if one.embedded), None)
+    if depot is None:
+        return
+
+    def told(address: str) -> None:
+        if address != depot.address:
+            depots.moved(depot, address)
+
+    await EmbeddedDepot(paths.depot, paths.log / "depot.log").keep(told)
+
+
+async def _watch_suspends(depots: DepotSet) -> None:
+    """After the machine slept, connections are dead without knowing it: drop them."""
+    slept = _slept()
+    while True:
+        await trio.sleep(_SUSPEND_LOOK)
+        now = _slept()
+        if now > slept + 1.0:
+            _log.info("the machine was suspended for %.0f s; connections to depots are made anew", now - slept)
+            depots.drop_connections()
+        slept = now
+
+
+def _slept() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+async def run_command(
+    paths: VolumePaths, secret: Secret, command: str, arguments: Mapping[str, Any], progress: Progress
+) -> Any:
+    """Run one command on a volume that nobody has mounted, as its owner for that time."""
+    prepare_process()
+    async with open_volume(paths, secret) as volume:
+        await volume.parts.depots.wait_for_any(5.0)
+        return await volume.services.commands()[command](arguments, progress)
+
+
+async def serve(
+    paths: VolumePaths, mountpoint: Path, options: MountOptions, secret: Secret, ready: Callable[[], None]
+) -> None:
+    """Mount a volume and serve it until it is unmounted or SIGTERM or SIGINT come; then drain it.
+
+    `ready` is called when the mount answers. Raises UsageError and VolumeError before that.
+    """
+    prepare_process()
+    kernel.check_mountpoint(mountpoint, paths.root)
+    _check_cache_place(options, mountpoint)
+    options = _without_trap(options)
+    async with open_volume(paths, secret, options) as volume:
+        services = volume.services
+        door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe)
+        services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            volume.ownership.tell(MOUNTED, mountpoint)
+            services.mountpoint = mountpoint
+            try:
+                await door.serve(signals, ready)
+            finally:
+                volume.ownership.tell(DRAINING)
+                services.mountpoint = services.drop_kernel_caches = services.remounted = None
+            await _drain(volume, signals)
+
+
+async def _drain(volume: OpenVolume, signals: AsyncIterator[int]) -> None:
+    """Carry what is left to the depots, as long as they take it; a signal ends that."""
+    files = volume.parts.files
+    if files.dirty_bytes:
+        _log.info("%s: unmounted; %s go to the depots now", volume.root, format_size(files.dirty_bytes))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+        with suppress(DeadlineExceeded, NoSpace):
+            await volume.services.flush(_no_progress)
+        nursery.cancel_scope.cancel()
+    if files.dirty_bytes:
+        _log.warning("%s: %s wait in the spool for the next mount", volume.root, format_size(files.dirty_bytes))
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+def _no_progress(_: int, __: int, ___: str) -> None:
+    """Where nobody looks."""
+
+
+def _check_cache_place(options: MountOptions, mountpoint: Path) -> None:
+    place = options.cache_dir
+    if place is not None and (place == mountpoint or mountpoint in place.parents):
+        raise UsageError(f"{place}: lies inside the mount point {mountpoint} and would be hidden by it")
+
+
+def _without_trap(options: MountOptions) -> MountOptions:
+    if options.writeback and not kernel.can_raise_background():
+        _log.info("the write-back cache stays off: it needs root and /sys/fs/fuse/connections")
+        return replace(options, writeback=False)
+    return options
+
+
+_PR_SET_NAME = 15
+
+
+def prepare_process() -> None:
+    """Private files, no core dumps (they would hold keys), many descriptors, a name, quick thread hand-over."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"ibpfs", 0, 0, 0)
+    sys.setswitchinterval(_SWITCH_INTERVAL)

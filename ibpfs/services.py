@@ -1,0 +1,191 @@
+"""What the owner of a volume does for those who ask: the commands behind `ibpfs status`, `flush`, `drop-cache`, ...
+
+Knows the objects of an open volume; neither terminal nor socket.
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ibpfs import __version__
+from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.files import FileCache
+from ibpfs.cache.flusher import Flusher
+from ibpfs.config import VolumePaths
+from ibpfs.control import Command, Progress
+from ibpfs.depot.address import Address
+from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.depots import Depot, DepotSet
+from ibpfs.exnode_store.description import describe, earliest_lease_end, summarize
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.warmer import Warmer
+from ibpfs.quantities import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Seconds that a flush goes on although nothing more arrives on the depots.
+PATIENCE = 30.0
+#: Seconds that a flush waits, when everything is safe, for the copies beyond min_copies.
+COPIES_LIMIT = 30.0
+
+
+@dataclass
+class Parts:
+    """What the commands work on."""
+
+    paths: VolumePaths
+    db: Database
+    ledger: Ledger
+    depots: DepotSet
+    clean: CleanCache
+    flusher: Flusher
+    files: FileCache
+    warmer: Warmer
+
+
+class Services:
+    """The commands of one open volume. A mount fills in `mountpoint`, `drop_kernel_caches` and `remounted`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.mountpoint: Path | None = None
+        self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
+        self.remounted: Callable[[], None] | None = None
+
+    def commands(self) -> dict[str, Command]:
+        return {
+            "status": self._status,
+            "stat": self._stat,
+            "flush": self._flush,
+            "drop-cache": self._drop_cache,
+            "depots": self._list_depots,
+            "depots-add": self._add_depot,
+            "remount": self._remount,
+        }
+
+    async def _status(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
+        parts = self._parts
+        return {
+            "volume": str(parts.paths.root),
+            "mountpoint": str(self.mountpoint) if self.mountpoint else None,
+            "pid": os.getpid(),
+            "pids": [os.getpid()],
+            "dirty_bytes": parts.files.dirty_bytes,
+            "spool_bytes": parts.files.spool_bytes,
+            "cache_bytes": parts.clean.used,
+            "files": parts.db.files,
+            "used_bytes": parts.files.used_bytes,
+            "under_replicated_bytes": parts.warmer.under_replicated_bytes,
+            "earliest_lease_end": earliest_lease_end(parts.db),
+            "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
+            "depots": [_depot(depot) for depot in parts.depots],
+            "version": __version__,
+            "installed_version": _installed_version(),
+        }
+
+    async def _stat(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
+        ino = _integer(request, "ino")
+        return self._attributes(ino) | describe(self._parts.db, self._parts.ledger, ino)
+
+    def describe(self, ino: int) -> bytes:
+        """The text of the virtual attribute user.ibpfs.info."""
+        return json.dumps(self._attributes(ino) | summarize(self._parts.db, self._parts.ledger, ino)).encode()
+
+    def _attributes(self, ino: int) -> dict[str, Any]:
+        inode = self._parts.files.inode(ino)
+        dirty = self._parts.flusher.files.get(ino)
+        return {
+            "inode": ino,
+            "size": inode.size,
+            "allocated": inode.allocated,
+            "dirty_bytes": dirty.dirty if dirty else 0,
+            "policy": inode.policy,
+        }
+
+    async def _flush(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        await self.flush(progress)
+        lacking = await self._wait_for_copies()
+        note = f"safe on the depots; {format_size(lacking)} still lack copies, which are made as depots allow"
+        return {"under_replicated_bytes": lacking, "note": note if lacking else ""}
+
+    async def flush(self, progress: Progress) -> None:
+        """Wait until all is on the depots, as long as more of it arrives there. DeadlineExceeded, NoSpace."""
+        best = -1
+        with trio.CancelScope() as scope:
+
+            def advance(done: int, total: int) -> None:
+                nonlocal best
+                if done > best:
+                    best = done
+                    scope.deadline = trio.current_time() + PATIENCE
+                progress(done, total, "")
+
+            await self._parts.files.flush(advance)
+            return
+        trouble = self._parts.flusher.trouble
+        reason = f": {trouble}" if trouble else ""
+        text = f"{format_size(self._parts.files.dirty_bytes)} are not on the depots yet{reason}; they wait in the spool"
+        raise NoSpace(text) if isinstance(trouble, NoSpace) else DeadlineExceeded(text)
+
+    async def _wait_for_copies(self) -> int:
+        with trio.move_on_after(COPIES_LIMIT):
+            while self._parts.warmer.under_replicated_bytes:  # noqa: ASYNC110 (a table, not an event)
+                await trio.sleep(0.2)
+        return self._parts.warmer.under_replicated_bytes
+
+    async def _drop_cache(self, _: Mapping[str, Any], progress: Progress) -> None:
+        await self.flush(progress)
+        if self.drop_kernel_caches is not None:
+            # This may make the kernel write what programs changed through mmap.
+            await self.drop_kernel_caches()
+            await self.flush(progress)
+        with trio.fail_after(PATIENCE):
+            await self._parts.files.drop()
+
+    async def _list_depots(self, _: Mapping[str, Any], __: Progress) -> list[dict[str, Any]]:
+        return [_depot(depot) for depot in self._parts.depots]
+
+    async def _add_depot(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
+        labels = request.get("labels") or {}
+        address = str(Address.parse(str(request.get("address"))))
+        return _depot(self._parts.depots.add(address, {str(key): str(value) for key, value in labels.items()}))
+
+    async def _remount(self, _: Mapping[str, Any], __: Progress) -> None:
+        """The flags of the mount have been changed: look at them."""
+        if self.remounted is None:
+            raise UsageError(f"{self._parts.paths.root}: is not mounted")
+        self.remounted()
+
+
+def _depot(depot: Depot) -> dict[str, Any]:
+    return {
+        "id": depot.id,
+        "address": depot.address,
+        "state": depot.state,
+        "free_bytes": depot.free_bytes if depot.status else None,
+        "embedded": depot.embedded,
+        "role": depot.role,
+        "labels": dict(depot.labels),
+        "trouble": depot.trouble or None,
+    }
+
+
+def _integer(request: Mapping[str, Any], name: str) -> int:
+    value = request.get(name)
+    if not isinstance(value, int):
+        raise UsageError(f"{name} must be a number")
+    return value
+
+
+def _installed_version() -> str:
+    try:
+        return importlib.metadata.version("ibpfs")
+    except importlib.metadata.PackageNotFoundError:
+        return __version__
