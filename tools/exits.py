@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from ibpfs.control import Refused
 from ibpfs.errors import IbpfsError, UsageError
 
 
@@ -70,6 +71,8 @@ def explain(error: BaseException, codes: ExitCodes) -> tuple[str, int]:
             return _one_line(str(error)), error.code
         case UsageError():
             return _one_line(str(error)), codes.usage
+        case Refused():  # the owner of the volume speaks in the codes of `ibpfs`
+            return _one_line(str(error)), codes.usage if error.exit == COMMAND.usage else codes.failure
         case IbpfsError():
             return _one_line(str(error)), codes.failure
         case click.UsageError():
@@ -81,7 +84,8 @@ def explain(error: BaseException, codes: ExitCodes) -> tuple[str, int]:
         case OSError():
             place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             return _one_line(f"{place}{error.strerror or error}"), codes.system
-    logging.getLogger(__name__).error("internal error", exc_info=error)
+    if logging.getLogger().handlers:  # a volume's log; never the terminal
+        logging.getLogger(__name__).error("internal error", exc_info=error)
     return f"internal error: {type(error).__name__}: {_one_line(str(error))} (please report it)", codes.internal
 
 

@@ -1,0 +1,41 @@
+"""What a person reads of a status."""
+
+from typing import Any
+
+from ibpfs_tools.status import describe
+
+STATUS: dict[str, Any] = {
+    "volume": "/v",
+    "mountpoint": "/m",
+    "pid": 7,
+    "pids": [7],
+    "version": "1.0",
+    "dirty_bytes": 0,
+    "spool_bytes": 0,
+    "files": 3,
+    "used_bytes": 2048,
+    "under_replicated_bytes": 0,
+    "earliest_lease_end": None,
+    "depots": [{"id": 1, "address": "ibp://a:1", "state": "ok", "free_bytes": 1 << 30}],
+}
+
+
+def test_all_is_well() -> None:
+    lines = describe(STATUS, 0, "1.0")
+    assert lines[0] == "/v: mounted on /m (process 7)"
+    assert "nothing, all is on the depots" in lines[2]
+    assert "permanent" in lines[4]
+    assert "ibp://a:1, 1.0 GiB free" in lines[5]
+    assert len(lines) == 6
+
+
+def test_another_version_is_installed() -> None:
+    assert "1.0 is running, 1.1 is installed" in describe(STATUS, 0, "1.1")[-1]
+
+
+def test_not_mounted_and_waiting() -> None:
+    changes = {"mountpoint": None, "pid": None, "dirty_bytes": 1024, "earliest_lease_end": 86400.0}
+    lines = describe({**STATUS, **changes}, 0, "1.0")
+    assert lines[0] == "/v: not mounted"
+    assert "1.0 KiB" in lines[2]
+    assert "first ends in 1.0 days" in lines[4]

@@ -1,0 +1,63 @@
+"""Asking the owner of a volume: whoever has it mounted, or this process when nobody has."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ibpfs.config import VolumePaths, find_volume
+from ibpfs.control import NotInUse, call
+from ibpfs_tools import mounts
+from ibpfs_tools.logs import start_logging
+from ibpfs_tools.unlocking import Secrets, find_secret
+
+Advance = Callable[[int, int, str], None]
+
+
+def find_asked(word: str) -> VolumePaths:
+    """Return the volume that `word` means: a mount point, anything inside a mount, or as find_volume has it."""
+    place = mounts.absolute(word)
+    entry = mounts.mount_on(place) or mounts.mount_of(place)
+    if entry is None and ("/" in word or place.exists()):
+        entry = mounts.mount_holding(place)
+    return VolumePaths(Path(entry.source)) if entry is not None else find_volume(word)
+
+
+def ask(
+    paths: VolumePaths, command: str, secrets: Secrets, *, title: str = "", quiet: bool = False, **arguments: Any
+) -> Any:
+    """Return what the owner answers, with a progress bar on a terminal; be the owner when there is none."""
+    with _progress(title, quiet) as advance:
+        try:
+            return call(paths, command, on_progress=advance, **arguments)
+        except NotInUse:
+            pass
+        secret = find_secret(paths, secrets)
+        start_logging(paths)
+        import trio  # slow to import, and needed here only
+
+        from ibpfs.mount import run_command
+
+        return trio.run(run_command, paths, secret, command, arguments, advance)
+
+
+@contextmanager
+def _progress(title: str, quiet: bool) -> Iterator[Advance]:
+    if quiet or not title or not sys.stderr.isatty():
+        yield _no_progress
+        return
+    with click.progressbar(length=1, label=title, file=sys.stderr) as bar:
+
+        def advance(done: int, total: int, text: str) -> None:
+            bar.label = text or title
+            bar.length = max(total, 1)
+            bar.update(done - bar.pos)
+
+        yield advance
+
+
+def _no_progress(done: int, total: int, text: str) -> None:
+    """In a pipe there is none."""

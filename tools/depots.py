@@ -1,0 +1,33 @@
+"""ibpfs depots: which depots a volume keeps its bytes on."""
+
+import json
+from typing import Any
+
+import click
+
+from ibpfs.config import format_size
+from ibpfs_tools.asking import ask, find_asked
+from ibpfs_tools.commands import command
+from ibpfs_tools.unlocking import Secrets, secret_options
+
+
+@command("depots")
+@click.argument("volume")
+@click.option("--add", "address", metavar="ibp://HOST:PORT", help="Add a depot; new bytes may go there from now on.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@secret_options
+def depots(volume: str, address: str | None, as_json: bool, secrets: Secrets) -> None:
+    """List the depots of VOLUME (a volume or a mount point)."""
+    paths = find_asked(volume)
+    if address:
+        ask(paths, "depots-add", secrets, address=address)
+    found: list[dict[str, Any]] = ask(paths, "depots", secrets)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for depot in found:
+        free = depot.get("free_bytes")
+        room = "free space not known" if free is None else f"{format_size(free)} free"
+        own = " (the volume's own)" if depot.get("embedded") else ""
+        trouble = f"; {depot['trouble']}" if depot.get("trouble") else ""
+        click.echo(f"{depot['id']:>3}  {depot['state']:<10}  {depot['address']}{own}, {room}{trouble}")

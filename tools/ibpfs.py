@@ -1,0 +1,30 @@
+"""ibpfs: the command with the verbs."""
+
+import click
+
+from ibpfs import __version__
+from ibpfs_tools import exits
+from ibpfs_tools.commands import CONTEXT
+from ibpfs_tools.depots import depots
+from ibpfs_tools.drop_cache import drop_cache
+from ibpfs_tools.flush import flush
+from ibpfs_tools.stat import stat
+from ibpfs_tools.status import status
+
+EPILOG = """\b
+Exit codes: 0 done, 1 not done, 2 wrong call.
+"""
+
+
+@click.group("ibpfs", context_settings=CONTEXT, epilog=EPILOG)
+@click.version_option(__version__, prog_name="ibpfs", message="%(prog)s %(version)s")
+def ibpfs() -> None:
+    """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
+
+
+for verb in (status, stat, flush, drop_cache, depots):
+    ibpfs.add_command(verb)
+
+
+def main() -> None:
+    exits.run(ibpfs, exits.COMMAND)

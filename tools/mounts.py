@@ -1,0 +1,83 @@
+"""Mounts and volumes in use, as commands need them; a mount itself is never touched."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import subprocess
+from pathlib import Path
+
+from ibpfs.config import VolumePaths
+from ibpfs.errors import IbpfsError
+from ibpfs.kernel import FILE_SYSTEM_TYPE, MountEntry, mount_entries
+
+_UMOUNT_NOFOLLOW = 8
+
+
+def ibpfs_mounts() -> list[MountEntry]:
+    """Return the mounts of ibpfs, oldest first."""
+    return [entry for entry in mount_entries() if entry.kind == FILE_SYSTEM_TYPE]
+
+
+def mount_on(mountpoint: Path) -> MountEntry | None:
+    """Return the topmost mount of ibpfs on exactly this directory."""
+    return next((entry for entry in reversed(ibpfs_mounts()) if entry.mountpoint == mountpoint), None)
+
+
+def mount_of(volume: Path) -> MountEntry | None:
+    return next((entry for entry in reversed(ibpfs_mounts()) if entry.source == str(volume)), None)
+
+
+def mount_holding(path: Path) -> MountEntry | None:
+    """Return the mount of ibpfs that an absolute path lies in."""
+    inside = [entry for entry in ibpfs_mounts() if path.is_relative_to(entry.mountpoint)]
+    return max(inside, key=lambda entry: len(entry.mountpoint.parts), default=None)
+
+
+def absolute(word: str) -> Path:
+    """Return an absolute path without `..` and without links above its last part, which may be a dead mount."""
+    path = Path(os.path.abspath(word))  # noqa: PTH100 (resolve() would look at the mount)
+    return path.parent.resolve() / path.name if path.name else path
+
+
+def in_use(paths: VolumePaths) -> bool:
+    """Return whether a process owns the volume."""
+    try:
+        descriptor = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def wait_until_free(paths: VolumePaths) -> None:
+    """Return when no process owns the volume any more."""
+    try:
+        descriptor = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def take_away(mountpoint: Path) -> None:
+    """Unmount what nobody uses; OSError EBUSY when somebody does."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(mountpoint), _UMOUNT_NOFOLLOW):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(mountpoint))
+        return
+    words = ["fusermount3", "-u", "--", str(mountpoint)]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False)
+    if done.returncode and "busy" in done.stderr.lower():
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(mountpoint))
+    if done.returncode:
+        raise IbpfsError(done.stderr.strip() or f"{mountpoint}: fusermount3 failed")

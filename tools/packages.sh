@@ -1,0 +1,33 @@
+# Which system packages are missing, and how they are installed. Sourced by setup and test.
+
+# Prints the packages that ibpfs needs and that are not here.
+missing_to_run() {
+    command -v fusermount3 >/dev/null 2>&1 || echo fuse3
+    command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || echo gcc
+    { command -v cc >/dev/null 2>&1 && echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; } || echo libc6-dev
+    command -v pkg-config >/dev/null 2>&1 || echo pkg-config
+    pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
+    python3 -c 'import pathlib, sys, sysconfig
+sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists())' 2>/dev/null || echo python3-dev
+}
+
+# Prints the packages that the tests need besides.
+missing_to_test() {
+    for pair in fio rsync sqlite3 getfacl:acl getfattr:attr strace tcpdump git ps:procps setpriv:util-linux; do
+        command -v "${pair%%:*}" >/dev/null 2>&1 || echo "${pair##*:}"
+    done
+}
+
+# Installs its arguments; without the right to, says what to ask for.
+install_missing() {
+    [ $# -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ]; then
+        echo "missing: $*; first run: sudo apt-get install $*" >&2
+        exit 1
+    fi
+    command -v apt-get >/dev/null 2>&1 || { echo "missing: $*; install them and run this again" >&2; exit 1; }
+    echo "installing: $*"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } >/dev/null || exit 1
+}

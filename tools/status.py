@@ -1,0 +1,73 @@
+"""ibpfs status: how a volume is doing."""
+
+import json
+import os
+import time
+from typing import Any
+
+import click
+
+from ibpfs import __version__
+from ibpfs.config import format_size
+from ibpfs_tools.asking import ask, find_asked
+from ibpfs_tools.commands import command
+from ibpfs_tools.unlocking import Secrets, secret_options
+
+
+@command("status")
+@click.argument("volume")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@secret_options
+def status(volume: str, as_json: bool, secrets: Secrets) -> None:
+    """Show how VOLUME (a volume or a mount point) is doing.
+
+    Exit code 0; with --json one object, keys as in docs/operating.md.
+    """
+    found: dict[str, Any] = ask(find_asked(volume), "status", secrets)
+    if found["pid"] == os.getpid():  # nobody had it mounted: we were the owner for a moment
+        found |= {"pid": None, "pids": []}
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for line in describe(found, time.time(), __version__):
+        click.echo(line)
+
+
+def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
+    """Return the status as lines for a person."""
+    where = "not mounted"
+    if found["mountpoint"]:
+        where = f"mounted on {found['mountpoint']} (process {found['pid']})"
+    elif found["pid"]:
+        where = f"unmounted, process {found['pid']} uploads the rest"
+    waiting = found["dirty_bytes"] + found["spool_bytes"]
+    lines = [
+        f"{found['volume']}: {where}",
+        f"  files           {found['files']}, {format_size(found['used_bytes'])}",
+        f"  to be uploaded  {format_size(found['dirty_bytes'])}; the spool has {format_size(found['spool_bytes'])}"
+        if waiting
+        else "  to be uploaded  nothing, all is on the depots",
+        f"  lacking copies  {format_size(found['under_replicated_bytes'])}",
+        f"  leases          {_lease(found['earliest_lease_end'], now)}",
+    ]
+    lines += [
+        f"  depot {depot['id']:<9} {depot['state']}, {depot['address']}, {_free(depot['free_bytes'])}"
+        for depot in found["depots"]
+    ]
+    if found.get("trouble"):
+        lines.append(f"  trouble         {found['trouble']}")
+    running = found.get("version", installed)
+    if running != installed:
+        lines.append(f"  version         {running} is running, {installed} is installed: unmount and mount again")
+    return lines
+
+
+def _lease(end: float | None, now: float) -> str:
+    if end is None:
+        return "permanent"
+    days = (end - now) / 86400
+    return f"the first ends in {days:.1f} days" if days >= 0 else f"the first ended {-days:.1f} days ago"
+
+
+def _free(size: int | None) -> str:
+    return "free space not known" if size is None else f"{format_size(size)} free"
