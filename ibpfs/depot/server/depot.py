@@ -32,6 +32,8 @@ LONGEST_REAP_PAUSE = 30.0
 SHORTEST_REAP_PAUSE = 0.5
 BACKOFF_PER_REJECT = 0.1
 LONGEST_BACKOFF = 30.0
+LOCK_ATTEMPTS = 5
+LOCK_PAUSE = 0.04
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -185,13 +187,23 @@ def _locked(store: Path) -> Iterator[None]:
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(store / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreLocked(f"another depot serves {store}") from None
+        if not _lock(fd):
+            raise StoreLocked(f"another depot serves {store}")
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    # Whoever asks whether a depot runs holds the lock for an instant: that is no other depot.
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE)
+        else:
+            return True
+    return False
 
 
 async def _stop_on_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
