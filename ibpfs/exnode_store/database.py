@@ -19,6 +19,8 @@ from ibpfs.exnode_store.schema import FEATURES, FORMAT, TABLES
 
 #: WAL bytes after which a passive checkpoint is due; 16 MiB keeps reads of the WAL index quick.
 CHECKPOINT_BYTES = 16 * 1024 * 1024
+#: Beyond this the WAL is emptied at the price of a pause.
+WAL_LIMIT = 64 * 1024 * 1024
 
 Row = tuple[Any, ...]
 
@@ -127,7 +129,11 @@ class Database:
         if self._checkpoint_lock.locked():
             return
         async with self._checkpoint_lock:
-            await trio.to_thread.run_sync(_passive_checkpoint, self.path)
+            size = await trio.to_thread.run_sync(_passive_checkpoint, self.path)
+        if size > WAL_LIMIT:
+            # Under unbroken load a passive checkpoint never finds a moment in which the WAL may begin anew. Little is
+            # left to copy now.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Fold the WAL into the database and close."""
@@ -205,12 +211,15 @@ def _sync_wal(path: Path, directory_too: bool) -> None:
             os.close(descriptor)
 
 
-def _passive_checkpoint(path: Path) -> None:
+def _passive_checkpoint(path: Path) -> int:
+    """Checkpoint when the WAL is large enough; return the bytes it had."""
     wal = Path(f"{path}-wal")
-    if not wal.exists() or wal.stat().st_size < CHECKPOINT_BYTES:
-        return
+    size = wal.stat().st_size if wal.exists() else 0
+    if size < CHECKPOINT_BYTES:
+        return size
     connection = _connect(path, False)
     try:
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     finally:
         connection.close()
+    return size
