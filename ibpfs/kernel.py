@@ -211,8 +211,9 @@ def tune(mountpoint: Path) -> None:
         return
     connection = _FUSECTL / entry.device.partition(":")[2]
     _write_figure(Path("/sys/class/bdi") / entry.device / "read_ahead_kb", READ_AHEAD_KIB)
-    _write_figure(connection / "max_background", MAX_BACKGROUND)
-    _write_figure(connection / "congestion_threshold", MAX_BACKGROUND * 3 // 4)
+    if connection.is_dir():
+        _write_figure(connection / "max_background", MAX_BACKGROUND)
+        _write_figure(connection / "congestion_threshold", MAX_BACKGROUND * 3 // 4)
 
 
 _FUSECTL = Path("/sys/fs/fuse/connections")

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ _RECORD_MEMORY = 64 * MIB
 _SWITCH_INTERVAL = 0.0005
 _DESCRIPTORS = 65536
 _SUSPEND_LOOK = 2.0
+#: Seconds that a mount waits for its own depot to start; it does without it then, for the time being.
+_DEPOT_START = 5.0
 
 
 @dataclass
@@ -99,7 +102,9 @@ async def _rooms(
     clean = CleanCache(*_cache_settings(paths, config, db, options))
     spool = Spool(paths.spool, keys, config.uuid)
     depots = DepotSet(db, str(socket_of(paths.depot)))
-    async with depots.watched(), trio.open_nursery() as nursery:
+    async with _embedded(paths, db, depots) as embedded, depots.watched(), trio.open_nursery() as nursery:
+        if embedded is not None and embedded.address:
+            _note_address(depots, embedded.address)
         transfer = Transfer(db, ledger, depots)
         reader = SliceReader(ledger.segment_length, transfer, keys, clean)
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
@@ -114,7 +119,6 @@ async def _rooms(
         warmer = Warmer(db, ledger, depots, transfer)
         for task in (flusher.run, files.run, reader.serve, warmer.run):
             nursery.start_soon(task)
-        nursery.start_soon(_keep_embedded, paths, depots)
         nursery.start_soon(_watch_suspends, depots)
         try:
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer)
@@ -156,16 +160,25 @@ def _limits(paths: VolumePaths, options: MountOptions) -> Limits:
     )
 
 
-async def _keep_embedded(paths: VolumePaths, depots: DepotSet) -> None:
-    depot = next((one for one in depots if one.embedded), None)
-    if depot is None:
+@asynccontextmanager
+async def _embedded(paths: VolumePaths, db: Database, depots: DepotSet) -> AsyncIterator[EmbeddedDepot | None]:
+    """Keep the embedded depot running, where the volume has one; entered when it answers, or is slow to."""
+    if not db.value("SELECT count(*) FROM depots WHERE embedded AND role != 'removed'"):
+        yield None
         return
+    embedded = EmbeddedDepot(paths.depot, paths.log / "depot.log")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(embedded.keep, partial(_note_address, depots))
+        with trio.move_on_after(_DEPOT_START):
+            await embedded.ready.wait()
+        yield embedded
+        nursery.cancel_scope.cancel()
 
-    def told(address: str) -> None:
-        if address != depot.address:
+
+def _note_address(depots: DepotSet, address: str) -> None:
+    for depot in depots:
+        if depot.embedded and depot.address != address:
             depots.moved(depot, address)
-
-    await EmbeddedDepot(paths.depot, paths.log / "depot.log").keep(told)
 
 
 async def _watch_suspends(depots: DepotSet) -> None:

@@ -36,6 +36,8 @@ class EmbeddedDepot:
         self._store = store
         self._log_path = log
         self.process: trio.Process | None = None
+        self.ready = trio.Event()
+        self.address = ""
 
     @property
     def socket(self) -> Path:
@@ -103,7 +105,9 @@ class EmbeddedDepot:
             _log.info("the embedded depot's address cannot be read: %s", error)
             return
         if address:
+            self.address = address
             told(address)
+        self.ready.set()
 
     def _is_running(self) -> bool:
         """Whether a process has the store, ours or not."""
