@@ -32,6 +32,7 @@ PREFERRED_SIZE = 128 * 1024
 BLOCK_SIZE = 4096
 #: Entries taken from the store at a time; a reply holds 20 to 30.
 _DIRECTORY_STEP = 32
+_LATEST_NS = (1 << 63) - 1
 _DAY_NS = 24 * 3600 * 1_000_000_000
 
 INFO_ATTRIBUTE = b"user.ibpfs.info"
@@ -175,10 +176,10 @@ class Operations(pyfuse3.Operations):
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            atime_ns=_storable(attr.st_atime_ns) if fields.update_atime else None,
+            mtime_ns=_new_mtime(attr, fields),
             size=attr.st_size if fields.update_size else None,
-            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            ctime_ns=_storable(attr.st_ctime_ns) if fields.update_ctime else None,
         )
         return _entry(self._files.change(inode, change))
 
@@ -240,7 +241,7 @@ class Operations(pyfuse3.Operations):
 
     def _truncate(self, ino: int, ctx: RequestContext) -> None:
         """Open with O_TRUNC, which leaves the set-id bits to us; for truncate(2) the kernel takes them itself."""
-        mode = self._files.change(ino, AttributeChange(size=0)).mode
+        mode = self._files.change(ino, AttributeChange(size=0, mtime_ns=time.time_ns())).mode
         if ctx.uid != 0 and without_privileges(mode) != mode:
             self._names.drop_privileges(ino)
 
@@ -350,6 +351,17 @@ def _entry(inode: Inode) -> EntryAttributes:
     entry.st_mtime_ns = inode.mtime_ns
     entry.st_ctime_ns = inode.ctime_ns
     return entry
+
+
+def _new_mtime(attr: EntryAttributes, fields: SetattrFields) -> int | None:
+    if fields.update_mtime:
+        return _storable(attr.st_mtime_ns)
+    return time.time_ns() if fields.update_size else None  # which the kernel leaves to us
+
+
+def _storable(time_ns: int) -> int:
+    """The nearest time that 64 bits of nanoseconds hold: 1677 to 2262. Other file systems do the same at their ends."""
+    return max(-_LATEST_NS, min(_LATEST_NS, time_ns))
 
 
 def _nothing() -> EntryAttributes:
