@@ -1,5 +1,11 @@
 # Which system packages are missing, and how they are installed. Sourced by setup and test.
 
+# The system's own python where it is new enough: one below somebody's home is of no use to other users.
+python=/usr/bin/python3
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+new_enough "$python" || python=python3
+new_enough "$python" || { echo "python3, 3.11 or later, is needed" >&2; exit 1; }
+
 # Prints the packages that ibpfs needs and that are not here.
 missing_to_run() {
     command -v fusermount3 >/dev/null 2>&1 || echo fuse3
@@ -7,8 +13,8 @@ missing_to_run() {
     { command -v cc >/dev/null 2>&1 && echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; } || echo libc6-dev
     command -v pkg-config >/dev/null 2>&1 || echo pkg-config
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
-    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
-    python3 -c 'import pathlib, sys, sysconfig
+    "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
+    "$python" -c 'import pathlib, sys, sysconfig
 sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists())' 2>/dev/null || echo python3-dev
 }
 

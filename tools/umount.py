@@ -1,6 +1,7 @@
 """umount.ibpfs: everything to the depots, then away with the mount, then wait for its process to end."""
 
 import errno
+import os
 from pathlib import Path
 
 import click
@@ -32,6 +33,7 @@ def umount(mountpoint: str, quiet: bool) -> None:
     mount = mounts.mount_on(place) or mounts.mount_of(place)
     if mount is None:
         raise IbpfsError(f"{place}: no file system of ibpfs is mounted there")
+    os.chdir("/")  # else this process would be one that uses the mount
     paths = VolumePaths(Path(mount.source))
     if mounts.in_use(paths):
         ask(paths, "flush", Secrets(), title="flushing", quiet=quiet)
