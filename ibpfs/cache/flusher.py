@@ -77,6 +77,7 @@ class Flusher:
         self._failures = 0
         self._slice = MAX_SLICE  # shorter while the depots have little room
         self._urgent: set[int] = set()
+        self._full: set[int] = set()  # files with a full slice, perhaps
         self._wake = trio.Event()
         self._landed = trio.Event()
 
@@ -87,9 +88,9 @@ class Flusher:
         self.dirty_bytes += file.dirty - before
         self.release(freed)
         if file.oldest_at == math.inf:
-            file.oldest_at = trio.current_time()
-            self._wake_workers()
-        elif file.idle >= MAX_SLICE:
+            file.oldest_at = trio.current_time()  # idle workers look every DELAY: no need to wake them
+        elif file.ino not in self._full and file.idle >= MAX_SLICE:
+            self._full.add(file.ino)
             self._wake_workers()
 
     def release(self, records: list[Record]) -> None:
@@ -107,6 +108,7 @@ class Flusher:
         """The file is clean or gone."""
         self.files.pop(ino, None)
         self._urgent.discard(ino)
+        self._full.discard(ino)
 
     # Who waits
 
@@ -176,11 +178,9 @@ class Flusher:
                 pause = min(2 * pause, _BACKOFF[1])
 
     async def _wait_for_work(self) -> None:
-        oldest = min((file.oldest_at for file in self.files.values()), default=math.inf)
-        due = max(0.01, oldest + DELAY - trio.current_time())
         if self._wake.is_set():
             self._wake = trio.Event()
-        with trio.move_on_after(min(due, 3600)):
+        with trio.move_on_after(DELAY / 4):
             await self._wake.wait()
 
     async def _keep(self) -> None:
@@ -226,7 +226,9 @@ class Flusher:
         aged = [(file, True) for file in self.files.values() if file.oldest_at + DELAY <= now]
         if aged:
             return aged
-        return [(file, False) for file in self.files.values() if file.idle >= MAX_SLICE]
+        full = [self.files[ino] for ino in self._full if ino in self.files]
+        self._full = {file.ino for file in full if file.idle >= MAX_SLICE}
+        return [(file, False) for file in full if file.ino in self._full]
 
     def _take_off(self, file: DirtyFile, everything: bool, room: int, most: int) -> list[Flight]:
         flights: list[Flight] = []
