@@ -215,10 +215,11 @@ async def serve(
     `ready` is called when the mount answers. Raises UsageError and VolumeError before that.
     """
     prepare_process()
-    kernel.check_mountpoint(mountpoint, paths.root)
     _check_cache_place(options, mountpoint)
     options = _without_trap(options)
     async with open_volume(paths, secret, options) as volume:
+        _take_dead_mounts_away(paths.root)
+        kernel.check_mountpoint(mountpoint, paths.root)
         services = volume.services
         door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe)
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
@@ -254,6 +255,13 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 def _no_progress(_: int, __: int, ___: str) -> None:
     """Where nobody looks."""
+
+
+def _take_dead_mounts_away(root: Path) -> None:
+    """Called with the lock held: nobody serves this volume, whatever the mount table says."""
+    for entry in kernel.mounts_of(root):
+        _log.info("%s: a dead mount of this volume is taken away", entry.mountpoint)
+        kernel.detach(entry.mountpoint)
 
 
 def _check_cache_place(options: MountOptions, mountpoint: Path) -> None:

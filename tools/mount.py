@@ -1,7 +1,6 @@
 """mount.ibpfs: mount a volume; also what mount(8) calls as /sbin/mount.ibpfs and /sbin/mount.fuse.ibpfs."""
 
 import ctypes
-import errno
 import logging
 import os
 from collections.abc import Callable
@@ -95,28 +94,18 @@ def mount(
 
 
 def _prepare(paths: VolumePaths, place: Path) -> None:
-    """Raise what would make the mount fail, in words; take away a dead mount of this volume."""
+    """Raise what would make the mount fail, in words, before anything is begun."""
     load_config(paths)
     check_access(paths)
-    busy = mounts.in_use(paths)
-    for entry in kernel.mounts_of(paths.root):
-        if busy:
-            raise VolumeBusy(f"{paths.root}: is mounted already, on {entry.mountpoint}")
-        if _is_dead(entry.mountpoint):
-            _say(f"{entry.mountpoint}: a dead mount of this volume is taken away")
-            kernel.detach(entry.mountpoint)
+    ours = kernel.mounts_of(paths.root)
+    if ours and mounts.in_use(paths):
+        raise VolumeBusy(f"{paths.root}: is mounted already, on {ours[-1].mountpoint}")
+    if any(entry.mountpoint == place for entry in ours):
+        return  # a dead mount: whoever gets hold of the volume takes it away
     try:
         kernel.check_mountpoint(place, paths.root)
     except UsageError as error:  # what mount(8) itself calls a failure, not a wrong call
         raise VolumeError(str(error)) from None
-
-
-def _is_dead(mountpoint: Path) -> bool:
-    try:
-        mountpoint.stat()
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
 
 
 def _in_foreground(paths: VolumePaths, place: Path, options: MountOptions, secret: Secret) -> None:
