@@ -94,8 +94,8 @@ def _live(work: Callable[[Report], None], report: Report, codes: ExitCodes, keep
         work(report)
     except BaseException as error:
         line, code = explain(error, codes)
+        report.failed(line, code)  # first: the log's notes to the one who waits would say it twice
         _log.critical("%s", line, exc_info=error if code == codes.internal else None)
-        report.failed(line, code)
     finally:
         with suppress(Exception):
             logging.shutdown()
