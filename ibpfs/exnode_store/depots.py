@@ -63,7 +63,9 @@ class Depot:
         self.trouble = trouble
         if self._down_since is None:
             self._down_since = trio.current_time()
-            _log.warning("depot %s does not answer: %s", self.address, trouble)
+            # The embedded one's keeper starts it again, and warns when it was killed or does not come up.
+            level = logging.INFO if self.embedded else logging.WARNING
+            _log.log(level, "depot %s does not answer: %s", self.address, trouble)
 
     async def call(self, command: Callable[[], Awaitable[T]], limit: float = COMMAND_LIMIT) -> T:
         """Run one command of the client, bounded; what it says of the depot's health is noted.
