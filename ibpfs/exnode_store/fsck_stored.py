@@ -1,0 +1,141 @@
+"""Whether stored bytes are what a slice's row says: digest, header, frames. Pure: knows no depot and no database."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ibpfs.exnode_store.keys import VolumeKeys
+from ibpfs.exnode_store.sealing import (
+    FUNCTIONS,
+    HEADER,
+    PLAIN_XXH3,
+    Buffer,
+    FrameError,
+    SliceForm,
+    digest,
+    parse_header,
+    unseal,
+)
+
+#: How it went with a replica: its bytes came, the depot does not know it, the depot did not answer.
+READ, GONE, SILENT = "read", "gone", "silent"
+#: Stored bytes that are loaded at once, unless a slice is longer.
+_GROUP = 4 * 1024 * 1024
+_FRAMES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A slice and where its row says that it lies in its segment."""
+
+    row: int
+    offset: int
+    digest: bytes
+    form: SliceForm
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> "Stored":
+        """id, segment_offset, digest, then the form's columns."""
+        return cls(row[0], row[1], row[2], SliceForm(*row[3:]))
+
+    @property
+    def stop(self) -> int:
+        return self.offset + self.form.stored_length
+
+
+@dataclass
+class Verdict:
+    """What is wrong in one replica, by slice row: bytes and why; rows whose digest or form is wrong, with the right."""
+
+    state: str = READ
+    trouble: str = ""
+    bad: dict[int, str] = field(default_factory=dict)
+    stale: dict[int, bytes] = field(default_factory=dict)
+    forms: dict[int, SliceForm] = field(default_factory=dict)
+
+
+class Judge:
+    """`keys` None: frames of sealed slices cannot be opened, the digest alone decides."""
+
+    def __init__(self, seed: int, keys: VolumeKeys | None) -> None:
+        self._seed = seed
+        self._keys = keys
+
+    def judge(self, stored: Stored, data: Buffer, verdict: Verdict) -> None:
+        """Note in the verdict what is wrong with `data`, the stored bytes of the slice."""
+        found = digest(self._seed, [data])
+        opens = self._opens(stored.form, data)
+        if found == stored.digest:
+            if opens is False:
+                self._judge_form(stored, data, verdict)
+        elif opens:
+            verdict.stale[stored.row] = found
+        else:
+            verdict.bad[stored.row] = "digest differs"
+
+    def is_sound(self, stored: Stored, data: Buffer) -> bool:
+        return digest(self._seed, [data]) == stored.digest and self._opens(stored.form, data) is not False
+
+    def _judge_form(self, stored: Stored, data: Buffer, verdict: Verdict) -> None:
+        try:
+            form = parse_header(data, stored.form.origin)
+        except FrameError:
+            form = stored.form
+        same = form.slice_id == stored.form.slice_id and form.length == stored.form.length
+        if same and form != stored.form and self._opens(form, data):
+            verdict.forms[stored.row] = form
+        else:
+            verdict.bad[stored.row] = "its frames do not open"
+
+    def _opens(self, form: SliceForm, data: Buffer) -> bool | None:
+        """None when that cannot be tried."""
+        if form.function not in FUNCTIONS:
+            return None
+        key = b""
+        if form.function != PLAIN_XXH3:
+            if self._keys is None:
+                return None
+            if form.epoch not in self._keys.epochs:
+                return False
+            key = self._keys.slice_key(form.epoch, form.slice_id)
+        view = memoryview(data)
+        if len(view) != form.stored_length or bytes(view[: HEADER.size]) != form.header():
+            return False
+        try:
+            for first in range(0, form.frames, _FRAMES_AT_ONCE):
+                _open(form, key, view, first, min(first + _FRAMES_AT_ONCE, form.frames))
+        except FrameError:
+            return False
+        return True
+
+
+def _open(form: SliceForm, key: bytes, stored: memoryview, first: int, behind: int) -> None:
+    start, stop = form.stored_span(first, behind)
+    checksums = memoryview(b"")
+    if form.function == PLAIN_XXH3:
+        at, end = form.checksum_span(first, behind)
+        checksums = stored[at:end]
+    unseal(form, key, first, stored[start:stop], checksums)
+
+
+def groups(slices: Sequence[Stored]) -> Iterator[list[Stored]]:
+    """Neighbours that are loaded together."""
+    group: list[Stored] = []
+    for one in slices:
+        if group and (one.offset != group[-1].stop or one.stop - group[0].offset > _GROUP):
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+def find_stored(stored: Stored, judge: Judge, segment: bytes | bytearray) -> int | None:
+    """Where in the bytes of a segment the slice lies, sound; None when it does not."""
+    header = stored.form.header()
+    at = segment.find(header)
+    while at >= 0:
+        if judge.is_sound(stored, memoryview(segment)[at : at + stored.form.stored_length]):
+            return at
+        at = segment.find(header, at + 1)
+    return None
