@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ibpfs.config import VolumePaths, find_volume
+from ibpfs.config import VolumePaths, check_access, find_volume
 from ibpfs.control import NotInUse, call
 from ibpfs_tools import mounts
 from ibpfs_tools.logs import start_logging
@@ -30,11 +30,12 @@ def ask(
     paths: VolumePaths, command: str, secrets: Secrets, *, title: str = "", quiet: bool = False, **arguments: Any
 ) -> Any:
     """Return what the owner answers, with a progress bar on a terminal; be the owner when there is none."""
-    with _progress(title, quiet) as advance:
+    with progress_bar(title, quiet) as advance:
         try:
             return call(paths, command, on_progress=advance, **arguments)
         except NotInUse:
             pass
+        check_access(paths)
         secret = find_secret(paths, secrets)
         start_logging(paths)
         import trio  # slow to import, and needed here only
@@ -45,7 +46,8 @@ def ask(
 
 
 @contextmanager
-def _progress(title: str, quiet: bool) -> Iterator[Advance]:
+def progress_bar(title: str, quiet: bool) -> Iterator[Advance]:
+    """A bar on a terminal; nothing in a pipe."""
     if quiet or not title or not sys.stderr.isatty():
         yield _no_progress
         return
