@@ -2,42 +2,37 @@
 
 import logging
 import os
-import re
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import trio
 
-from ibpfs import __version__
 from ibpfs.depot.server.depot import DEFAULT_PORT, StoreLocked, run
-from ibpfs.depot.server.settings import DAY, DEFAULT_MAX_LEASE, Settings
-from ibpfs.errors import IbpfsError
+from ibpfs.depot.server.settings import DEFAULT_MAX_LEASE, Settings
+from ibpfs.errors import UsageError
+from ibpfs.quantities import parse_duration, parse_size
+from ibpfs_tools import exits
+from ibpfs_tools.commands import command
 
-EXIT_FAILED = 1
 EXIT_STORE_LOCKED = 3
 SWITCH_INTERVAL = 0.0005  # a sync thread that is done must not wait 5 ms for the interpreter
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SECONDS = {"": 1, "S": 1, "M": 60, "H": 3600, "D": DAY, "W": 7 * DAY, "Y": 365 * DAY}
-
 
 class Quantity(click.ParamType[int]):
-    """A number with a unit."""
+    """A number with a unit, as `parse` reads it."""
 
-    def __init__(self, name: str, units: dict[str, int], tail: str) -> None:
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
         self.name = name
-        self._units = units
-        self._pattern = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,6}})?)\s*([A-Z]?){tail}")
+        self._parse = parse
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = self._pattern.fullmatch(str(value).strip().upper())
-        if found is None or found[2] not in self._units:
-            self.fail(f"{value!r} is not a {self.name}", param, ctx)
-        return int(float(found[1]) * self._units[found[2]])
+        try:
+            return value if isinstance(value, int) else int(self._parse(str(value)))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Place(click.ParamType[tuple[str, int]]):
@@ -54,11 +49,14 @@ class Place(click.ParamType[tuple[str, int]]):
         return host.strip("[]"), int(port)
 
 
-SIZE = Quantity("SIZE", _UNITS, "(?:I?B)?")
-DURATION = Quantity("DURATION", _SECONDS, "")
+SIZE, DURATION = Quantity("SIZE", parse_size), Quantity("DURATION", parse_duration)
+
+EPILOG = """\b
+Exit codes: 0 ended as asked, 1 could not start or went wrong, 2 wrong call, 3 another depot uses the store.
+"""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("ibpfs-depot", epilog=EPILOG)
 @click.option("--listen", type=Place(), multiple=True, metavar="HOST:PORT",
               help=f"Listen here; may be given several times. Port 0: the port of the last start, kept in "
                    f"STORE/address.  [default: 127.0.0.1:{DEFAULT_PORT}, none with --unix]")
@@ -82,8 +80,7 @@ DURATION = Quantity("DURATION", _SECONDS, "")
 @click.option("--exit-when-unused", type=click.FloatRange(min=0), metavar="SECONDS",
               help="End when nobody has been connected for so long.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
-@click.version_option(__version__, prog_name="ibpfs-depot")
-def main(
+def depot(
     listen: tuple[tuple[str, int], ...], unix: Path | None, public: tuple[str, int] | None, store: Path | None,
     capacity: int | None, max_lease: int | None, permanent: bool | None, grace: int,
     max_connections: int, idle_timeout: float, exit_when_unused: float | None, verbose: bool,
@@ -104,17 +101,10 @@ def main(
         max_connections=max_connections, idle_timeout=idle_timeout, exit_when_unused=exit_when_unused,
     )  # fmt: skip
     _prepare_process(verbose)
-    sys.exit(_run(settings))
-
-
-def _run(settings: Settings) -> int:
     try:
         trio.run(run, settings, _announce, restrict_keyboard_interrupt_to_checkpoints=True)
     except StoreLocked as error:
-        return _complain(error, EXIT_STORE_LOCKED)
-    except (IbpfsError, OSError) as error:
-        return _complain(error, EXIT_FAILED)
-    return 0
+        raise exits.ExitWith(str(error), EXIT_STORE_LOCKED) from None
 
 
 def _announce(address: str) -> None:
@@ -122,11 +112,6 @@ def _announce(address: str) -> None:
         print(f"ibpfs-depot: ready {address}", flush=True)
     except BrokenPipeError:  # whoever started us does not listen; the address is in the store, too
         sys.stdout = None
-
-
-def _complain(error: Exception, code: int) -> int:
-    print(f"ibpfs-depot: {error}", file=sys.stderr)
-    return code
 
 
 def _default_store() -> Path:
@@ -144,6 +129,10 @@ def _prepare_process(verbose: bool) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    exits.run(depot, exits.COMMAND)
 
 
 if __name__ == "__main__":

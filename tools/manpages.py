@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ibpfs_tools.depot import main as depot
+from ibpfs_tools.depot import depot
 from ibpfs_tools.fsck import fsck
 from ibpfs_tools.ibpfs import ibpfs
 from ibpfs_tools.mkfs import mkfs
