@@ -46,7 +46,8 @@ def run(command: click.Command, codes: ExitCodes, arguments: Sequence[str] | Non
     name = command.name or "ibpfs"
     try:
         result = command.main(arguments, prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # ibpfs-depot gives it up when nobody listens
+            sys.stdout.flush()
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
     except BrokenPipeError:  # the reader of our output went away: no error of ours
