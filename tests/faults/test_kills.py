@@ -1,0 +1,128 @@
+"""kill -9 of the mount, and of the depot, under load: what was promised is there, and nothing is sealed twice.
+
+IBPFS_KILLS sets the number of kills (20), IBPFS_SEED the seed (fresh, printed).
+"""
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.running import kill_and_wait, until
+from tests.mounted.volumes import Session, Volume
+
+from .promises import Promises, Sealed
+
+pytestmark = pytest.mark.faults
+
+KILLS = int(os.environ.get("IBPFS_KILLS", "20"))
+SEED = int(os.environ.get("IBPFS_SEED", str(random.SystemRandom().randrange(1 << 32))))
+
+
+@pytest.fixture
+def promises(session: Session, source_tree: Path) -> Iterator[Promises]:
+    with session.scratch() as path:
+        yield Promises(path / "journal", source_tree.parent / "tree")
+
+
+def one_kill(volume: Volume, promises: Promises, sealed: Sealed, dice: random.Random, number: int) -> None:
+    load = promises.start(volume.mountpoint, dice.randrange(1 << 30))
+    try:
+        time.sleep(dice.uniform(0.2, 2.0))
+        volume.kill()
+    finally:
+        ended(load)
+    sealed.look(volume)
+    if number % 3 == 0:  # and once more in the middle of the replay
+        volume.mount()
+        time.sleep(dice.uniform(0.0, 0.3))
+        volume.kill()
+        sealed.look(volume)
+    volume.mount()
+
+
+def ended(load: subprocess.Popen[bytes]) -> None:
+    """Wait for a load whose mount is gone."""
+    try:
+        load.wait(30)
+    finally:
+        if load.poll() is None:
+            load.kill()
+            load.wait()
+
+
+def test_kills_of_the_mount_lose_nothing_that_was_promised(volume: Volume, promises: Promises) -> None:
+    print(f"seed {SEED}, {KILLS} kills: IBPFS_SEED={SEED} IBPFS_KILLS={KILLS}")
+    volume.expect("torn and dropped|does not answer|allocation .* append refused|wait in the spool")
+    dice, sealed = random.Random(SEED), Sealed()
+    held = 0
+    for number in range(KILLS):
+        one_kill(volume, promises, sealed, dice, number)
+        held = promises.check(volume.mountpoint)
+        if number % 5 == 4 or number == KILLS - 1:
+            volume.umount()
+            assert "clean" in volume.fsck("--data", "-n").stdout
+            volume.mount()
+            promises.check(volume.mountpoint)
+    print(f"{held} files held to their promise; {sealed.slices} slices and {sealed.records} records sealed once each")
+    assert held
+    assert sealed.slices
+    assert sealed.records
+
+
+def test_kills_of_the_embedded_depot_are_not_noticed(volume: Volume, promises: Promises) -> None:
+    volume.expect("does not answer|append refused|wait in the spool|depot")
+    load = promises.start(volume.mountpoint, SEED, steps=400)
+    try:
+        kills = 0
+        while load.poll() is None and kills < 6:
+            time.sleep(0.5)
+            depot = volume.embedded_depot()
+            kill_and_wait(depot)
+            kills += 1
+            until(volume.embedded_depot, 30, "a new depot")
+        assert load.wait(120) == 0, "the load saw an error"
+    finally:
+        if load.poll() is None:
+            load.kill()
+            load.wait()
+    volume.drop_cache()
+    assert promises.check(volume.mountpoint)
+    volume.umount()
+    assert "clean" in volume.fsck("--data", "-n").stdout
+
+
+def test_a_foreign_depot_that_dies_is_waited_for(
+    volumes: Callable[..., Volume], promises: Promises
+) -> None:
+    volume = volumes(depots=1)
+    volume.expect("does not answer|append refused|wait in the spool")
+    (depot,) = volume.depots
+    load = promises.start(volume.mountpoint, SEED, steps=300)
+    try:
+        for _ in range(2):
+            time.sleep(1.0)
+            depot.kill()
+            time.sleep(2.0)
+            depot.start()
+        assert load.wait(120) == 0, "the load saw an error"
+    finally:
+        if load.poll() is None:
+            load.kill()
+            load.wait()
+    volume.drop_cache()
+    assert promises.check(volume.mountpoint)
+
+
+def test_two_copies_outlive_one_depot(volumes: Callable[..., Volume], promises: Promises) -> None:
+    volume = volumes(depots=2)
+    volume.expect("does not answer|append refused|wait in the spool")
+    load = promises.start(volume.mountpoint, SEED, steps=150)
+    assert load.wait(120) == 0
+    volume.drop_cache()
+    volume.depots[0].kill()
+    assert promises.check(volume.mountpoint)
