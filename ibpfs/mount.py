@@ -210,7 +210,7 @@ async def run_command(
 async def serve(
     paths: VolumePaths, mountpoint: Path, options: MountOptions, secret: Secret, ready: Callable[[], None]
 ) -> None:
-    """Mount a volume and serve it until it is unmounted or SIGTERM or SIGINT come; then drain it.
+    """Mount a volume and serve it until it is unmounted or SIGTERM, SIGINT or SIGHUP come; then drain it.
 
     `ready` is called when the mount answers. Raises UsageError and VolumeError before that.
     """
@@ -223,7 +223,7 @@ async def serve(
         services = volume.services
         door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe)
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             volume.ownership.tell(MOUNTED, mountpoint)
             services.mountpoint = mountpoint
             try:

@@ -1,8 +1,6 @@
 """mount.ibpfs: mount a volume; also what mount(8) calls as /sbin/mount.ibpfs and /sbin/mount.fuse.ibpfs."""
 
-import ctypes
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +8,15 @@ import click
 
 from ibpfs import kernel
 from ibpfs.config import Secret, VolumePaths, check_access, find_volume, load_config
-from ibpfs.errors import IbpfsError, UsageError, VolumeBusy, VolumeError
+from ibpfs.errors import UsageError, VolumeBusy, VolumeError
 from ibpfs.mount_options import MountOptions, parse_mount_options
 from ibpfs_tools import exits, mounts
 from ibpfs_tools.commands import command
 from ibpfs_tools.daemon import Report, run_in_background
 from ibpfs_tools.logs import NoteHandler, log_to_terminal, start_logging
+from ibpfs_tools.namespaces import enter_namespace
 from ibpfs_tools.remount import remount
 from ibpfs_tools.unlocking import Secrets, find_secret, secret_options
-
-_CLONE_NEWNS = 0x00020000
 
 OPTIONS_HELP = """\b
 Options of our own behind -o (docs/operating.md has more on each):
@@ -72,7 +69,7 @@ def mount(
     """
     del no_mtab, types
     if namespace:
-        _enter_namespace(namespace)
+        enter_namespace(namespace)
     options = parse_mount_options(words, sloppy=sloppy)
     place = mounts.absolute(mountpoint)
     say = _say if verbose else _nothing
@@ -131,19 +128,6 @@ def _run(paths: VolumePaths, place: Path, options: MountOptions, secret: Secret,
     from ibpfs.mount import serve
 
     trio.run(serve, paths, place, options, secret, ready)
-
-
-def _enter_namespace(word: str) -> None:
-    path = Path(f"/proc/{word}/ns/mnt") if word.isdigit() else Path(word)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise IbpfsError(f"{path}: no such mount namespace ({error.strerror})") from None
-    libc = ctypes.CDLL(None, use_errno=True)
-    failed = libc.setns(descriptor, _CLONE_NEWNS)
-    os.close(descriptor)
-    if failed:
-        raise IbpfsError(f"{path}: cannot enter this mount namespace ({os.strerror(ctypes.get_errno())})")
 
 
 def _say(text: str) -> None:

@@ -5,13 +5,17 @@ import errno
 import fcntl
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from ibpfs.config import VolumePaths
 from ibpfs.errors import IbpfsError
 from ibpfs.kernel import FILE_SYSTEM_TYPE, MountEntry, mount_entries
+from ibpfs.ownership import MOUNTED, owner_of
 
-_UMOUNT_NOFOLLOW = 8
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+#: Seconds in which an owner notices that its mount is gone.
+_NOTICE = 5.0
 
 
 def ibpfs_mounts() -> list[MountEntry]:
@@ -55,27 +59,30 @@ def in_use(paths: VolumePaths) -> bool:
     return False
 
 
-def wait_until_free(paths: VolumePaths) -> None:
-    """Return when no process owns the volume any more."""
-    try:
-        descriptor = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
+def wait_until_free(paths: VolumePaths) -> bool:
+    """Return True when no process owns the volume any more, False when its owner has it mounted somewhere else.
+
+    That is another mount namespace, to which this mount was copied.
+    """
+    seen_mounted = time.monotonic()
+    while in_use(paths):
+        if owner_of(paths).get("state") != MOUNTED:
+            seen_mounted = time.monotonic()
+        elif time.monotonic() > seen_mounted + _NOTICE:
+            return False
+        time.sleep(0.02)
+    return True
 
 
-def take_away(mountpoint: Path) -> None:
-    """Unmount what nobody uses; OSError EBUSY when somebody does."""
+def take_away(mountpoint: Path, *, lazily: bool = False) -> None:
+    """Unmount what nobody uses; OSError EBUSY when somebody does, unless `lazily`: then when nobody does any more."""
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(mountpoint), _UMOUNT_NOFOLLOW):
+        if libc.umount2(os.fsencode(mountpoint), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazily else 0)):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(mountpoint))
         return
-    words = ["fusermount3", "-u", "--", str(mountpoint)]
+    words = ["fusermount3", "-u", *(["-z"] if lazily else []), "--", str(mountpoint)]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False)
     if done.returncode and "busy" in done.stderr.lower():
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(mountpoint))

@@ -12,6 +12,7 @@ from ibpfs.kernel import MountEntry
 from ibpfs_tools import exits, mounts
 from ibpfs_tools.asking import ask
 from ibpfs_tools.commands import command
+from ibpfs_tools.namespaces import enter_namespace
 from ibpfs_tools.occupants import describe
 from ibpfs_tools.unlocking import Secrets
 
@@ -27,32 +28,67 @@ volume's spool and is uploaded in the background, or by the next mount.
 @command("umount.ibpfs", epilog=EPILOG)
 @click.argument("mountpoint")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def umount(mountpoint: str, quiet: bool) -> None:
+@click.option("-f", "--force", is_flag=True, help="Do not wait for depots: what they lack waits in the spool.")
+@click.option("-l", "--lazy", is_flag=True, help="As -f, and also while the mount is in use.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
+@click.option("-n", "no_mtab", is_flag=True, help="Accepted.")
+@click.option("-r", "read_only", is_flag=True, help="Accepted.")
+@click.option("-t", "types", metavar="TYPE", help="Accepted.")
+@click.option("-N", "--namespace", metavar="NS", help="Unmount in this mount namespace: a process id or a path.")
+def umount(
+    mountpoint: str,
+    quiet: bool,
+    force: bool,
+    lazy: bool,
+    verbose: bool,
+    no_mtab: bool,
+    read_only: bool,
+    types: str | None,
+    namespace: str | None,
+) -> None:
     """Unmount MOUNTPOINT (or the volume of that path); return when everything is on the depots."""
+    del no_mtab, read_only, types
+    if namespace:
+        enter_namespace(namespace)
     place = mounts.absolute(mountpoint)
     mount = mounts.mount_on(place) or mounts.mount_of(place)
     if mount is None:
         raise IbpfsError(f"{place}: no file system of ibpfs is mounted there")
     os.chdir("/")  # else this process would be one that uses the mount
     paths = VolumePaths(Path(mount.source))
+    waiting = not (force or lazy)
+    if waiting:
+        _flush(paths, quiet)
+    _take_away(mount, lazy)
+    if waiting:
+        _wait(paths)
+    if verbose:
+        click.echo(f"umount.ibpfs: {mount.mountpoint}: unmounted", err=True)
+
+
+def _flush(paths: VolumePaths, quiet: bool) -> None:
     if mounts.in_use(paths):
         ask(paths, "flush", Secrets(), title="flushing", quiet=quiet)
     else:
         click.echo("umount.ibpfs: the mount's process is gone; what it left is uploaded by the next mount", err=True)
-    _take_away(mount)
-    mounts.wait_until_free(paths)
-    _check_spool(paths)
 
 
-def _take_away(mount: MountEntry) -> None:
+def _take_away(mount: MountEntry, lazily: bool) -> None:
     try:
-        mounts.take_away(mount.mountpoint)
+        mounts.take_away(mount.mountpoint, lazily=lazily)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         raise IbpfsError(
             f"{mount.mountpoint}: in use {describe(mount)}; everything written so far is on the depots"
         ) from None
+
+
+def _wait(paths: VolumePaths) -> None:
+    if mounts.wait_until_free(paths):
+        _check_spool(paths)
+    else:
+        click.echo(f"umount.ibpfs: {paths.root}: on the depots, and still mounted in another mount namespace", err=True)
 
 
 def _check_spool(paths: VolumePaths) -> None:

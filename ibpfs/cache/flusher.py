@@ -253,7 +253,9 @@ class Flusher:
             await self._store(batch)
         except (DepotError, DepotUnreachable, NoSpace) as error:
             if self.trouble is None:
-                _log.warning("%d bytes wait in the spool: %s", self.dirty_bytes, error)
+                # That a depot is silent has been said of the depot; that one refuses is said here.
+                level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
+                _log.log(level, "%d bytes wait in the spool: %s", self.dirty_bytes, error)
             self.trouble = error
             self._failures += 1
             if isinstance(error, (NoSpace, NoRoom)):

@@ -192,7 +192,7 @@ class Volume:
     def secrets(self) -> list[bytes]:
         """Key material as it could be written down by mistake."""
         with suppress(FileNotFoundError):
-            return [word for word in re.findall(rb"[A-Za-z0-9+/=_-]{32,}", (self.root / "volume.key").read_bytes())]
+            return list(re.findall(rb"[A-Za-z0-9+/=_-]{32,}", (self.root / "volume.key").read_bytes()))
         return []
 
 
