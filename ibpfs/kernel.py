@@ -233,6 +233,9 @@ def _write_figure(path: Path, figure: int) -> None:
 
 def check_mountpoint(mountpoint: Path, volume: Path) -> None:
     """Raise UsageError when the volume cannot be mounted there."""
+    entry = mount_at(mountpoint)
+    if entry is not None and entry.kind == FILE_SYSTEM_TYPE:
+        raise UsageError(f"{mountpoint}: {entry.source} is mounted there already")
     try:
         is_directory = stat.S_ISDIR(mountpoint.stat().st_mode)
     except FileNotFoundError:
@@ -244,8 +247,5 @@ def check_mountpoint(mountpoint: Path, volume: Path) -> None:
         raise UsageError(f"{mountpoint}: not a directory")
     if volume == mountpoint or mountpoint in volume.parents:
         raise UsageError(f"{volume}: lies inside the mount point {mountpoint} and would be hidden by it")
-    entry = mount_at(mountpoint)
-    if entry is not None and entry.kind == FILE_SYSTEM_TYPE:
-        raise UsageError(f"{mountpoint}: {entry.source} is mounted there already")
 
 
