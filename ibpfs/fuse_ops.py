@@ -106,7 +106,7 @@ class Operations(pyfuse3.Operations):
 
     @answered()
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._handed_out(self._create(parent_inode, name, mode, ctx))
+        return self._handed_out(self._create(parent_inode, name, stat.S_IFDIR | stat.S_IMODE(mode), ctx))
 
     @answered()
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
