@@ -31,8 +31,8 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ("allocations", (fsck_segments.keys, fsck_segments.doubles, fsck_segments.stray_replicas)),
     # From here on things are released: all counts that say what lives are right by now.
     ("leftovers", (
-        fsck_ledger.voids, fsck_ledger.unlinked, fsck_ledger.sizes, fsck_segments.finished_segments,
-        fsck_segments.pending, fsck_database.files,
+        fsck_ledger.voids, fsck_ledger.unlinked, fsck_ledger.sizes, fsck_segments.open_segments,
+        fsck_segments.dead_segments, fsck_segments.pending, fsck_database.files,
     )),
 )  # fmt: skip
 

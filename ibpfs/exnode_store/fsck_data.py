@@ -135,9 +135,10 @@ class DataCheck:
         if start < 0:
             raise NoRoom(ErrorCode.WOULD_EXCEED_LIMIT)
         while True:
-            while depot.state == STUTTERING:  # noqa: ASYNC110 (its watcher finds out whether it comes back)
+            # Its watcher finds out whether it comes back; one that never answered has had its time.
+            while depot.state == STUTTERING and depot.status is not None:  # noqa: ASYNC110
                 await trio.sleep(0.1)
-            if depot.state != OK:
+            if depot.state != OK or depot.status is None:
                 raise DepotUnreachable(depot.trouble)
             try:
                 return await depot.call(lambda: depot.client.load(replica.read, start, stop - start))
@@ -151,7 +152,7 @@ class DataCheck:
     ) -> None:
         read = [one for one in replicas if verdicts[one.id].state == READ]
         silent = any(verdicts[one.id].state == SILENT for one in replicas)
-        self._correct_rows(segment, slices, [verdicts[one.id] for one in read])
+        self._correct_digests(segment, slices, [verdicts[one.id] for one in read])
         lost: set[int] = set()
         for stored in slices if read else []:
             if all(stored.row in verdicts[one.id].bad for one in read):
@@ -159,7 +160,10 @@ class DataCheck:
                 await self._lost_slice(segment, stored, read, verdicts, silent=silent)
         harm = {one.id: set(verdicts[one.id].bad) - lost for one in read}
         sound = [one for one in read if not harm[one.id]]
-        self._settle_gone(segment, [one for one in replicas if verdicts[one.id].state == GONE], sound, silent=silent)
+        self._settle_gone([one for one in replicas if verdicts[one.id].state == GONE], bool(sound))
+        if replicas and not read and not silent:
+            for file in self._checkup.files_of("s.segment = ?", (segment,)):
+                self._checkup.handle(Fault(f"{file}: lost, segment {segment} has no replica left"))
         damaged = [one for one in read if harm[one.id]]
         if sound:
             for one in damaged:
@@ -169,7 +173,7 @@ class DataCheck:
         if not self._checkup.read_only:
             self._verified([one for one in sound if not lost])
 
-    def _correct_rows(self, segment: int, slices: Sequence[Stored], verdicts: Sequence[Verdict]) -> None:
+    def _correct_digests(self, segment: int, slices: Sequence[Stored], verdicts: Sequence[Verdict]) -> None:
         for stored in slices:
             digest = next((one.stale[stored.row] for one in verdicts if stored.row in one.stale), None)
             if digest is not None:
@@ -178,12 +182,6 @@ class DataCheck:
                 self._checkup.handle(
                     Fault(what, "digest corrected", self._checkup.statement(sql, digest, SEQ, stored.row))
                 )
-            form = next((one.forms[stored.row] for one in verdicts if stored.row in one.forms), None)
-            if form is not None:
-                sql = "UPDATE slices SET epoch = ?, function = ?, frame_size = ?, seq = ? WHERE id = ?"
-                what = f"slice {stored.row} of segment {segment}: its row differs from the header of its bytes"
-                repair = self._checkup.statement(sql, form.epoch, form.function, form.frame_size, SEQ, stored.row)
-                self._checkup.handle(Fault(what, "row corrected", repair))
 
     async def _lost_slice(
         self, segment: int, stored: Stored, read: Sequence[Replica], verdicts: dict[int, Verdict], *, silent: bool
@@ -192,8 +190,8 @@ class DataCheck:
         for replica in read:
             found = await self._find(replica, stored)
             if found is not None:
-                what = f"slice {stored.row} of segment {segment}: lies at offset {found[0]}, not at {stored.offset}"
-                self._checkup.handle(Fault(what, "offset corrected", partial(self._move_row, stored, segment, *found)))
+                what = f"slice {stored.row} of segment {segment}: its row differs from its bytes at {found[0].offset}"
+                self._checkup.handle(Fault(what, "row corrected", partial(self._correct_row, segment, *found)))
                 return
         reason = verdicts[read[0].id].bad[stored.row]
         where = "every replica that could be read" if silent else "every replica"
@@ -201,38 +199,35 @@ class DataCheck:
             what = f"{file}: {'not readable now' if silent else 'lost'}, slice {stored.row} of segment {segment}"
             self._checkup.handle(Fault(f"{what} is damaged in {where} ({reason})"))
 
-    async def _find(self, replica: Replica, stored: Stored) -> tuple[int, int] | None:
-        """Where else in a replica the slice lies, and how long the replica is."""
+    async def _find(self, replica: Replica, stored: Stored) -> tuple[Stored, int] | None:
+        """The slice as it lies elsewhere in a replica, or under another form; and how long the replica is."""
         depot = self._depots.get(replica.depot)
         try:
             length = (await depot.call(lambda: depot.client.probe(replica.manage))).size
-            offset = find_stored(stored, self._judge, await self._load(replica, 0, length))
+            found = find_stored(stored, self._judge, await self._load(replica, 0, length))
         except (DepotError, DepotUnreachable):
             return None
-        return None if offset is None else (offset, length)
+        return None if found is None else (found, length)
 
-    def _move_row(self, stored: Stored, segment: int, offset: int, length: int) -> None:
-        db = self._db
+    def _correct_row(self, segment: int, found: Stored, length: int) -> None:
+        db, form = self._db, found.form
         db.execute(
-            "UPDATE slices SET segment_offset = ?, seq = ? WHERE id = ?", (offset, db.seq, stored.row)
-        )
-        # A wrong offset may have made the segment look longer than it is.
+            "UPDATE slices SET segment_offset = ?, epoch = ?, function = ?, frame_size = ?, length = ?,"
+            " stored_length = ?, seq = ? WHERE id = ?",
+            (found.offset, form.epoch, form.function, form.frame_size, form.length, form.stored_length, db.seq,
+             found.row),
+        )  # fmt: skip
+        # The wrong row may have made the segment look longer than it is.
         db.execute(
-            "UPDATE segments SET length = min(length, ?), seq = ? WHERE id = ?", (length, db.seq, segment)
-        )
+            "UPDATE segments SET length = min(length, ?), live = (SELECT sum(stored_length) FROM slices"
+            " WHERE segment = segments.id), seq = ? WHERE id = ?", (length, db.seq, segment)
+        )  # fmt: skip
 
-    def _settle_gone(
-        self, segment: int, gone: Sequence[Replica], sound: Sequence[Replica], *, silent: bool
-    ) -> None:
+    def _settle_gone(self, gone: Sequence[Replica], dispensable: bool) -> None:
         for one in gone:
-            what = f"{self._name(one)}: the depot does not have it any more"
-            if sound:
-                self._checkup.handle(Fault(what, "dropped", partial(self._drop, one)))
-            else:
-                self._checkup.handle(Fault(what))
-        if gone and len(gone) == len(self._ledger.replicas(segment)) and not silent:
-            for file in self._checkup.files_of("s.segment = ?", (segment,)):
-                self._checkup.handle(Fault(f"{file}: lost, segment {segment} has no replica left"))
+            repair = partial(self._drop, one) if dispensable else None
+            cure = "dropped" if dispensable else ""
+            self._checkup.handle(Fault(f"{self._name(one)}: the depot does not have it any more", cure, repair))
 
     def _damaged(self, replica: Replica, slices: Sequence[Stored], verdict: Verdict, harm: set[int]) -> None:
         first = min(harm)

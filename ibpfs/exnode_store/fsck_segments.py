@@ -5,7 +5,7 @@ What is looked at last releases; by then no living allocation is on a list it sh
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from ibpfs.depot.capability import BadCapability
@@ -133,14 +133,19 @@ def lost_segments(checkup: Checkup) -> Iterator[Fault]:
             yield Fault(f"{file}: lost, segment {segment} has no replica")
 
 
-def finished_segments(checkup: Checkup) -> Iterator[Fault]:
-    """Segments that nobody writes any more are closed; dead ones are released."""
-    db = checkup.db
-    for segment, live in db.rows("SELECT id, live FROM segments WHERE state = ?", (OPEN,)):
-        fate = "closed" if live else "released"
-        what = f"segment {segment}: open, though nobody writes it"
-        yield Fault(what, fate, partial(_close, checkup, segment))
-    for (segment,) in db.rows("SELECT id FROM segments WHERE state = ? AND live = 0", (CLOSED,)):
+def open_segments(checkup: Checkup) -> Iterable[Fault]:
+    """An owner that was killed leaves its segments open; that is no fault. Any next owner closes them first."""
+    for (segment,) in checkup.db.rows("SELECT id FROM segments WHERE state = ?", (OPEN,)):
+        if checkup.read_only:
+            checkup.note(f"segment {segment}: its owner left it open")
+        else:
+            _close(checkup, segment)
+            checkup.note(f"segment {segment}: its owner left it open, closed")
+    return ()
+
+
+def dead_segments(checkup: Checkup) -> Iterator[Fault]:
+    for (segment,) in checkup.db.rows("SELECT id FROM segments WHERE state = ? AND live = 0", (CLOSED,)):
         what = f"segment {segment}: nothing lives in it, and it was not released"
         yield Fault(what, "released", partial(_close, checkup, segment))
 

@@ -1,7 +1,7 @@
 """Whether stored bytes are what a slice's row says: digest, header, frames. Pure: knows no depot and no database."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ibpfs.exnode_store.keys import VolumeKeys
@@ -45,13 +45,12 @@ class Stored:
 
 @dataclass
 class Verdict:
-    """What is wrong in one replica, by slice row: bytes and why; rows whose digest or form is wrong, with the right."""
+    """What is wrong in one replica, by slice row: bytes and why; rows whose digest is wrong, with the right one."""
 
     state: str = READ
     trouble: str = ""
     bad: dict[int, str] = field(default_factory=dict)
     stale: dict[int, bytes] = field(default_factory=dict)
-    forms: dict[int, SliceForm] = field(default_factory=dict)
 
 
 class Judge:
@@ -67,7 +66,7 @@ class Judge:
         opens = self._opens(stored.form, data)
         if found == stored.digest:
             if opens is False:
-                self._judge_form(stored, data, verdict)
+                verdict.bad[stored.row] = "its frames do not open"
         elif opens:
             verdict.stale[stored.row] = found
         else:
@@ -75,17 +74,6 @@ class Judge:
 
     def is_sound(self, stored: Stored, data: Buffer) -> bool:
         return digest(self._seed, [data]) == stored.digest and self._opens(stored.form, data) is not False
-
-    def _judge_form(self, stored: Stored, data: Buffer, verdict: Verdict) -> None:
-        try:
-            form = parse_header(data, stored.form.origin)
-        except FrameError:
-            form = stored.form
-        same = form.slice_id == stored.form.slice_id and form.length == stored.form.length
-        if same and form != stored.form and self._opens(form, data):
-            verdict.forms[stored.row] = form
-        else:
-            verdict.bad[stored.row] = "its frames do not open"
 
     def _opens(self, form: SliceForm, data: Buffer) -> bool | None:
         """None when that cannot be tried."""
@@ -130,12 +118,22 @@ def groups(slices: Sequence[Stored]) -> Iterator[list[Stored]]:
         yield group
 
 
-def find_stored(stored: Stored, judge: Judge, segment: bytes | bytearray) -> int | None:
-    """Where in the bytes of a segment the slice lies, sound; None when it does not."""
-    header = stored.form.header()
-    at = segment.find(header)
+def find_stored(stored: Stored, judge: Judge, segment: bytes | bytearray) -> Stored | None:
+    """The slice as the bytes of a segment have it: where it lies, and its form by its header. None: not sound there."""
+    behind = HEADER.size - len(stored.form.slice_id)  # the id ends a header
+    at = segment.find(stored.form.slice_id)
     while at >= 0:
-        if judge.is_sound(stored, memoryview(segment)[at : at + stored.form.stored_length]):
-            return at
-        at = segment.find(header, at + 1)
+        begin = at - behind
+        found = _read(stored, memoryview(segment)[begin:], begin) if begin >= 0 else None
+        if found is not None and judge.is_sound(found, memoryview(segment)[begin : found.stop]):
+            return found
+        at = segment.find(stored.form.slice_id, at + 1)
     return None
+
+
+def _read(stored: Stored, data: memoryview, offset: int) -> Stored | None:
+    try:
+        form = parse_header(data, stored.form.origin)
+    except FrameError:
+        return None
+    return replace(stored, offset=offset, form=form)

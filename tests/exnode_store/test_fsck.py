@@ -136,7 +136,6 @@ FAULTS = [
     Seeded("length of a segment", "UPDATE segments SET length = 12 WHERE id = 2", ("segment 2: counts 12 bytes, its",)),
     Seeded("segment missing", "DELETE FROM segments WHERE id = 2",
            ("segment 2: its row is missing: made anew from its slices and replicas",)),
-    Seeded("open segment", "UPDATE segments SET state = 0 WHERE id = 2", ("segment 2: open, though nobody writes",)),
     Seeded("dead segment", "INSERT INTO segments VALUES (9, 1, 1, 50, 0, 1.0, 1, NULL, 1); INSERT INTO replicas VALUES"
            " (9, 9, 1, 'r9/0', 'w9/0', 'm9/0', NULL, NULL, 1.0, NULL, 0, 1)",
            ("segment 9: nothing lives in it, and it was not released: released",)),
@@ -311,6 +310,13 @@ def test_a_newer_format_is_not_touched(paths: VolumePaths) -> None:
     seed(paths, "UPDATE volume SET value = '2' WHERE key = 'format'; DELETE FROM policies")
     with pytest.raises(VolumeError, match="format 2 is not known"):
         check(paths)
+
+
+def test_an_open_segment_is_no_fault(paths: VolumePaths) -> None:
+    seed(paths, "UPDATE segments SET state = 0 WHERE id = 2")
+    assert check(paths, read_only=True) == (["segment 2: its owner left it open"], Outcome())
+    assert check(paths) == (["segment 2: its owner left it open, closed"], Outcome())
+    assert check(paths) == ([], Outcome())
 
 
 # volume.toml
