@@ -277,6 +277,7 @@ def _without_trap(options: MountOptions) -> MountOptions:
     return options
 
 
+_ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 _PR_SET_NAME = 15
 
 
