@@ -20,9 +20,11 @@ _STORED_LENGTH = (
 )
 _MAPPED = "(SELECT coalesce(sum(m.stop - m.start), 0) FROM mappings m WHERE m.slice = s.id)"
 
+#: Replicas that share an allocation with an older one: the older one's id, the younger's, the older one's segment.
 _SHARED = (
-    "SELECT a.id, b.id, a.segment FROM replicas a JOIN replicas b ON b.depot = a.depot AND b.read_key = a.read_key"
-    " AND b.id > a.id AND b.segment {} a.segment"
+    "SELECT first, id, first_segment FROM (SELECT id, segment, first_value(id) OVER same AS first,"
+    " first_value(segment) OVER same AS first_segment FROM replicas"
+    " WINDOW same AS (PARTITION BY depot, read_key ORDER BY id)) WHERE id != first AND segment {} first_segment"
 )
 
 
@@ -176,9 +178,10 @@ def doubles(checkup: Checkup) -> Iterator[Fault]:
     for row, other, segment in db.rows(_SHARED.format("=")):
         what = f"{_place(checkup, 'replicas', other)}: is also replica {row} of the same segment {segment}"
         yield Fault(what, "second row removed", checkup.statement("DELETE FROM replicas WHERE id = ?", other))
+    # `+` keeps the index of depots out of it: few depots hold all rows, SQLite makes an index of its own for the keys.
     for table in ("orphans", "pending"):
         for row, segment in db.rows(
-            f"SELECT t.id, r.segment FROM {table} t JOIN replicas r ON r.depot = t.depot AND r.read_key = t.read_key"
+            f"SELECT t.id, r.segment FROM {table} t JOIN replicas r ON +r.depot = t.depot AND r.read_key = t.read_key"
             " GROUP BY t.id"
         ):
             trouble = "is to be released" if table == "orphans" else "is noted as pending"
@@ -188,7 +191,7 @@ def doubles(checkup: Checkup) -> Iterator[Fault]:
     for table, against in (("orphans", "orphans"), ("pending", "orphans"), ("pending", "pending")):
         younger = " AND o.id < t.id" if table == against else ""
         for (row,) in db.rows(
-            f"SELECT DISTINCT t.id FROM {table} t JOIN {against} o ON o.depot = t.depot AND o.read_key = t.read_key"
+            f"SELECT DISTINCT t.id FROM {table} t JOIN {against} o ON +o.depot = t.depot AND o.read_key = t.read_key"
             + younger
         ):
             repair = checkup.statement(f"DELETE FROM {table} WHERE id = ?", row)
