@@ -50,8 +50,9 @@ async def run_depot(directory: Path, capacity: int | None = None, max_lease: int
     """A real depot on DIRECTORY/depot.sock."""
     directory.mkdir(exist_ok=True)
     settings = Settings(
-        store=directory, unix=directory / "depot.sock", capacity=capacity, permanent=True, max_lease=max_lease
-    )
+        store=directory, unix=directory / "depot.sock", capacity=capacity, permanent=max_lease is None,
+        max_lease=max_lease,
+    )  # fmt: skip
     with open_depot(settings, trio.current_time) as depot:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(depot.serve)
