@@ -184,8 +184,9 @@ class TestLeases:
     def test_leases_shortened_for_ever_take_no_memory(self, steered: Steered) -> None:
         keys = steered.allocate(duration=50)
         for _ in range(3000):
-            steered.store.update(steered.find(keys), Unsynced(), lease_end=steered.now + 60)
-            steered.store.update(steered.find(keys), unsynced := Unsynced(), lease_end=steered.now + 50)
+            unsynced = Unsynced()
+            steered.store.update(steered.find(keys), unsynced, lease_end=steered.now + 60)
+            steered.store.update(steered.find(keys), unsynced, lease_end=steered.now + 50)
             unsynced.close()
         assert len(steered.store.table._by_end) < 1100
 
