@@ -1,0 +1,123 @@
+"""What an owner does for those who ask, on an open volume over a real depot in the same process."""
+
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from ibpfs.config import VolumePaths, read_key_file
+from ibpfs.errors import DeadlineExceeded, IbpfsError, NotFound, UsageError
+from ibpfs.exnode_store.attributes import NewInode
+from ibpfs.exnode_store.creation import create_volume
+from ibpfs.mount import OpenVolume, open_volume
+
+from .cache.stack import run_depot
+
+STATUS_KEYS = {
+    "volume", "mountpoint", "pid", "pids", "dirty_bytes", "spool_bytes", "files", "used_bytes",
+    "under_replicated_bytes", "earliest_lease_end", "depots", "version", "installed_version",
+}  # fmt: skip
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path) -> AsyncIterator[OpenVolume]:
+    """A volume on its embedded depot, which runs in this process: the keeper finds it running."""
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths)
+    (paths.depot / "address").write_text("ibp://127.0.0.1:7\n")
+    lock = os.open(paths.depot / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    async with run_depot(paths.depot), open_volume(paths, read_key_file(paths.key)) as volume:
+        assert await volume.parts.depots.wait_for_any(10)
+        yield volume
+    os.close(lock)
+
+
+async def ask(volume: OpenVolume, command: str, progress: Any = lambda *_: None, **arguments: Any) -> Any:
+    return await volume.services.commands()[command](arguments, progress)
+
+
+async def write(volume: OpenVolume, name: bytes, data: bytes) -> int:
+    ino = volume.names.create(1, name, NewInode(0o100600, 0, 0)).ino
+    await volume.parts.files.write(ino, 0, data)
+    return ino
+
+
+async def test_status_and_stat(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        ino = await write(volume, b"file", b"x" * 100_000)
+        before = await ask(volume, "status")
+        assert set(before) >= STATUS_KEYS
+        assert (before["files"], before["dirty_bytes"], before["mountpoint"]) == (2, 100_000, None)
+        told: list[tuple[int, int, str]] = []
+        assert await ask(volume, "flush", lambda *step: told.append(step)) == {"under_replicated_bytes": 0, "note": ""}
+        assert told[-1][:2] == (100_000, 100_000)
+        after = await ask(volume, "status")
+        assert (after["dirty_bytes"], after["spool_bytes"], after["earliest_lease_end"]) == (0, 0, None)
+        assert after["used_bytes"] >= 100_000
+        (depot,) = after["depots"]
+        assert (depot["address"], depot["state"], depot["embedded"]) == ("ibp://127.0.0.1:7", "ok", True)
+        found = await ask(volume, "stat", ino=ino)
+        assert (found["size"], found["slices"], len(found["mappings"])) == (100_000, 1, 1)
+        (segment,) = found["segments"]
+        assert [replica["depot"] for replica in segment["replicas"]] == ["ibp://127.0.0.1:7"]
+        info = json.loads(volume.services.describe(ino))
+        assert (info["size"], info["slices"], info["fewest_copies"]) == (100_000, 1, 1)
+        json.dumps([after, found])  # all of it goes over a socket
+        with pytest.raises(NotFound):
+            await ask(volume, "stat", ino=77)
+        with pytest.raises(UsageError):
+            await ask(volume, "stat", ino="one")
+
+
+async def test_drop_cache_leaves_no_clean_byte(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        ino = await write(volume, b"file", b"x" * 3_000_000)
+        asked = 0
+
+        async def drop_kernel_caches() -> None:
+            nonlocal asked
+            asked += 1
+            await volume.parts.files.write(ino, 0, b"changed through mmap")
+
+        volume.services.drop_kernel_caches = drop_kernel_caches
+        await ask(volume, "drop-cache")
+        assert asked == 1
+        assert (volume.parts.clean.used, volume.parts.files.dirty_bytes) == (0, 0)
+        assert (await volume.parts.files.read(ino, 0, 30)) == b"changed through mmapxxxxxxxxxx"
+
+
+async def test_flush_gives_up_when_nothing_arrives(tmp_path: Path, autojump_clock: object) -> None:
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=["ibp://127.0.0.1:1"])
+    async with open_volume(paths, read_key_file(paths.key)) as volume:
+        await write(volume, b"file", b"x" * 100_000)
+        began = trio.current_time()
+        with pytest.raises(DeadlineExceeded, match=r"97\.7 KiB are not on the depots yet"):
+            await ask(volume, "flush")
+        assert trio.current_time() - began < 60
+    async with open_volume(paths, read_key_file(paths.key)) as volume:
+        assert volume.parts.files.dirty_bytes == 100_000
+
+
+async def test_depots_are_listed_and_added(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        added = await ask(volume, "depots-add", address="ibp://127.0.0.1:1", labels={"site": "attic"})
+        assert added["labels"] == {"site": "attic"}
+        assert [depot["address"] for depot in await ask(volume, "depots")] == ["ibp://127.0.0.1:7", "ibp://127.0.0.1:1"]
+        with pytest.raises(UsageError, match="already"):
+            await ask(volume, "depots-add", address="ibp://127.0.0.1:1")
+        with pytest.raises(IbpfsError):
+            await ask(volume, "depots-add", address="http://example.org")
+
+
+async def test_remount_needs_a_mount(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        with pytest.raises(UsageError, match="is not mounted"):
+            await ask(volume, "remount")
