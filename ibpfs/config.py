@@ -109,7 +109,7 @@ def find_volume(word: str, create: bool = False) -> VolumePaths:
     if not word or "\0" in word:
         raise UsageError("a volume needs a name or a path")
     with _permission_explained(Path(word)):
-        is_path = "/" in word or word in (".", "..") or (Path(word) / "volume.toml").exists()
+        is_path = "/" in word or word in (".", "..") or _holds_volume(Path(word))
         paths = VolumePaths((Path(word) if is_path else data_directory() / word).resolve())
     if create:
         return paths
@@ -117,6 +117,13 @@ def find_volume(word: str, create: bool = False) -> VolumePaths:
         if not paths.properties.exists() and not paths.store.exists():
             raise VolumeError(f"{paths.root}: no volume there; make one with: mkfs.ibpfs {word}")
     return paths
+
+
+def _holds_volume(directory: Path) -> bool:
+    try:
+        return (directory / "volume.toml").exists()
+    except OSError:  # not for this user; or the dead mount of a volume of the same name
+        return False
 
 
 @contextmanager

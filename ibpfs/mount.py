@@ -85,12 +85,20 @@ async def open_volume(
     check_access(paths)
     async with owned(paths) as ownership:
         config = load_config(paths)
-        keys = open_slots(config.slots, config.epochs, secret.kind, secret.value, config.uuid)
+        keys = unlock(paths, config, secret)
         with Database(paths.store) as db:
             async with _rooms(paths, config, keys, db, options) as (names, parts):
                 services = Services(parts)
                 async with listening(paths.control, services.commands()):
                     yield OpenVolume(ownership, names, parts, services)
+
+
+def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKeys:
+    """Return the volume's keys. Raises WrongKey, VolumeError."""
+    try:
+        return open_slots(config.slots, config.epochs, secret.kind, secret.value, config.uuid)
+    except VolumeError as error:
+        raise type(error)(f"{paths.root}: {error}") from error.__cause__
 
 
 @asynccontextmanager

@@ -109,7 +109,10 @@ def _apply(options: MountOptions, word: str) -> MountOptions | None:
     if word in KERNEL_WORDS:
         return _apply_kernel_word(options, word)
     if equals:
-        return _apply_setting(options, name, value)
+        try:
+            return _apply_setting(options, name, value)
+        except UsageError as error:
+            raise UsageError(f"mount option {word}: {error}") from None
     if word in ("allow_other", "noallow_other"):
         return replace(options, allow_other=word == "allow_other")
     if word in ("writeback", "nowriteback"):
@@ -132,12 +135,12 @@ def _apply_setting(options: MountOptions, name: str, value: str) -> MountOptions
     match name:
         case "sync":
             if value not in ("close", "write"):
-                raise UsageError(f"sync={value}: only sync=close and sync=write exist")
+                raise UsageError("only sync=close and sync=write exist")
             return replace(options, sync="close" if value == "close" else "write")
         case "cache_dir":
-            return replace(options, cache_dir=_path(name, value))
+            return replace(options, cache_dir=_path(value))
         case "passphrase_file":
-            return replace(options, passphrase_file=_path(name, value))
+            return replace(options, passphrase_file=_path(value))
         case "cache_size":
             return replace(options, cache_size=parse_size(value))
         case "dirty":
@@ -147,12 +150,12 @@ def _apply_setting(options: MountOptions, name: str, value: str) -> MountOptions
         case "deadline":
             seconds = parse_duration(value)
             if seconds <= 0:
-                raise UsageError("deadline= must be more than 0 seconds")
+                raise UsageError("must be more than 0 seconds")
             return replace(options, deadline=seconds)
     return options if name in _ACCEPTED_WITH_VALUE or name.startswith(("x-", "X-")) else None
 
 
-def _path(name: str, value: str) -> Path:
+def _path(value: str) -> Path:
     if not value:
-        raise UsageError(f"{name}= needs a path")
+        raise UsageError("needs a path")
     return Path(value).absolute()

@@ -5,12 +5,12 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ibpfs.depot.capability import BadCapability, Capability, parse_place, render_place
-from ibpfs.errors import IbpfsError
+from ibpfs.errors import UsageError
 
 DEFAULT_PORT: Final = 6714
 
 
-class BadAddress(IbpfsError):
+class BadAddress(UsageError):
     """A text is not the address of a depot."""
 
 

@@ -1,0 +1,78 @@
+"""An fsync is a sync: on the depot's disk, and of the store that says so. Counted by strace."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .running import run, until
+from .volumes import MakeVolume
+
+pytestmark = pytest.mark.mounted
+
+COUNT = 100
+
+
+class Tracer:
+    """strace on a running process, for its syncs."""
+
+    def __init__(self, pid: int, log: Path) -> None:
+        self.log = log
+        words = ["strace", "-f", "-q", "-e", "trace=fsync,fdatasync,sync_file_range,syncfs", "-e", "signal=none"]
+        self.process = subprocess.Popen([*words, "-o", log, "-p", str(pid)], stderr=subprocess.DEVNULL)
+        until(lambda: f"TracerPid:\t{self.process.pid}" in Path(f"/proc/{pid}/status").read_text())
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(20)
+        text = self.log.read_text()
+        return sum(
+            1 for line in text.splitlines() if ("fsync(" in line or "fdatasync(" in line) and "resumed" not in line
+        )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "own"])
+def test_serial_fsyncs_of_new_files(volumes: MakeVolume, directory: Path, embedded: bool) -> None:
+    if run("strace", "-V", code=None).returncode:
+        pytest.skip("strace is missing")
+    volume = volumes(depots=0 if embedded else 1)
+    depot = volume.embedded_depot()[0] if embedded else volume.depots[0].pid
+    tracers = [Tracer(volume.status()["pid"], directory / "mount"), Tracer(depot, directory / "depot")]
+    try:
+        for number in range(COUNT):
+            with (volume / f"{number}").open("wb") as file:
+                file.write(b"x" * 100)
+                file.flush()
+                os.fsync(file.fileno())
+    finally:
+        mount_syncs, depot_syncs = (tracer.stop() for tracer in tracers)
+    print(f"{mount_syncs} syncs in the mount, {depot_syncs} in the depot")
+    assert mount_syncs >= COUNT
+    assert depot_syncs >= COUNT
+
+
+@pytest.mark.root
+def test_writes_of_a_synchronous_file(volumes: MakeVolume, directory: Path) -> None:
+    volume = volumes()
+    tracer = Tracer(volume.embedded_depot()[0], directory / "depot")
+    try:
+        file = os.open(volume / "f", os.O_CREAT | os.O_WRONLY | os.O_DSYNC)
+        for _ in range(20):
+            os.write(file, b"x" * 100)
+        os.close(file)
+    finally:
+        syncs = tracer.stop()
+    assert syncs >= 20
+    assert volume.status()["dirty_bytes"] == 0
+
+
+@pytest.mark.parametrize(("option", "waits"), [("sync=close", True), ("sync=write", True), ("async", False)])
+def test_what_waits(volumes: MakeVolume, option: str, waits: bool) -> None:
+    volume = volumes(options=option)
+    for number in range(5):
+        (volume / f"{number}").write_bytes(b"x" * 1000)
+        if waits:
+            assert volume.status()["dirty_bytes"] == 0
