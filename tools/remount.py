@@ -24,5 +24,4 @@ def remount(place: Path, options: MountOptions, *, fake: bool = False) -> None:
     if not options.read_only:
         call(paths, "remount", read_only=False)  # it may refuse
     kernel.remount(place, options)
-    if options.read_only:
-        call(paths, "remount", read_only=True)
+    call(paths, "remount", read_only=options.read_only)  # the owner looks at the mount's flags as they are now
