@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .running import BIN, Done, kill, processes_of, run, until
+from .running import BIN, Done, kill, kill_and_wait, processes_of, run, until
 from .volumes import Session, mount_table
 
 pytestmark = pytest.mark.mounted
@@ -34,12 +34,12 @@ class UserVolume:
     def ours(self, name: str, *words: object, **more: object) -> Done:
         return self.call(BIN / name, *words, **more)
 
-    def processes(self) -> list[int]:
-        """Without the embedded depot, which is ended: alone, it would take its time."""
+    def end(self) -> None:
+        """Take the mount away; wait for its process, and then end the embedded depot, which would take its time."""
         depot = processes_of(self.root / "depot")
-        for pid in depot:
-            kill(pid, signal.SIGTERM)
-        return processes_of(self.home)
+        self.ours("umount.ibpfs", "-l", self.mountpoint, code=None)
+        until(lambda: not set(processes_of(self.home)) - set(depot), 20)
+        kill_and_wait(depot, signal.SIGTERM)
 
     def is_mounted(self) -> bool:
         return any(os.fsencode(self.mountpoint) in line for line in mount_table())
@@ -61,8 +61,7 @@ def user(session: Session) -> Iterator[UserVolume]:
         try:
             yield one
         finally:
-            one.ours("umount.ibpfs", "-l", one.mountpoint, code=None)
-            until(lambda: not one.processes(), 20)
+            one.end()
 
 
 def test_a_days_work(user: UserVolume, source_tree: Path) -> None:
