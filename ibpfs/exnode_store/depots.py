@@ -44,6 +44,7 @@ class Depot:
         self.busy = 0  # open segments on it
         self.trouble = ""
         self._down_since: float | None = None
+        self.turned = trio.Event()  # set, and replaced, when it begins or ceases to answer
 
     @property
     def state(self) -> str:
@@ -55,6 +56,7 @@ class Depot:
     def answered(self, seconds: float) -> None:
         if self._down_since is not None:
             _log.info("depot %s answers again", self.address)
+            self._turn()
         self._down_since = None
         self.trouble = ""
         self.latency = 0.8 * self.latency + 0.2 * seconds
@@ -63,9 +65,14 @@ class Depot:
         self.trouble = trouble
         if self._down_since is None:
             self._down_since = trio.current_time()
+            self._turn()
             # The embedded one's keeper starts it again, and warns when it was killed or does not come up.
             level = logging.INFO if self.embedded else logging.WARNING
             _log.log(level, "depot %s does not answer: %s", self.address, trouble)
+
+    def _turn(self) -> None:
+        self.turned.set()
+        self.turned = trio.Event()
 
     async def call(self, command: Callable[[], Awaitable[T]], limit: float = COMMAND_LIMIT) -> T:
         """Run one command of the client, bounded; what it says of the depot's health is noted.
@@ -90,8 +97,11 @@ class Depot:
 
     async def look(self) -> None:
         """Ask for its status."""
+        first = self.status is None
         self.status = await self.call(self.client.status, 5.0)
         self.free_bytes = self.status.free_bytes
+        if first:
+            self._turn()
 
     def candidate(self, labels: Sequence[str] = ()) -> Candidate:
         state = FAILED if self.role != "active" else self.state
@@ -135,12 +145,8 @@ class DepotSet:
             except (DepotUnreachable, DepotError):
                 await trio.sleep(_RETRY_EVERY)
                 continue
-            await self._rest(depot)
-
-    async def _rest(self, depot: Depot) -> None:
-        until = trio.current_time() + _LOOK_EVERY
-        while trio.current_time() < until and depot.state == OK:
-            await trio.sleep(_RETRY_EVERY)
+            with trio.move_on_after(_LOOK_EVERY):
+                await depot.turned.wait()
 
     def __iter__(self) -> Iterator[Depot]:
         return iter(self._depots.values())
@@ -177,9 +183,18 @@ class DepotSet:
             depot.client.drop_connections()
 
     async def wait_for_any(self, seconds: float = math.inf) -> bool:
-        """Return True as soon as some depot is ok, False after `seconds`."""
+        """Return True as soon as some depot is ok, False after `seconds` (at once where there is none)."""
+        if not self._depots:
+            return False
         with trio.move_on_after(seconds):
             while not any(depot.state == OK and depot.status for depot in self._depots.values()):
-                await trio.sleep(0.05)
+                async with trio.open_nursery() as nursery:
+                    for depot in self._depots.values():
+                        nursery.start_soon(_then_cancel, depot.turned, nursery.cancel_scope)
             return True
         return False
+
+
+async def _then_cancel(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

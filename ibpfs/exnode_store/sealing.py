@@ -108,7 +108,7 @@ class SliceForm:
 
 
 def seal(form: SliceForm, key: bytes, data: Buffer) -> list[bytes | memoryview]:
-    """Return the stored bytes of a slice, in pieces. A slice id must never be sealed twice: frame numbers are nonces."""
+    """Return the stored bytes of a slice, in pieces. Never seal a slice id twice: frame numbers are nonces."""
     view = memoryview(data)
     if len(view) != form.length:
         raise ValueError("data and form differ in length")

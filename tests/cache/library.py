@@ -89,5 +89,5 @@ class Library:
 async def until_cached(cache: CleanCache, segment: int, start: int, stop: int) -> None:
     """Return when the bytes are in the cache; its disk is written by threads, which cannot be waited for."""
     with trio.fail_after(10):
-        while not cache.covers(segment, start, stop):  # noqa: ASYNC110
+        while not cache.covers(segment, start, stop):
             await trio.sleep(0.001)

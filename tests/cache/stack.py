@@ -61,7 +61,7 @@ async def run_depot(directory: Path, capacity: int | None = None, max_lease: int
 
 
 @asynccontextmanager
-async def run_stack(paths: VolumePaths, limits: Limits = Limits()) -> AsyncIterator[Stack]:
+async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIterator[Stack]:
     """The rooms of a volume from its spool to its depots, as their owner puts them together."""
     config = load_config(paths)
     keys = open_slots(config.slots, config.epochs, "keyfile", read_key_file(paths.key).value, config.uuid)
@@ -77,7 +77,7 @@ async def run_stack(paths: VolumePaths, limits: Limits = Limits()) -> AsyncItera
         reader = SliceReader(ledger.segment_length, transfer, keys, clean)
         memory = RecordMemory(1024 * 1024)
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer)
-        files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, limits)
+        files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, limits or Limits())
         ledger.close_all_segments()
         ledger.abandon_pending()
         recovered = files.recover()

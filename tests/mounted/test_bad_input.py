@@ -238,7 +238,7 @@ class TestDepots:
             until(lambda: os.statvfs(volume.mountpoint).f_bavail)
             (volume / "small").write_bytes(b"x" * 1_000_000)
             volume.flush()
-            with pytest.raises(OSError) as raised, (volume / "large").open("wb") as file:  # noqa: PT011, PT012
+            with pytest.raises(OSError) as raised, (volume / "large").open("wb") as file:  # noqa: PT011
                 for _ in range(60):
                     file.write(bytes(1_000_000))
                 file.flush()
@@ -278,7 +278,7 @@ class TestDepots:
         run("mount.ibpfs", volume, mountpoint, "-o", "deadline=3")
         try:
             (mountpoint / "small").write_bytes(b"x" * 1_000_000)
-            with pytest.raises(OSError) as raised, (mountpoint / "large").open("wb") as file:  # noqa: PT011, PT012
+            with pytest.raises(OSError) as raised, (mountpoint / "large").open("wb") as file:  # noqa: PT011
                 for _ in range(300):
                     file.write(os.urandom(1_000_000))
             assert raised.value.errno == errno.ENOSPC
