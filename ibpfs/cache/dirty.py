@@ -10,6 +10,10 @@ from ibpfs.exnode_store.extents import ExtentMap, Piece, runs
 
 Run = list[Piece[Record]]
 
+#: How far the seqs of new records run ahead of the inode's version in the store: changes that know nothing of the
+#: spool (a rename, an attribute) count it up by one each and must not make it look as if it held a record's times.
+LEAP = 1 << 20
+
 
 @dataclass(eq=False)
 class Flight:
@@ -52,7 +56,7 @@ class RecordMemory:
 
 @dataclass(eq=False)
 class DirtyFile:
-    """One inode's dirty state. `version` is the inode's counter, from which records take their seq."""
+    """One inode's dirty state. `version` is the newest record's seq, or a number that the next one's is above."""
 
     ino: int
     generation: int
@@ -66,6 +70,10 @@ class DirtyFile:
     held: dict[Record, int] = field(default_factory=dict)  # dirty bytes that still come from each record
     dirty: int = 0  # their sum
     when_clean: list[Callable[[], None]] = field(default_factory=list)  # called once, when nothing is dirty any more
+
+    def stored(self, version: int) -> None:
+        """The store's row, at this version, holds the times of all records so far."""
+        self.version = max(self.version, version) + LEAP
 
     @property
     def is_clean(self) -> bool:

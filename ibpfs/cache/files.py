@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import trio
 
-from ibpfs.cache.dirty import DirtyFile, RecordMemory
+from ibpfs.cache.dirty import LEAP, DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.readahead import Readahead
 from ibpfs.cache.spool import Record, Spool
-from ibpfs.errors import DataError, DeadlineExceeded, InvalidArgument, IsADirectory, NoSpace, NotFound
+from ibpfs.errors import DataError, DeadlineExceeded, IbpfsError, InvalidArgument, IsADirectory, NoSpace, NotFound
 from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange, Inode
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
@@ -118,21 +118,27 @@ class FileCache:
     async def run(self) -> None:
         """Reap unlinked inodes and finish truncations, a transaction at a time, until cancelled."""
         while True:
-            while self._doomed:
-                await self._reap(self._doomed.pop())
-            while self._to_cut:
-                await self._cut(self._to_cut.pop())
+            try:
+                while self._doomed:
+                    await self._reap(self._doomed[-1])
+                while self._to_cut:
+                    await self._cut(self._to_cut[-1])
+            except NoSpace:
+                await trio.sleep(1.0)  # the local disk is full; who writes is told
+                continue
             self._work_wanted = trio.Event()
             await self._work_wanted.wait()
 
     async def _cut(self, ino: int) -> None:
         while self._ledger.cut(ino):
             await trio.lowlevel.checkpoint()
+        self._to_cut.remove(ino)
 
     async def _reap(self, ino: int) -> None:
         self._drop_dirty(ino)
         while not self._names.reap(ino):
             await trio.lowlevel.checkpoint()
+        self._doomed.remove(ino)
 
     def _drop_dirty(self, ino: int) -> None:
         file = self._flusher.files.get(ino)
@@ -179,9 +185,12 @@ class FileCache:
         with self._db.transaction():
             if change.size is not None:
                 self._truncate(inode, file, change.size)
+            if file is not None:
+                self._ledger.pass_by(ino, file.version)
             changed = self._names.change(ino, change, pending_times=pending)
         if file is not None:
             file.mtime_ns = file.ctime_ns = None
+            file.stored(changed.version)
             if change.size is not None:
                 self._truncate_dirty(file, change.size)
         return self.overlay(changed)
@@ -278,7 +287,7 @@ class FileCache:
         now = time.time_ns()
         try:
             record = self._spool.append(ino, file.generation, offset, file.version + 1, now, data)
-        except NoSpace:
+        except IbpfsError:
             self._forget_if_clean(file)
             raise
         file.version += 1
@@ -292,7 +301,7 @@ class FileCache:
     def _dirty_file(self, inode: Inode) -> DirtyFile:
         file = self._flusher.files.get(inode.ino)
         if file is None:
-            file = DirtyFile(inode.ino, inode.generation, inode.policy, inode.version)
+            file = DirtyFile(inode.ino, inode.generation, inode.policy, inode.version + LEAP)
             self._flusher.files[inode.ino] = file
         return file
 

@@ -76,6 +76,7 @@ class Flusher:
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
         self._failures = 0
         self._slice = MAX_SLICE  # shorter while the depots have little room
+        self._lost: dict[int, str] = {}  # files of which bytes could not be read back from the spool, until told
         self._urgent: set[int] = set()
         self._full: set[int] = set()  # files with a full slice, perhaps
         self._wake = trio.Event()
@@ -87,6 +88,8 @@ class Flusher:
         """The file's dirty bytes changed from `before`; `freed` records are needed no more."""
         self.dirty_bytes += file.dirty - before
         self.release(freed)
+        if freed:
+            self._tell()  # somebody may have waited for bytes that are cut away or overwritten now
         if file.oldest_at == math.inf:
             file.oldest_at = trio.current_time()  # idle workers look every DELAY: no need to wake them
         elif file.ino not in self._full and file.idle >= MAX_SLICE:
@@ -106,28 +109,38 @@ class Flusher:
 
     def forget(self, ino: int) -> None:
         """The file is clean or gone."""
-        self.files.pop(ino, None)
+        file = self.files.pop(ino, None)
         self._urgent.discard(ino)
         self._full.discard(ino)
+        if file is not None:
+            for done in file.when_clean:
+                done()
 
     # Who waits
 
     async def wait_clean(self, ino: int) -> None:
         """Return when what is dirty of the file now is committed (not yet synced).
 
-        Raises NoSpace as soon as the depots refuse even the shortest slice for want of room; else waits for the caller's deadline.
+        Raises NoSpace as soon as the depots refuse even the shortest slice for want of room, DataError when bytes of
+        the file were lost; else waits for the caller's deadline.
         """
         file = self.files.get(ino)
-        if file is None:
-            return
+        if file is not None:
+            await self._wait_for(file)
+        if ino in self._lost:
+            raise DataError(self._lost.pop(ino))
+
+    async def _wait_for(self, file: DirtyFile) -> None:
+        ino = file.ino
         seq, failures = file.version, self._failures
         self._urgent.add(ino)
         self._wake_workers()
         while file.holds_up_to(seq):
             await self._landed.wait()
-            if self._failures > failures and isinstance(self.trouble, NoSpace) and self._slice == _SHORTEST:
+            if self._failures > failures and isinstance(self.trouble, (NoSpace, NoRoom)) and self._slice == _SHORTEST:
                 raise NoSpace(str(self.trouble))
-            self._urgent.add(ino)
+            if self.files.get(ino) is file:
+                self._urgent.add(ino)
 
     async def wait_all(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Return when everything that is dirty now is committed. `progress(done, total)` in bytes."""
@@ -186,9 +199,12 @@ class Flusher:
     async def _keep(self) -> None:
         while True:
             await trio.sleep(DELAY)
-            await self._transfer.close_old()
-            await self.delete_spent()
-            await self._db.checkpoint()
+            try:
+                await self._transfer.close_old()
+                await self.delete_spent()
+                await self._db.checkpoint()
+            except OSError as error:
+                _log.warning("the local disk refuses: %s", error.strerror)
 
     async def delete_spent(self) -> None:
         """Delete the spool files that nobody needs, once that is on stable storage."""
@@ -200,10 +216,17 @@ class Flusher:
     # Choosing
 
     def _next_batch(self) -> _Batch | None:
+        for due in (self._hurried, self._aged, self._overfull):
+            batch = self._gather(due(), everything=due != self._overfull)
+            if batch is not None:
+                return batch
+        return None
+
+    def _gather(self, due: list[DirtyFile], *, everything: bool) -> _Batch | None:
         flights: list[tuple[DirtyFile, Flight]] = []
         size = 0
         policy: int | None = None
-        for file, everything in self._due():
+        for file in due:
             if policy is not None and file.policy != policy:
                 continue
             taken = self._take_off(file, everything, self._slice - size, _BATCH_SLICES - len(flights))
@@ -217,18 +240,17 @@ class Flusher:
             return None
         return _Batch(self._transfer.policy(policy), flights)
 
-    def _due(self) -> list[tuple[DirtyFile, bool]]:
-        """(file, whether all of it may fly): the urgent ones first, then those of age, then those with a full slice."""
+    def _hurried(self) -> list[DirtyFile]:
+        return [self.files[ino] for ino in self._urgent if ino in self.files]
+
+    def _aged(self) -> list[DirtyFile]:
         now = trio.current_time()
-        urgent = [(self.files[ino], True) for ino in self._urgent if ino in self.files]
-        if urgent:
-            return urgent
-        aged = [(file, True) for file in self.files.values() if file.oldest_at + DELAY <= now]
-        if aged:
-            return aged
+        return [file for file in self.files.values() if file.oldest_at + DELAY <= now]
+
+    def _overfull(self) -> list[DirtyFile]:
         full = [self.files[ino] for ino in self._full if ino in self.files]
         self._full = {file.ino for file in full if file.idle >= MAX_SLICE}
-        return [(file, False) for file in full if file.ino in self._full]
+        return [file for file in full if file.ino in self._full]
 
     def _take_off(self, file: DirtyFile, everything: bool, room: int, most: int) -> list[Flight]:
         flights: list[Flight] = []
@@ -274,7 +296,12 @@ class Flusher:
             if flight in file.flights:
                 file.grounded(flight)
             file.oldest_at = min(file.oldest_at, trio.current_time() - DELAY)
+            self._forget_if_clean(file)  # what flew was cut away meanwhile
         self._tell()
+
+    def _forget_if_clean(self, file: DirtyFile) -> None:
+        if file.is_clean and self.files.get(file.ino) is file:
+            self.forget(file.ino)
 
     async def _store(self, batch: _Batch) -> None:
         pieces: list[bytes | memoryview] = []
@@ -298,8 +325,7 @@ class Flusher:
                 NewSlice(file.ino, flight.start, flight.limit, flight.covers, form, check, offset + put)
                 for file, flight, form, check, put in slices
             ]
-            with self._db.transaction():
-                row = self._transfer.commit_row(segment)
+            with self._transfer.committing(segment) as row:
                 self._ledger.commit(row, offset + at, new, lambda: self._settle(batch))
             self._land(batch)
             self._tell()
@@ -316,6 +342,7 @@ class Flusher:
             parts = [self._memory.read(piece) for piece in flight.pieces]
         except DataError as error:
             _log.error("inode %d, bytes %d to %d are lost: %s", file.ino, flight.start, flight.stop, error)
+            self._lost[file.ino] = f"inode {file.ino}: {error}"
             self._give_up(file, flight)
             return None
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -325,6 +352,7 @@ class Flusher:
         freed = file.landed(flight)
         self.dirty_bytes += file.dirty - before
         self.release(freed)
+        self._forget_if_clean(file)
         self._tell()
 
     def _settle(self, batch: _Batch) -> dict[int, Settlement]:
@@ -344,13 +372,11 @@ class Flusher:
         for file, flight in batch.flights:
             before = file.dirty
             freed = file.landed(flight)
+            file.stored(file.version)
             self.dirty_bytes += file.dirty - before
             self.release(freed)
-            if file.is_clean and self.files.get(file.ino) is file:
-                self.forget(file.ino)
-                for done in file.when_clean:
-                    done()
-            elif file.dirty and file.oldest_at == math.inf:  # overwritten while it flew
+            self._forget_if_clean(file)
+            if file.dirty and file.oldest_at == math.inf:  # overwritten while it flew
                 file.oldest_at = trio.current_time()
 
     async def drop_clean(self) -> None:

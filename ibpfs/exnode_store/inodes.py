@@ -1,5 +1,6 @@
 """The rows of table inodes: read, made, touched. Knows no names."""
 
+import os
 from collections.abc import Callable
 
 from ibpfs.errors import NoSpace, NotADirectory, NotFound
@@ -48,8 +49,9 @@ class InodeTable:
             raise NoSpace("the volume has used up its inode numbers")
         self._db.next_ino = ino + 1
         self._db.files += 1
-        # Numbers are never used again, so one generation does.
-        row = (ino, 1, 1, policy, mode, nlink, uid, gid, rdev, size, 0, now, now, now, now, 0)
+        # A power cut may undo the row and let the number out again, while records of it survive in the spool.
+        generation = int.from_bytes(os.urandom(4)) >> 1 or 1
+        row = (ino, generation, 1, policy, mode, nlink, uid, gid, rdev, size, 0, now, now, now, now, 0)
         self._db.execute(_INSERT, (*row, self._db.seq))
         return Inode(*row)
 

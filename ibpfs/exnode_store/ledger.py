@@ -482,6 +482,11 @@ class Ledger:
         self._forget_map(ino)
         return more
 
+    def pass_by(self, ino: int, seq: int) -> None:
+        """The next change's version is above `seq`: spool records up to it tell nothing of the times any more."""
+        with self._db.transaction() as db:
+            db.execute("UPDATE inodes SET version = max(version, ?) WHERE ino = ?", (seq, ino))
+
     def cut(self, ino: int) -> bool:
         """Delete some more mappings that truncations have made void; True while there may be more."""
         with self._db.transaction() as db:

@@ -5,7 +5,8 @@ The one place where a failed depot is answered with the next replica or the next
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -55,7 +56,7 @@ class Loaded:
     label: str
 
 
-@dataclass
+@dataclass(eq=False)
 class OpenSegment:
     """A segment that takes appends. `row` is None until its first commit."""
 
@@ -81,6 +82,7 @@ class Transfer:
         self._ledger = ledger
         self._depots = depots
         self._idle: list[OpenSegment] = []
+        self._open_segments: set[OpenSegment] = set()  # the idle ones, and those that somebody appends to
 
     def policy(self, number: int) -> Policy:
         row = self._db.row("SELECT id, copies, min_copies FROM policies WHERE id = ?", (number,))
@@ -216,7 +218,9 @@ class Transfer:
             raise
         for depot, _ in replicas:
             depot.busy += 1
-        return OpenSegment(policy.id, size, replicas, trio.current_time())
+        segment = OpenSegment(policy.id, size, replicas, trio.current_time())
+        self._open_segments.add(segment)
+        return segment
 
     async def extend(self, depot: Depot, manage: Key, size: int) -> float | None:
         """Lease an allocation for the policy's time; return the lease's end, None when permanent."""
@@ -232,16 +236,26 @@ class Transfer:
         await depot.call(lambda: depot.client.change(manage, max_size=size, duration=duration))
         return time.time() + duration
 
-    def commit_row(self, segment: OpenSegment) -> int:
-        """Return the segment's row, making it in the caller's transaction if this is its first commit (I4)."""
-        if segment.row is None:
-            segment.row = self._ledger.add_segment(segment.policy, [replica for _, replica in segment.replicas])
-        if segment.lost:
-            for replica in self._ledger.replicas(segment.row):
-                if replica.depot in segment.lost:
-                    self._ledger.drop_replica(replica)
-            segment.lost = []
-        return segment.row
+    @contextmanager
+    def committing(self, segment: OpenSegment) -> Iterator[int]:
+        """The transaction that commits what was appended; gives the segment's row, made with its first commit (I4)."""
+        try:
+            with self._db.transaction():
+                row = self._commit_row(segment)
+                yield row
+        except BaseException:
+            segment.sound = False  # a transaction that was rolled back made no row, and dropped no replica
+            raise
+        segment.row, segment.lost = row, []
+
+    def _commit_row(self, segment: OpenSegment) -> int:
+        row = segment.row
+        if row is None:
+            row = self._ledger.add_segment(segment.policy, [replica for _, replica in segment.replicas])
+        for replica in self._ledger.replicas(row) if segment.lost else []:
+            if replica.depot in segment.lost:
+                self._ledger.drop_replica(replica)
+        return row
 
     async def release(self, segment: OpenSegment) -> None:
         """Give an appended segment back for further appends, or close it."""
@@ -252,19 +266,27 @@ class Transfer:
 
     async def close_old(self, *, every: bool = False) -> None:
         """Close the idle segments that are too old (or `every` one) to take appends."""
-        for segment in list(self._idle):
-            if every or not segment.fits(1):
-                self._idle.remove(segment)
-                await self._give_up(segment)
+        old = [segment for segment in self._idle if every or not segment.fits(1)]
+        self._idle = [segment for segment in self._idle if segment not in old]
+        for segment in old:  # out of everybody's reach before the first await
+            await self._give_up(segment)
 
     async def _give_up(self, segment: OpenSegment) -> None:
+        segment.sound = False
+        try:
+            if segment.row is None:
+                self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])
+            else:
+                self._ledger.close_segment(segment.row)
+        except NoSpace as error:
+            _log.info("a segment is closed later: %s", error)
+            self._idle.append(segment)
+            return
+        self._open_segments.discard(segment)
         for depot, _ in segment.replicas:
             depot.busy -= 1
-        if segment.row is None:
-            self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])
-            return
-        self._ledger.close_segment(segment.row)
-        await self._trim(segment)
+        if segment.row is not None:
+            await self._trim(segment)
 
     async def _trim(self, segment: OpenSegment) -> None:
         """Give the room that was not used back to the depots; one that cannot keeps it reserved."""
@@ -340,7 +362,7 @@ class Transfer:
         known = [depot for depot in self._depots if depot.role == "active" and depot.status]
         if len(known) < copies:
             return None
-        open_room = sum(segment.size - segment.length for segment in self._idle)
+        open_room = sum(segment.size - segment.length for segment in self._open_segments)
         share, fixed = _OVERHEAD
         usable = usable_bytes([depot.free_bytes for depot in known], copies) + open_room
         return max(0, usable - int(usable * share) - fixed)

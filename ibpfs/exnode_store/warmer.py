@@ -199,8 +199,8 @@ class Warmer:
             moves.append((run.row, at))
             at += run.length
         try:
-            with self._db.transaction():
-                self._ledger.move(self._transfer.commit_row(target), at, moves)
+            with self._transfer.committing(target) as row:
+                self._ledger.move(row, at, moves)
         finally:
             await self._transfer.release(target)
 

@@ -1,0 +1,88 @@
+"""Appends and loads over real depots: what a failed step leaves behind."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from ibpfs.config import VolumePaths
+from ibpfs.errors import NoSpace
+from ibpfs.exnode_store.creation import create_volume
+from ibpfs.exnode_store.transfer import Transfer
+from tests.cache.stack import Stack, run_depot, run_stack
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> VolumePaths:
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths)
+    return paths
+
+
+@asynccontextmanager
+async def full_disk(stack: Stack) -> AsyncIterator[None]:
+    """The exNode store cannot grow, as on a full disk."""
+    pages = stack.db.value("PRAGMA page_count")
+    stack.db.execute(f"PRAGMA max_page_count = {pages}")
+    yield
+    stack.db.execute("PRAGMA max_page_count = 1000000000")
+
+
+async def test_a_commit_that_is_rolled_back_leaves_no_segment_behind(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot):
+        async with run_stack(volume) as now:
+            await now.depots.wait_for_any(5)
+            inos = [now.create(b"%d" % number).ino for number in range(1000)]
+            async with full_disk(now):
+                for ino in inos:
+                    await now.files.write(ino, 0, b"%d" % ino * 100)
+                with trio.fail_after(10):
+                    while not isinstance(now.flusher.trouble, NoSpace):
+                        await trio.sleep(0.01)
+            with trio.fail_after(60):
+                await now.files.flush()
+            mapped = "SELECT count(*) FROM slices WHERE segment NOT IN (SELECT id FROM segments)"
+            assert now.db.value(mapped) == 0
+            assert now.db.value("SELECT count(*) FROM pending") == 0
+            await now.files.drop()
+            for ino in inos:
+                assert await now.files.read(ino, 0, 1000) == b"%d" % ino * 100
+        async with run_stack(volume) as now:
+            await now.files.drop()
+            assert await now.files.read(inos[7], 0, 1000) == b"%d" % inos[7] * 100
+
+
+async def test_two_tasks_close_the_same_segments(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        await open_segments(now.transfer, 3)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(lambda: now.transfer.close_old(every=True))
+        assert all(depot.busy == 0 for depot in now.depots)
+
+
+async def open_segments(transfer: Transfer, number: int) -> None:
+    policy = transfer.policy(1)
+    segments = [(await transfer.append(policy, [b"x"], 1))[0] for _ in range(number)]
+    for segment in segments:
+        with transfer.committing(segment):
+            pass
+        await transfer.release(segment)
+
+
+async def test_room_in_a_segment_that_is_appended_to_counts_as_free(tmp_path: Path) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume)
+    async with run_depot(volume.depot, capacity=20 << 20), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        before = now.transfer.free_bytes(1)
+        segment, _ = await now.transfer.append(now.transfer.policy(1), [b"x" * 1000], 1000)
+        during = now.transfer.free_bytes(1)
+        await now.transfer.release(segment)
+        assert before is not None
+        assert during is not None
+        assert during > before - (1 << 20)
