@@ -314,7 +314,7 @@ class DataCheck:
             data = await self._load(where[stored.row], stored.offset, stored.stop)
             target, offset = await transfer.append(policy, [data], len(data))
             try:
-                with self._db.transaction():
-                    ledger.move(transfer.commit_row(target), offset + len(data), [(stored.row, offset)])
+                with transfer.committing(target) as row:
+                    ledger.move(row, offset + len(data), [(stored.row, offset)])
             finally:
                 await transfer.release(target)
