@@ -26,7 +26,7 @@ from ibpfs.cache.dirty import RecordMemory
 from ibpfs.cache.files import FileCache, Limits
 from ibpfs.cache.flusher import Flusher, Sealer
 from ibpfs.cache.frames import SliceReader
-from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool import FILE_SIZE, Spool
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
 from ibpfs.control import Progress, listening
 from ibpfs.depot.embedded import EmbeddedDepot, socket_of
@@ -163,7 +163,7 @@ def _limits(paths: VolumePaths, options: MountOptions) -> Limits:
     disk = os.statvfs(paths.spool)
     return Limits(
         dirty=options.dirty,
-        spool=disk.f_bavail * disk.f_frsize // 5,
+        spool=max(2 * FILE_SIZE, disk.f_bavail * disk.f_frsize // 5),
         deadline=20.0 if options.deadline is None else options.deadline,
     )
 

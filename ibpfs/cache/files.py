@@ -40,6 +40,8 @@ class Limits:
 
     dirty: int = 256 * 1024 * 1024
     spool: int = 1 << 40
+    #: Writes that may wait, however small: each takes about 600 bytes of memory.
+    records: int = 150_000
     #: Seconds a write waits for room before it fails.
     deadline: float = 20.0
 
@@ -206,7 +208,9 @@ class FileCache:
         if file is not None:
             covers = file.version = max(file.version, inode.version) + 1
             spooled = bool(file.flights or file.extents.find(0, size))
-        if self._ledger.truncate(inode.ino, size, covers, spooled=spooled):
+        # What once lay beyond the size of today is void already.
+        voids = file is not None and size < max(inode.size, file.extents.end)
+        if self._ledger.truncate(inode.ino, size, covers, spooled=spooled, voids=voids):
             self._to_cut.append(inode.ino)
             self._work_wanted.set()
 
@@ -326,6 +330,8 @@ class FileCache:
         free = self._transfer.free_bytes(self._copies)
         if free is not None and flusher.dirty_bytes + length > free:
             raise NoSpace("the depots have no room")
+        if self._spool.records >= self._limits.records or self._spool.size + length > self._limits.spool:
+            return False
         self._unchecked += length
         if self._unchecked >= _ROOM_CHECK_EVERY:
             if not self._disk_has_room():
@@ -334,7 +340,7 @@ class FileCache:
         if flusher.dirty_bytes + length <= self._limits.dirty:
             return True
         # While no depot answers, the spool may take more than what is waited for otherwise.
-        return not self._transfer.answering() and self._spool.size + length <= self._limits.spool
+        return not self._transfer.answering()
 
     def _disk_has_room(self) -> bool:
         disk = os.statvfs(self._spool.directory)

@@ -114,9 +114,12 @@ class SpoolFile:
 
     def read(self, record: Record) -> bytes:
         """Return a record's data. DataError when it is not what was written."""
-        header_and_body = os.pread(
-            self._descriptor, _RECORD.size + _BODY.size + record.length + _TAG, record.position
-        )
+        try:
+            header_and_body = os.pread(
+                self._descriptor, _RECORD.size + _BODY.size + record.length + _TAG, record.position
+            )
+        except OSError as error:
+            raise DataError(f"spool file {self.path.name}: record {record.number}: {error.strerror}") from error
         header, sealed = header_and_body[: _RECORD.size], memoryview(header_and_body)[_RECORD.size :]
         try:
             body = self._aead.decrypt(record.number.to_bytes(12, "big"), sealed, self._id + header)
@@ -176,6 +179,11 @@ class Spool:
         """Bytes of all spool files."""
         return sum(file.size for file in self._files)
 
+    @property
+    def records(self) -> int:
+        """How many records somebody still needs."""
+        return sum(file.live for file in self._files)
+
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
         """Write a record and return it, held; give it back with `release`."""
         if self._current is None or self._current.size >= FILE_SIZE:
@@ -188,7 +196,10 @@ class Spool:
 
     def spent(self) -> "list[SpoolFile]":
         """The files that nobody needs. They may be deleted once the transactions that made it so are synced."""
-        return [file for file in self._files if file.live == 0 and file.size > FILE_HEADER_SIZE]
+        spent = [file for file in self._files if file.live == 0 and file.size > FILE_HEADER_SIZE]
+        if self._current in spent:
+            self._current = None  # what is written and let go of during that sync is not covered by it
+        return spent
 
     def delete(self, files: "list[SpoolFile]") -> None:
         """Delete files that `spent` returned; one that is in use again stays."""

@@ -254,10 +254,19 @@ class Ledger:
             self.orphans_waiting = self.orphans_waiting or bool(rows)
             return len(rows)
 
-    def orphans(self, limit: int = 100) -> list[Orphan]:
-        """Allocations to release, oldest first; only after a `Database.sync` that followed the call (I5)."""
+    def orphans(self, limit: int = 100, depots: Sequence[int] | None = None) -> list[Orphan]:
+        """Allocations to release, on any depot or on one of `depots`, oldest first.
+
+        They may be released only after a `Database.sync` that followed the call (I5).
+        """
         rows = self._db.rows("SELECT id, depot, manage_key FROM orphans ORDER BY id LIMIT ?", (limit,))
         self.orphans_waiting = bool(rows)
+        if depots is not None:
+            marks = ", ".join("?" * len(depots))
+            rows = self._db.rows(
+                f"SELECT id, depot, manage_key FROM orphans WHERE depot IN ({marks}) ORDER BY id LIMIT ?",
+                (*depots, limit),
+            )
         return [Orphan(row, depot, unpack_key(key)) for row, depot, key in rows]
 
     def forget_orphan(self, orphan: int) -> None:
@@ -459,19 +468,20 @@ class Ledger:
         self._maps.clear()
         self._map_pieces = 0
 
-    def truncate(self, ino: int, size: int, covers: int, *, spooled: bool) -> bool:
+    def truncate(self, ino: int, size: int, covers: int, *, spooled: bool, voids: bool = True) -> bool:
         """Set the size; void what lies beyond. `covers`: the inode's seq of this change; `spooled`: whether the spool
-        holds records of the inode that are not settled.
+        holds records of the inode that are not settled; `voids`: whether some of them may reach beyond the size.
 
         Returns True when more mappings lie beyond than one transaction deletes: then call `cut` until it is False.
         """
+        voids = voids and spooled
         with self._db.transaction() as db:
             more = self.unmap(ino, MOST_ROWS, size) == MOST_ROWS
             db.execute(
                 "UPDATE inodes SET size = ?, version = max(version + 1, ?), seq = ? WHERE ino = ?",
                 (size, covers, db.seq, ino),
             )
-            if spooled or more:
+            if voids or more:
                 db.execute("DELETE FROM voids WHERE ino = ? AND start >= ?", (ino, size))
                 db.execute(
                     "INSERT OR REPLACE INTO voids (ino, covers, start, seq) VALUES (?, ?, ?, ?)",

@@ -188,7 +188,7 @@ async def test_a_full_depot_is_no_space_and_loses_nothing(volume: VolumePaths) -
 
 
 async def test_the_dirty_bound_makes_writes_wait_then_fail(volume: VolumePaths) -> None:
-    async with run_stack(volume, Limits(dirty=1 << 20, spool=1 << 20, deadline=0.5)) as now:
+    async with run_stack(volume, Limits(dirty=1 << 20, spool=(1 << 20) + 4096, deadline=0.5)) as now:
         ino = now.create(b"bounded").ino
         with pytest.raises(DeadlineExceeded):
             for at in range(0, 4 << 20, 1 << 18):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from ibpfs.cache.files import Limits
 from ibpfs.cache.flusher import Flusher
 from ibpfs.config import VolumePaths
-from ibpfs.errors import DataError
+from ibpfs.errors import DataError, DeadlineExceeded
 from ibpfs.exnode_store.attributes import AttributeChange
 from ibpfs.exnode_store.creation import create_volume
 
@@ -176,3 +177,33 @@ async def test_a_spool_of_a_lost_inode_does_not_meet_its_successor(volume: Volum
         assert now.create(b"new").ino == old
     async with run_stack(volume) as now:
         assert now.files.inode(old).size == 0
+
+
+async def test_a_file_that_is_made_longer_again_and_again_costs_no_rows(volume: VolumePaths) -> None:
+    async with run_stack(volume) as now:
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, b"x" * 100)
+        now.files.change(ino, AttributeChange(size=50))
+        for size in range(51, 200):
+            now.files.change(ino, AttributeChange(size=size))
+        assert len(now.ledger.voids(ino)) == 1
+        await now.files.write(ino, 150, b"y" * 10)
+    async with run_stack(volume) as now:
+        assert await now.files.read(ino, 0, 300) == b"x" * 50 + bytes(100) + b"y" * 10 + bytes(39)
+
+
+async def test_tiny_writes_wait_when_there_are_too_many(volume: VolumePaths) -> None:
+    async with run_stack(volume, Limits(records=100, deadline=0.3)) as now:
+        ino = now.create(b"file").ino
+        for number in range(100):
+            await now.files.write(ino, number, b"x")
+        with pytest.raises(DeadlineExceeded):
+            await now.files.write(ino, 100, b"x")
+
+
+async def test_a_spool_full_of_overwritten_bytes_is_full(volume: VolumePaths) -> None:
+    async with run_stack(volume, Limits(spool=1_000_000, deadline=0.3)) as now:
+        ino = now.create(b"file").ino
+        with pytest.raises(DeadlineExceeded):
+            for _ in range(20):
+                await now.files.write(ino, 0, bytes(100_000))
