@@ -367,6 +367,6 @@ class Transfer:
         usable = usable_bytes([depot.free_bytes for depot in known], copies) + open_room
         return max(0, usable - int(usable * share) - fixed)
 
-    def answering(self) -> bool:
-        """Whether some depot answers now."""
-        return any(depot.state == OK and depot.status for depot in self._depots)
+    def answering(self) -> int:
+        """How many of the depots that take new segments answer now."""
+        return sum(depot.state == OK and depot.status is not None and depot.role == "active" for depot in self._depots)

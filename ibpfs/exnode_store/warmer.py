@@ -5,7 +5,8 @@ What is due is decided by pure functions below; the class carries it out. Works 
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -32,6 +33,7 @@ SMALL = 4 * 1024 * 1024
 SMALL_SEGMENTS = 16
 #: Stored bytes that one append of compaction moves, and one look.
 _MOVE_AT_ONCE = 4 * 1024 * 1024
+_SLICES_AT_ONCE = 256
 _MOVE_PER_LOOK = 64 * 1024 * 1024
 
 
@@ -72,6 +74,35 @@ def plan_compaction(segments: Sequence[tuple[int, int, int, int]]) -> list[int]:
     return half_dead + crowded
 
 
+def chunks(runs: Sequence[StoredRun], length: int, size: int) -> list[tuple[int, int, list[StoredRun]]]:
+    """Cut [0, length) of a segment into (start, stop, slices inside) of `size` or more, never within a slice.
+
+    `runs` are its slices in order; what lies between them is dead, and is cut anywhere.
+    """
+    found: list[tuple[int, int, list[StoredRun]]] = []
+    start, at, inside = 0, 0, list[StoredRun]()
+    for run in [*runs, None]:
+        begin = length if run is None else run.offset
+        while begin - start >= size:
+            stop = max(at, start + size)
+            found.append((start, stop, inside))
+            start = at = stop
+            inside = []
+        if run is not None:
+            inside.append(run)
+            at = run.offset + run.length
+    return [*found, (start, length, inside)] if start < length else found
+
+
+@contextmanager
+def _later() -> Iterator[None]:
+    """A local disk that is full is no reason to end: the work is taken up again with the next look."""
+    try:
+        yield
+    except (NoSpace, OSError) as error:
+        _log.info("upkeep of the volume waits: %s", error)
+
+
 class Warmer:
     """Runs beside the flusher in whoever owns the volume."""
 
@@ -80,6 +111,7 @@ class Warmer:
         self._ledger = ledger
         self._depots = depots
         self._transfer = transfer
+        self._damaged: set[int] = set()  # segments that cannot be compacted; tried again by the next mount
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -92,20 +124,21 @@ class Warmer:
     async def _release_for_ever(self) -> None:
         while True:
             if self._ledger.orphans_waiting:
-                await self.release_orphans()
+                with _later():
+                    await self.release_orphans()
             await trio.sleep(RELEASE_EVERY)
 
     async def release_orphans(self) -> None:
         """Give the orphans that there are now back to their depots; those of silent depots stay for later."""
-        orphans = self._ledger.orphans(limit=1000)
+        answering = [depot for depot in self._depots if depot.state == OK and depot.status]
+        orphans = self._ledger.orphans(limit=1000, depots=[depot.id for depot in answering])
         if not orphans:
             return
         await self._db.sync()
         async with trio.open_nursery() as nursery:
-            for depot in self._depots:
+            for depot in answering:
                 theirs = [orphan for orphan in orphans if orphan.depot == depot.id]
-                if theirs and depot.state == OK:
-                    nursery.start_soon(self._release_on, depot, theirs)
+                nursery.start_soon(self._release_on, depot, theirs)
 
     async def _release_on(self, depot: Depot, orphans: list[Orphan]) -> None:
         for orphan in orphans:
@@ -114,8 +147,10 @@ class Warmer:
                 await depot.call(lambda manage=manage: depot.client.decr(manage))  # type: ignore[misc]
             except CapabilityNotFound:
                 pass  # it ended by itself, or an earlier release was not noted
-            except (DepotError, DepotUnreachable) as error:
+            except DepotError as error:
                 _log.info("depot %s allocation %s: not released yet: %s", depot.address, manage.label, error)
+                continue
+            except DepotUnreachable:
                 return
             self._ledger.forget_orphan(orphan.id)
 
@@ -124,9 +159,10 @@ class Warmer:
     async def _keep_alive(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY)
-            await self.renew()
-            await self.repair()
-            await self.compact(_MOVE_PER_LOOK)
+            with _later():
+                await self.renew()
+                await self.repair()
+                await self.compact(_MOVE_PER_LOOK)
 
     async def renew(self) -> None:
         """Renew every lease that is due on a depot that answers."""
@@ -143,12 +179,24 @@ class Warmer:
             size = (await depot.call(lambda: depot.client.probe(replica.manage))).max_size
             end = await self._transfer.extend(depot, replica.manage, size)
         except CapabilityNotFound:
-            _log.warning("depot %s allocation %s is lost: its lease ended", depot.address, replica.read.label)
-            self._ledger.drop_replica(replica)
+            self._lost(depot, replica)
         except (DepotError, DepotUnreachable) as error:
             _log.warning("depot %s allocation %s: not renewed: %s", depot.address, replica.read.label, error)
         else:
             self._ledger.renewed(replica, end)
+
+    def _lost(self, depot: Depot, replica: Replica) -> None:
+        now = self._ledger.replica(replica.id)
+        if now is None:  # released while we asked
+            return
+        if not now.suspect:
+            _log.warning("depot %s allocation %s is lost: the depot does not know it", depot.address, now.read.label)
+        others = [one for one in self._ledger.replicas(now.segment) if one.id != now.id and not one.suspect]
+        if others:
+            self._ledger.drop_replica(now)
+        elif not now.suspect:
+            # Perhaps the depot runs on another store than yesterday. Never let go of the last capability.
+            self._ledger.suspect(now)
 
     async def repair(self) -> None:
         """Make up missing replicas of closed segments, from the sound ones, where a depot can take them."""
@@ -168,9 +216,14 @@ class Warmer:
             if moved >= most:
                 break
             policy = self._transfer.policy(packing[segment][1])
+            # With fewer depots each append has a segment of its own: small ones would only make small ones.
+            if segment in self._damaged or self._transfer.answering() < policy.copies:
+                continue
             try:
                 moved += await self._move(segment, policy)
-            except (DepotError, DepotUnreachable, DataError, NoSpace) as error:
+            except DataError as error:
+                _log.info("segment %d: not compacted yet: %s", segment, error)
+            except (DepotError, DepotUnreachable, NoSpace) as error:
                 _log.info("segment %d: not compacted yet: %s", segment, error)
                 break
         return moved
@@ -179,7 +232,7 @@ class Warmer:
         batch: list[StoredRun] = []
         moved = size = 0
         for run in self._ledger.stored_slices(segment):
-            if size + run.length > _MOVE_AT_ONCE and batch:
+            if batch and (size + run.length > _MOVE_AT_ONCE or len(batch) == _SLICES_AT_ONCE):
                 await self._move_batch(segment, policy, batch)
                 batch, size = [], 0
             batch.append(run)
@@ -190,7 +243,9 @@ class Warmer:
         return moved
 
     async def _move_batch(self, segment: int, policy: Policy, batch: list[StoredRun]) -> None:
-        pieces = [await self._load_verified(segment, run) for run in batch]
+        pieces = [
+            await self._load_verified(segment, run.offset, run.offset + run.length, [run]) for run in batch
+        ]
         length = sum(run.length for run in batch)
         target, offset = await self._transfer.append(policy, pieces, length)
         moves: list[tuple[int, int]] = []
@@ -204,12 +259,28 @@ class Warmer:
         finally:
             await self._transfer.release(target)
 
-    async def _load_verified(self, segment: int, run: StoredRun) -> bytes | bytearray:
+    async def _load_best(self, segment: int, start: int, stop: int, runs: list[StoredRun]) -> bytes | bytearray:
+        """Stored bytes with these slices, sound if some replica has them sound; else what there is."""
+        try:
+            return await self._load_verified(segment, start, stop, runs)
+        except DataError:
+            # One bad slice is no reason not to keep the others alive; readers verify anyway.
+            return (await self._transfer.load(segment, start, stop)).data
+
+    async def _load_verified(
+        self, segment: int, start: int, stop: int, runs: Sequence[StoredRun]
+    ) -> bytes | bytearray:
         seed = int(self._db.facts["digest_seed"], 16)
         avoid: frozenset[int] = frozenset()
         while True:
-            loaded = await self._transfer.load(segment, run.offset, run.offset + run.length, avoid=avoid)
-            if digest(seed, [loaded.data]) == run.digest:
+            try:
+                loaded = await self._transfer.load(segment, start, stop, avoid=avoid)
+            except DataError:
+                if avoid:  # not out of reach, but wrong
+                    self._damaged.add(segment)
+                raise
+            data = memoryview(loaded.data)
+            if all(digest(seed, [data[one.offset - start :][: one.length]]) == one.digest for one in runs):
                 return loaded.data
             self._transfer.report(loaded.replica, "stored bytes differ from their digest")
             avoid |= {loaded.replica}
@@ -250,9 +321,8 @@ class Warmer:
         _log.info("segment %d: new replica on %s", shortage.segment, depot.address)
 
     async def _fill(self, depot: Depot, caps: CapabilitySet, shortage: Shortage) -> None:
-        for start in range(0, shortage.length, _CHUNK):
-            stop = min(start + _CHUNK, shortage.length)
-            loaded = await self._transfer.load(shortage.segment, start, stop)
-            taken = await depot.call(lambda data=loaded.data: depot.client.store(caps.write.wire_key, [data]))  # type: ignore[misc]
+        for start, stop, runs in chunks(self._ledger.stored_slices(shortage.segment), shortage.length, _CHUNK):
+            data = await self._load_best(shortage.segment, start, stop, runs)
+            taken = await depot.call(lambda data=data: depot.client.store(caps.write.wire_key, [data]))  # type: ignore[misc]
             if taken != stop - start:
                 raise DepotUnreachable(f"{depot.address} took {taken} of {stop - start} bytes")

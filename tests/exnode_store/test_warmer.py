@@ -1,16 +1,20 @@
 """The warmer: what is due, and what it does about it over real depots."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ibpfs.config import VolumePaths
 from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.ledger import Replica
-from ibpfs.exnode_store.warmer import SMALL_SEGMENTS, Shortage, most_endangered, plan_compaction, renewal_due
-from tests.cache.stack import run_depot, run_stack
+from ibpfs.exnode_store.ledger import Replica, StoredRun
+from ibpfs.exnode_store.warmer import SMALL_SEGMENTS, Shortage, chunks, most_endangered, plan_compaction, renewal_due
+from tests.cache.stack import Stack, run_depot, run_stack
 
 KEY = Key("key", "1")
 
@@ -93,3 +97,103 @@ async def test_a_lease_that_ends_is_renewed_in_time(volume: VolumePaths) -> None
         (after,) = now.ledger.leased_replicas(1)
         assert after.lease_end is not None
         assert after.lease_end >= before.lease_end
+
+
+@asynccontextmanager
+async def two_depots(paths: VolumePaths, min_copies: int = 1) -> AsyncIterator[Stack]:
+    """A volume of two copies, whose second depot nobody has started; it is at `paths`/second."""
+    second = paths.root.with_name("second")
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        with now.db.transaction() as db:
+            db.execute("UPDATE policies SET copies = 2, min_copies = ?", (min_copies,))
+            db.execute(
+                "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, 0, '{}', 'active', 1)",
+                (f"unix:{second}/depot.sock",),
+            )
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        await now.depots.wait_for_any(5)
+        yield now
+
+
+async def test_small_segments_stay_while_a_depot_is_away(volume: VolumePaths) -> None:
+    async with two_depots(volume) as now:
+        for name in range(SMALL_SEGMENTS + 4):  # each append without the second depot has a segment of its own
+            ino = now.create(b"%d" % name).ino
+            await now.files.write(ino, 0, bytes(1000))
+            await now.files.fsync(ino)
+        await now.transfer.close_old(every=True)
+        assert len(plan_compaction(now.ledger.packing())) > SMALL_SEGMENTS
+        assert await now.warmer.compact(1 << 30) == 0
+
+
+async def test_orphans_of_a_depot_that_is_away_do_not_keep_others(volume: VolumePaths) -> None:
+    async with two_depots(volume) as now:
+        with now.db.transaction() as db:
+            for number in range(1100):
+                db.execute(
+                    "INSERT INTO orphans (depot, manage_key, read_key, since, seq) VALUES (2, ?, 'k/1', 0, 1)",
+                    (f"{number}/1",),
+                )
+            db.execute("INSERT INTO orphans (depot, manage_key, read_key, since, seq) VALUES (1, 'k/1', 'k/1', 0, 1)")
+        await now.warmer.release_orphans()
+        assert now.db.value("SELECT count(*) FROM orphans WHERE depot = 1") == 0
+        assert now.db.value("SELECT count(*) FROM orphans WHERE depot = 2") == 1100
+
+
+async def test_the_last_capability_of_a_segment_is_never_let_go(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot, max_lease=600), run_stack(volume) as now:
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, b"x")
+        await now.files.flush()
+        before = now.ledger.replicas(1)
+        with now.db.transaction() as db:
+            db.execute("UPDATE replicas SET told_at = told_at - 500, lease_end = lease_end - 500, manage_key = 'k/1'")
+        await now.warmer.renew()  # the depot runs on another store by mistake, and knows nothing of it
+        await now.warmer.renew()
+        after = now.ledger.replicas(1)
+        assert [one.read for one in after] == [one.read for one in before]
+        assert [one.suspect for one in after] == [True]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40))), st.integers(0, 50), st.integers(1, 20))
+def test_a_segment_is_cut_between_its_slices(slices: list[tuple[int, int]], end: int, size: int) -> None:
+    runs, at = [], 0
+    for number, (gap, length) in enumerate(slices):
+        runs.append(StoredRun(number, at + gap, length, b""))
+        at += gap + length
+    cut = chunks(runs, at + end, size)
+    assert [start for start, _, _ in cut] == [0, *(stop for _, stop, _ in cut)][: len(cut)]
+    assert (cut[-1][1] if cut else 0) == at + end
+    assert all(start <= run.offset and run.offset + run.length <= stop for start, stop, inside in cut for run in inside)
+    assert [run for _, _, inside in cut for run in inside] == runs
+    assert all(stop - start <= size + 40 for start, stop, _ in cut)
+
+
+async def test_a_repair_copies_no_replica_that_is_damaged(tmp_path: Path) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume, plain=True)
+    async with two_depots(volume) as now, run_depot(tmp_path / "second"):
+        with now.db.transaction() as db:
+            db.execute("UPDATE policies SET min_copies = 2")
+        while now.transfer.answering() < 2:
+            await trio.sleep(0.01)
+        ino = now.create(b"file").ino
+        data = b"so it was written" * 10_000
+        await now.files.write(ino, 0, data)
+        await now.files.flush()
+        await now.transfer.close_old(every=True)
+        first = now.transfer._order(now.ledger.replicas(1))[0]
+        where = volume.depot if first.depot == 1 else tmp_path / "second"
+        (allocation,) = [one for one in (where / "allocations").rglob("*") if one.is_file()]
+        allocation.write_bytes(allocation.read_bytes().replace(b"so it was", b"or it was"))
+        async with run_depot(tmp_path / "third"):
+            third = now.depots.add(f"unix:{tmp_path}/third/depot.sock", {})
+            with now.db.transaction() as db:
+                db.execute("UPDATE policies SET copies = 3")
+            while now.transfer.answering() < 3:
+                await trio.sleep(0.01)
+            await now.warmer.repair()
+            (copy,) = [one for one in now.ledger.replicas(1) if one.depot == third.id]
+            (allocation,) = [one for one in (tmp_path / "third" / "allocations").rglob("*") if one.is_file()]
+            assert data in allocation.read_bytes()
+            assert not copy.suspect
