@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ibpfs.config import VolumePaths
+from ibpfs.control import Refused
 from ibpfs.errors import IbpfsError
 from ibpfs.kernel import MountEntry
 from ibpfs_tools import exits, mounts
@@ -58,7 +59,7 @@ def umount(
     paths = VolumePaths(Path(mount.source))
     waiting = not (force or lazy)
     if waiting:
-        _flush(paths, quiet)
+        _flush(mount, paths, quiet)
     _take_away(mount, lazy)
     if waiting:
         _wait(paths)
@@ -66,11 +67,14 @@ def umount(
         click.echo(f"umount.ibpfs: {mount.mountpoint}: unmounted", err=True)
 
 
-def _flush(paths: VolumePaths, quiet: bool) -> None:
-    if mounts.in_use(paths):
-        ask(paths, "flush", Secrets(), title="flushing", quiet=quiet)
-    else:
+def _flush(mount: MountEntry, paths: VolumePaths, quiet: bool) -> None:
+    if not mounts.in_use(paths):
         click.echo("umount.ibpfs: the mount's process is gone; what it left is uploaded by the next mount", err=True)
+        return
+    try:
+        ask(paths, "flush", Secrets(), title="flushing", quiet=quiet)
+    except Refused as error:
+        raise IbpfsError(f"{mount.mountpoint}: {error}; to unmount without waiting: umount.ibpfs -f") from None
 
 
 def _take_away(mount: MountEntry, lazily: bool) -> None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .running import BIN, HEARD, Done, is_alive, kill, kill_and_wait, processes_of, run, until
+from .running import BIN, HEARD, Done, command_line, is_alive, kill, kill_and_wait, processes_of, run, until
 
 #: A capability's key on the wire: "1#" and 24 bytes in the depot's base64.
 CAPABILITY_KEY = re.compile(rb"1#[A-Za-z0-9+-]{32}|/(READ|WRITE|MANAGE)\b")
@@ -163,7 +163,7 @@ class Volume:
         detach_below(self.base)
         depot = self.embedded_depot()
         self._end([pid for pid in self.processes() if pid not in depot])
-        self._end(depot)
+        self._end(self.processes())  # the depot, or one that was started just now
         try:
             self.check_log()
         finally:
@@ -268,13 +268,14 @@ class Session:
     def close(self) -> None:
         """Remove everything; AssertionError when a test left a mount, a process or a file."""
         pids = processes_of(self.base)
+        lines = [command_line(pid) for pid in pids]
         mounts = [line for line in mount_table() if os.fsencode(self.base) in line]
         files = [str(path) for path in self.base.glob("*")]
         detach_below(self.base)
         for pid in pids:
             kill(pid)
         shutil.rmtree(self.base, ignore_errors=True)
-        assert not pids, f"processes were left behind: {pids}"
+        assert not lines, f"processes were left behind: {lines}"
         assert not mounts, f"mounts were left behind: {mounts}"
         assert not files, f"files were left behind: {files}"
 
