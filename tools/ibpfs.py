@@ -4,12 +4,20 @@ import click
 
 from ibpfs import __version__
 from ibpfs_tools import exits
+from ibpfs_tools.augment import augment
 from ibpfs_tools.commands import CONTEXT
 from ibpfs_tools.depots import depots
+from ibpfs_tools.download import download
 from ibpfs_tools.drop_cache import drop_cache
+from ibpfs_tools.exnode import exnode
 from ibpfs_tools.flush import flush
+from ibpfs_tools.ls import ls
+from ibpfs_tools.modify import modify
+from ibpfs_tools.refresh import refresh
 from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
+from ibpfs_tools.trim import trim
+from ibpfs_tools.upload import upload
 
 EPILOG = """\b
 Exit codes: 0 done, 1 not done, 2 wrong call.
@@ -23,6 +31,8 @@ def ibpfs() -> None:
 
 
 for verb in (status, stat, flush, drop_cache, depots):
+    ibpfs.add_command(verb)
+for verb in (upload, download, ls, augment, trim, refresh, modify, exnode):
     ibpfs.add_command(verb)
 
 

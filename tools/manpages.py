@@ -46,12 +46,17 @@ def page(command: click.Command, name: str, section: int) -> str:
     return "\n".join([*lines, ".SH SEE ALSO", others]) + "\n"
 
 
-def _verbs(group: click.Group, context: click.Context) -> Iterator[str]:
-    for name, verb in sorted(group.commands.items()):
-        inner = click.Context(verb, info_name=name, parent=context, **verb.context_settings)
+def _verbs(group: click.Group, context: click.Context, before: str = "") -> Iterator[str]:
+    for word, verb in sorted(group.commands.items()):
+        name = f"{before}{word}"
+        inner = click.Context(verb, info_name=word, parent=context, **verb.context_settings)
+        if isinstance(verb, click.Group):
+            yield from _verbs(verb, inner, f"{name} ")
+            continue
         yield f".SS {_plain(name)} {_plain(' '.join(verb.collect_usage_pieces(inner)))}"
         yield from _prose(verb.help or "")
         yield from _options(verb, inner, without=("help", "version"))
+        yield from _prose(verb.epilog or "")
 
 
 def _options(command: click.Command, context: click.Context, without: tuple[str, ...] = ()) -> Iterator[str]:

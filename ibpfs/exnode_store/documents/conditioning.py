@@ -104,7 +104,7 @@ def undo(function: Function, stored: bytes, *, verify: bool = True) -> bytes:
         elif one.name in _CIPHERS:
             data = _by_blocks(data, one, _CIPHERS[one.name])
         else:
-            raise BadConditioning(f"the end-to-end function {one.name[:40]!r} is not known")
+            raise BadConditioning(f"the end-to-end function {one.name[:40]!a} is not known")
     return data
 
 

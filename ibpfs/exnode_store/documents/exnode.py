@@ -153,7 +153,7 @@ def _troubles(mapping: Mapping) -> Iterator[str]:
             yield f"more than {MAX_NESTING} nested functions"
         for function in mapping.function.chain():
             if function.blocksize is not None and function.blocksize <= 0:
-                yield f"function {function.name}: a block size of {function.blocksize}"
+                yield f"function {function.name[:40]!a}: a block size of {function.blocksize}"
 
 
 def length_of(mappings: tuple[Mapping, ...]) -> int:

@@ -64,8 +64,8 @@ def pick(found: Sequence[ExNode], word: str) -> ExNode:
     """Return the one exNode of that name or id."""
     chosen = [one for one in found if word in (one.name, one.fields.get("id"))]
     if len(chosen) != 1:
-        names = ", ".join(sorted({one.name for one in found})[:10])
-        raise BadDocument(f"{len(chosen)} exNodes are called {word}; there are: {names}")
+        names = ", ".join(sorted({ascii(one.name[:40]) for one in found})[:10])
+        raise BadDocument(f"{len(chosen)} exNodes are called {word!r}; there are: {names}")
     return chosen[0]
 
 

@@ -117,9 +117,9 @@ def _value(text: str, kind: str, name: str) -> Value:
     try:
         number = int(text) if kind == "integer" else float(text)
     except ValueError:
-        raise BadDocument(f"metadata {name}: not of type {kind}") from None
+        raise BadDocument(f"metadata {name[:40]!a}: not of type {kind}") from None
     if isinstance(number, int) and not -(2**63) <= number < 2**64:
-        raise BadDocument(f"metadata {name}: more than 64 bits")
+        raise BadDocument(f"metadata {name[:40]!a}: more than 64 bits")
     return number
 
 
@@ -144,7 +144,7 @@ def _kept_json(one: Metadata) -> Any:
     try:
         return json.loads(str(one.value))
     except (ValueError, RecursionError):
-        raise BadDocument(f"metadata {one.name}: its value is not JSON") from None
+        raise BadDocument(f"metadata {one.name[:40]!a}: its value is not JSON") from None
 
 
 def _text(known: dict[str, Value], name: str) -> str:
@@ -158,7 +158,7 @@ def _integer(value: Value, name: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,20}\s*", value, re.ASCII):
         value = int(value)
     if not isinstance(value, int):
-        raise BadDocument(f"metadata {name}: not an integer")
+        raise BadDocument(f"metadata {name[:40]!a}: not an integer")
     return value
 
 

@@ -1,1 +1,1 @@
-"""What LoRS does with exNodes, for people without a mount: upload, download, ls, augment, trim, refresh. No terminal."""
+"""What LoRS does with exNodes, for people without a mount: upload, download, augment, trim, refresh. No terminal."""

@@ -58,5 +58,5 @@ def test_nothing_is_lost_on_the_way_there_and_back(exnode: ExNode) -> None:
 def test_picking() -> None:
     found = [ExNode("a", 1), ExNode("a", 2, fields={"id": "x"})]
     assert pick(found, "x").size == 2
-    with pytest.raises(BadDocument, match="2 exNodes are called a"):
+    with pytest.raises(BadDocument, match="2 exNodes are called 'a'"):
         pick(found, "a")

@@ -1,0 +1,134 @@
+"""A download under way: `.NAME.part` holds bytes, `.NAME.part.done` which of them are there.
+
+What the second says is on stable storage in the first, so a download that broke for any reason goes on from there.
+"""
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from ibpfs.errors import VolumeBusy, VolumeError
+from ibpfs.exnode_store.documents.exnode import ExNode
+from ibpfs.exnode_store.extents import ExtentMap
+from ibpfs.exnode_store.lors.outputs import put_in_place
+
+#: Bytes that are fetched again at most after a power cut.
+_SYNC_EVERY: Final = 64 * 1024 * 1024
+_OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def identity(exnode: ExNode) -> str:
+    """A digest of what is fetched: the same text means the same bytes. Tells no capability."""
+    digest = hashlib.sha256(f"{exnode.size}\n".encode())
+    for one in exnode.mappings:
+        label = one.read.label if one.read else ""
+        digest.update(f"{one.offset} {one.length} {one.alloc_offset} {label}\n".encode())
+    return digest.hexdigest()
+
+
+class PartialFile:
+    """One at a time per file: VolumeBusy for the second."""
+
+    def __init__(self, path: Path, exnode: ExNode, *, resume: bool = True) -> None:
+        self._path = path
+        self._data = path.with_name(f".{path.name}.part")
+        self._record = path.with_name(f".{path.name}.part.done")
+        self._identity = identity(exnode)
+        self._size = exnode.size
+        self._unsynced = 0
+        self._fresh: list[tuple[int, int]] = []
+        self._done: ExtentMap[None] = ExtentMap()
+        self._file = _open_own(self._data)
+        try:
+            self._lock()
+            if not (resume and self._recall()):
+                self._begin()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VolumeBusy(f"{self._path}: another download of it is under way") from None
+
+    def _recall(self) -> bool:
+        """Return whether the record is one of this very file."""
+        if os.fstat(self._file).st_size != self._size:
+            return False
+        try:
+            head, *lines = self._record.read_text("ascii").split("\n")
+            if head != self._identity:
+                return False
+            for line in lines[:-1]:  # behind the last line end is nothing, or half a line
+                start, stop = map(int, line.split())
+                self._done.overlay(start, stop, None)
+        except (FileNotFoundError, ValueError):
+            self._done = ExtentMap()
+            return False
+        return True
+
+    def _begin(self) -> None:
+        self._record.unlink(missing_ok=True)
+        os.ftruncate(self._file, 0)
+        os.ftruncate(self._file, self._size)
+        os.fsync(self._file)
+        record = os.open(self._record, _OPEN | os.O_TRUNC, 0o600)
+        os.write(record, f"{self._identity}\n".encode())
+        os.close(record)
+
+    @property
+    def done_bytes(self) -> int:
+        return self._done.covered
+
+    def has(self, start: int, stop: int) -> bool:
+        return not self._done.holes(start, stop)
+
+    def write(self, start: int, data: bytes) -> None:
+        """Blocks; `start` is a place in the file."""
+        view = memoryview(data)
+        at = start
+        while view:
+            written = os.pwrite(self._file, view, at)
+            at, view = at + written, view[written:]
+        self._fresh.append((start, start + len(data)))
+        self._done.overlay(start, start + len(data), None)
+        self._unsynced += len(data)
+        if self._unsynced >= _SYNC_EVERY:
+            self.sync()
+
+    def sync(self) -> None:
+        """Note what is there, once it is on stable storage."""
+        if not self._fresh:
+            return
+        fresh, self._fresh, self._unsynced = self._fresh, [], 0
+        os.fdatasync(self._file)
+        with self._record.open("a", encoding="ascii") as record:
+            record.write("".join(f"{start} {stop}\n" for start, stop in fresh))
+
+    def finish(self, *, overwrite: bool) -> None:
+        """All is there: give the file its name."""
+        os.fsync(self._file)
+        put_in_place(self._data, self._path, overwrite=overwrite)
+        self._fresh = []
+        self._record.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Nothing was fetched, and nothing is worth keeping."""
+        self._data.unlink(missing_ok=True)
+        self._record.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._file)
+
+
+def _open_own(path: Path) -> int:
+    file = os.open(path, _OPEN, 0o666)
+    if os.fstat(file).st_uid != os.geteuid():
+        os.close(file)
+        raise VolumeError(f"{path}: belongs to somebody else; it is in the way of this download")
+    return file
