@@ -10,6 +10,7 @@ from ibpfs_tools.depots import depots
 from ibpfs_tools.download import download
 from ibpfs_tools.drop_cache import drop_cache
 from ibpfs_tools.exnode import exnode
+from ibpfs_tools.export import export
 from ibpfs_tools.flush import flush
 from ibpfs_tools.ls import ls
 from ibpfs_tools.modify import modify
@@ -32,7 +33,7 @@ def ibpfs() -> None:
 
 for verb in (status, stat, flush, drop_cache, depots):
     ibpfs.add_command(verb)
-for verb in (upload, download, ls, augment, trim, refresh, modify, exnode):
+for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export):
     ibpfs.add_command(verb)
 
 
