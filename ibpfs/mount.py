@@ -118,7 +118,7 @@ async def _rooms(
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, _sealer(config, keys, db))
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
-        ledger.close_all_segments()
+        transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()
         recovered = files.recover()
         if recovered:

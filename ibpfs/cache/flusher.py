@@ -201,6 +201,7 @@ class Flusher:
             await trio.sleep(DELAY)
             try:
                 await self._transfer.close_old()
+                await self._transfer.trim()
                 await self.delete_spent()
                 await self._db.checkpoint()
             except OSError as error:

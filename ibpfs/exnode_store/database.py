@@ -4,6 +4,7 @@ Every metadata operation is one synchronous function of a transaction; no await 
 survives a kill of the process (I7); `sync` makes what was committed survive a power cut, one fdatasync for all.
 """
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ class Database:
         self.seq, self.next_ino, self.files = self._load_state()
         self._depth = 0
         self._synced_seq = self.seq
+        self._sync_trouble = 0  # errno of the first sync that failed
         self._directory_synced = False  # the WAL's own name, once
         self._sync_lock = trio.Lock()
         self._checkpoint_lock = trio.Lock()
@@ -112,15 +114,25 @@ class Database:
         return self._synced_seq < self.seq
 
     async def sync(self) -> None:
-        """Return when every transaction committed before the call is on stable storage."""
+        """Return when every transaction committed before the call is on stable storage.
+
+        OSError when the disk refuses, from then on for good.
+        """
         wanted = self.seq
         if self._synced_seq >= wanted:
             return
         async with self._sync_lock:
             if self._synced_seq >= wanted:  # somebody else's sync, begun after our commit, covered it
                 return
+            if self._sync_trouble:
+                # After a failed fdatasync the kernel may have dropped the pages: a later success proves nothing.
+                raise OSError(self._sync_trouble, "an earlier sync of the exNode store failed; mount it again")
             covered = self.seq
-            await trio.to_thread.run_sync(_sync_wal, self.path, not self._directory_synced)
+            try:
+                await trio.to_thread.run_sync(_sync_wal, self.path, not self._directory_synced)
+            except OSError as error:
+                self._sync_trouble = error.errno or errno.EIO
+                raise
             self._directory_synced = True
             self._synced_seq = max(self._synced_seq, covered)
 

@@ -16,8 +16,8 @@ from ibpfs.exnode_store.sealing import DIGEST_NAME, SliceForm
 
 #: A transaction that deletes mappings stops here; the rest is a state that a task advances.
 MOST_ROWS = 1000
-#: Extent maps kept in memory, counted in pieces.
-_CACHED_PIECES = 200_000
+#: Extent maps kept in memory, counted in pieces; of small files a piece takes about 1 KB.
+_CACHED_PIECES = 30_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -305,11 +305,13 @@ class Ledger:
             db.execute("UPDATE segments SET state = ?, seq = ? WHERE id = ?", (CLOSED, db.seq, segment))
             self._release_if_dead(segment)
 
-    def close_all_segments(self) -> None:
-        """What a new owner does first: segments have one writer, and it is gone."""
+    def close_all_segments(self) -> list[int]:
+        """What a new owner does first: segments have one writer, and it is gone. Returns which were open."""
         with self._db.transaction() as db:
-            for (segment,) in db.rows("SELECT id FROM segments WHERE state = ?", (OPEN,)):
+            left_open = [segment for (segment,) in db.rows("SELECT id FROM segments WHERE state = ?", (OPEN,))]
+            for segment in left_open:
                 self.close_segment(segment)
+        return left_open
 
     def drop_replica(self, replica: Replica) -> None:
         """The allocation no longer holds the whole segment, or never did: release it."""

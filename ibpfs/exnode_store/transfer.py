@@ -82,6 +82,7 @@ class Transfer:
         self._ledger = ledger
         self._depots = depots
         self._idle: list[OpenSegment] = []
+        self.untrimmed: set[int] = set()  # closed segments whose allocations reserve more than they hold
         self._open_segments: set[OpenSegment] = set()  # the idle ones, and those that somebody appends to
 
     def policy(self, number: int) -> Policy:
@@ -289,16 +290,32 @@ class Transfer:
             await self._trim(segment)
 
     async def _trim(self, segment: OpenSegment) -> None:
-        """Give the room that was not used back to the depots; one that cannot keeps it reserved."""
-        if segment.length >= segment.size:
-            return
-        for depot, replica in segment.replicas:
-            try:
-                await depot.call(lambda d=depot, r=replica: d.client.truncate(r.manage, segment.length), 5.0)  # type: ignore[misc]
-            except (DepotError, DepotUnreachable) as error:
-                _log.info("depot %s allocation %s: not trimmed: %s", depot.address, replica.manage.label, error)
-            else:
-                depot.free_bytes += segment.size - segment.length
+        """Give the room that was not used back to the depots; one that cannot now is asked again later."""
+        if segment.row is not None and segment.length < segment.size:
+            self.untrimmed.add(segment.row)
+            await self.trim()
+
+    async def trim(self) -> None:
+        """Cut the allocations of `untrimmed` segments to what is in them, as far as their depots answer."""
+        for segment in list(self.untrimmed):
+            length = self._ledger.segment_length(segment)
+            # The ledger's length is what is committed; what lies behind it was never acknowledged.
+            done = [await self._trim_replica(replica, length) for replica in self._ledger.replicas(segment) if length]
+            if all(done):
+                self.untrimmed.discard(segment)
+
+    async def _trim_replica(self, replica: Replica, length: int) -> bool:
+        """False: worth another try."""
+        try:
+            depot = self._depots.get(replica.depot)
+            if depot.state != OK:
+                return False
+            await depot.call(lambda: depot.client.truncate(replica.manage, length), 5.0)
+        except DepotUnreachable:
+            return False
+        except DepotError as error:  # it cannot: the room stays reserved
+            _log.info("segment %d: %s", replica.segment, self._describe(replica, error))
+        return True
 
     # Loading
 
@@ -308,6 +325,7 @@ class Transfer:
         While a depot has only just gone silent it is tried again until the caller's deadline; when every depot that
         holds the segment is failed, DataError comes at once.
         """
+        refused: set[int] = set()
         while True:
             replicas = [one for one in self._ledger.replicas(segment) if one.id not in avoid]
             trouble = "it has no replica that can be tried"
@@ -316,7 +334,9 @@ class Transfer:
                     return await self._load_from(replica, start, stop)
                 except (DepotError, DepotUnreachable) as error:
                     trouble = self._describe(replica, error)
-                    if isinstance(error, DepotError):  # a silent depot was logged when it went silent
+                    # Each refusal once; a silent depot was logged when it went silent.
+                    if isinstance(error, DepotError) and replica.id not in refused:
+                        refused.add(replica.id)
                         _log.warning("segment %d: %s", segment, trouble)
             if not self._worth_waiting(replicas):
                 raise DataError(f"segment {segment}: {trouble}")

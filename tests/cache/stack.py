@@ -78,7 +78,7 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIt
         memory = RecordMemory(1024 * 1024)
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, limits or Limits())
-        ledger.close_all_segments()
+        transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()
         recovered = files.recover()
         warmer = Warmer(db, ledger, depots, transfer)

@@ -86,3 +86,22 @@ async def test_room_in_a_segment_that_is_appended_to_counts_as_free(tmp_path: Pa
         assert before is not None
         assert during is not None
         assert during > before - (1 << 20)
+
+
+async def reserved(stack: Stack) -> int:
+    """Bytes that the first segment's allocation reserves on its depot."""
+    (segment,) = [row for (row,) in stack.db.rows("SELECT id FROM segments")]
+    (replica,) = stack.ledger.replicas(segment)
+    return (await stack.depots.get(replica.depot).client.probe(replica.manage)).max_size
+
+
+async def test_a_segment_left_open_by_a_kill_gives_back_what_it_does_not_use(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot):
+        async with run_stack(volume) as now:
+            await now.files.write(now.create(b"small").ino, 0, bytes(1000))
+            await now.files.flush()
+            assert await reserved(now) > 16 << 20
+        async with run_stack(volume) as now:
+            with trio.fail_after(10):
+                while await reserved(now) > 2000:
+                    await trio.sleep(0.05)
