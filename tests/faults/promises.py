@@ -28,6 +28,11 @@ class Promises:
         self.source = source
         journal.touch()
 
+    def fresh(self) -> "Promises":
+        """An empty journal beside this one."""
+        number = len(list(self.journal.parent.iterdir()))
+        return Promises(self.journal.with_name(f"journal{number}"), self.source)
+
     def start(self, directory: Path, seed: int, steps: int | None = None) -> subprocess.Popen[bytes]:
         env = dict(os.environ) if steps is None else {**os.environ, "IBPFS_LOAD_STEPS": str(steps)}
         return subprocess.Popen(

@@ -5,6 +5,7 @@ IBPFS_KILLS sets the number of kills (20), IBPFS_SEED the seed (fresh, printed).
 
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from .promises import Promises, Sealed
 
 pytestmark = pytest.mark.faults
 
+_FRESH = 20
 KILLS = int(os.environ.get("IBPFS_KILLS", "20"))
 SEED = int(os.environ.get("IBPFS_SEED", str(random.SystemRandom().randrange(1 << 32))))
 
@@ -29,15 +31,15 @@ def promises(session: Session, source_tree: Path) -> Iterator[Promises]:
         yield Promises(path / "journal", source_tree.parent / "tree")
 
 
-def one_kill(volume: Volume, promises: Promises, sealed: Sealed, dice: random.Random, number: int) -> None:
-    load = promises.start(volume.mountpoint, dice.randrange(1 << 30))
+def one_kill(volume: Volume, place: Path, promises: Promises, sealed: Sealed, dice: random.Random) -> None:
+    load = promises.start(place, dice.randrange(1 << 30))
     try:
         time.sleep(dice.uniform(0.2, 2.0))
         volume.kill()
     finally:
         ended(load)
     sealed.look(volume)
-    if number % 3 == 0:  # and once more in the middle of the replay
+    if dice.random() < 0.3:  # and once more in the middle of the replay
         volume.mount()
         time.sleep(dice.uniform(0.0, 0.3))
         volume.kill()
@@ -61,13 +63,18 @@ def test_kills_of_the_mount_lose_nothing_that_was_promised(volume: Volume, promi
     dice, sealed = random.Random(SEED), Sealed()
     held = 0
     for number in range(KILLS):
-        one_kill(volume, promises, sealed, dice, number)
-        held = promises.check(volume.mountpoint)
+        if number % _FRESH == 0:  # a new tree, so that a long run does not compare ever more
+            place, journal = volume / f"tree{number}", promises.fresh()
+            place.mkdir()
+        one_kill(volume, place, journal, sealed, dice)
+        held += journal.check(place)
         if number % 5 == 4 or number == KILLS - 1:
             volume.umount()
             assert "clean" in volume.fsck("--data", "-n").stdout
             volume.mount()
-            promises.check(volume.mountpoint)
+            journal.check(place)
+        if number % _FRESH == _FRESH - 1:
+            shutil.rmtree(place)
     print(f"{held} files held to their promise; {sealed.slices} slices and {sealed.records} records sealed once each")
     assert held
     assert sealed.slices
