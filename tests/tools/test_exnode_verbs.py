@@ -4,7 +4,10 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from ibpfs_tools import exits
 from ibpfs_tools.download import file_name
 from ibpfs_tools.ibpfs import ibpfs
 from tests.depot.conftest import DepotProcess
+from tests.mounted.running import until
 
 SIZE = 1_500_000
 Call = Callable[..., tuple[int, str, str]]
@@ -313,6 +317,29 @@ def test_a_deadline(call: Call, file: Path, depots: list[DepotProcess], places: 
     assert code == 1
     assert "not done within 0.2 s" in err
     assert not Path("x.xnd").exists()
+
+
+def test_an_interrupt(file: Path, tmp_path: Path, depots: list[DepotProcess], places: list[str]) -> None:
+    os.kill(depots[0].process.pid, signal.SIGSTOP)
+    try:
+        words = [Path(sys.executable).parent / "ibpfs", "upload", file, "-b", "100K", *places]
+        process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        until(lambda: _connections(process.pid) > 8, what="transfers to begin")
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        assert (process.wait(30), told) == (130, "ibpfs: interrupted\n")
+        process.stderr.close()
+    finally:
+        os.kill(depots[0].process.pid, signal.SIGCONT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.bin"]
+
+
+def _connections(pid: int) -> int:
+    with suppress(OSError):  # a descriptor that was closed meanwhile
+        links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return sum(link.name.startswith("socket:") for link in links)
+    return 0
 
 
 def _allocations(depots: list[DepotProcess]) -> int:

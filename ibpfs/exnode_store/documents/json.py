@@ -14,6 +14,7 @@ from ibpfs.exnode_store.documents import lifetimes
 from ibpfs.exnode_store.documents.exnode import (
     LARGEST,
     MAX_DOCUMENT,
+    MAX_MAPPINGS,
     MAX_NESTING,
     BadDocument,
     ExNode,
@@ -32,6 +33,8 @@ _METADATA: Final = "lors_metadata"
 _MEANT: Final = "alloc_offset_within"
 _ALLOCATION: Final = "allocation"
 _TAIL: Final = b"\0 \t\r\n"  # LoRS ends its files with the NUL of a C string
+#: A value takes up to a hundred bytes of memory, and two of the document.
+_MOST_VALUES: Final = 25 * MAX_MAPPINGS
 
 _FILE_FIELDS: Final = frozenset({"name", "mode", "size", "created", "modified", "extents", _METADATA})
 _EXTENT_FIELDS: Final = frozenset(
@@ -46,6 +49,8 @@ def read_json(data: bytes) -> list[ExNode]:
     """Return every exNode in the document; BadDocument says why there is none."""
     if len(data) > MAX_DOCUMENT:
         raise BadDocument("the document is too large for an exNode")
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise BadDocument("the JSON has too many values")
     try:
         found = json.loads(data.rstrip(_TAIL), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

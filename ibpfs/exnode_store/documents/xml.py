@@ -31,7 +31,7 @@ from ibpfs.exnode_store.documents.exnode import (
 
 NAMESPACE: Final = "http://loci.cs.utk.edu/exnode"
 _NS: Final = f"{{{NAMESPACE}}}"
-_MAX_ELEMENTS: Final = 30 * MAX_MAPPINGS
+_MAX_ELEMENTS: Final = 15 * MAX_MAPPINGS
 _MAX_DEPTH: Final = 2 * MAX_NESTING + 8
 #: Fields of JSON documents that XML has no word for travel as metadata with this before their name.
 _KEPT: Final = "unis:"

@@ -41,7 +41,7 @@ def pieces(mappings: Sequence[Mapping], size: int) -> Iterator[Unit]:
         if where == begins:
             insort(active, number)
         else:
-            active.remove(number)
+            del active[bisect_left(active, number)]
     if at < size:
         yield Unit(at, size, ())
 

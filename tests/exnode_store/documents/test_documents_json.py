@@ -129,6 +129,7 @@ def replace_locations(one: ExNode) -> ExNode:
     [
         (b"", "well-formed"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"[]," * 5_000_000 + b"[]]", "too many values"),
         (b'{"name": "n", "size": NaN}', "well-formed"),
         (b'{"name": "n"}', "no exNode"),
         (b"[1]", "no exNode"),

@@ -17,8 +17,8 @@ XND = sorted(SAMPLES.glob("*.xnd"))
 CAP = "ibp://127.0.0.1:6714/1#abc/3862277/READ"
 
 
-@pytest.fixture(params=["UTC", "America/New_York"], autouse=True)
-def _zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(params=["UTC", "America/New_York"])
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TZ", request.param)
     time.tzset()
     yield
@@ -37,6 +37,7 @@ def mapping(body: str = "", length: object = 5) -> str:
     )
 
 
+@pytest.mark.usefixtures("zone")
 @pytest.mark.parametrize("path", XND, ids=lambda path: path.name)
 def test_captured_documents_are_written_as_lors_does(path: object) -> None:
     text = (SAMPLES / str(path)).read_bytes()
@@ -106,6 +107,7 @@ def test_fields_of_json_travel_along() -> None:
     assert read_xml(write_xml(exnode)).fields == exnode.fields
 
 
+@pytest.mark.usefixtures("zone")
 @given(exnodes)
 def test_round_trip(exnode: ExNode) -> None:
     found = read_xml(write_xml(exnode))
@@ -157,6 +159,11 @@ def test_nested_functions_end() -> None:
     function = '<exnode:function name="f">' * 17 + "</exnode:function>" * 17
     with pytest.raises(BadDocument, match="nested functions"):
         read_xml(document(mapping(function)))
+
+
+def test_too_many_elements() -> None:
+    with pytest.raises(BadDocument, match="too many elements"):
+        read_xml(document("<a/>" * 3_000_001))
 
 
 def test_a_document_too_large() -> None:
