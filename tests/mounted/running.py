@@ -4,6 +4,7 @@ Everything that was said and every command line that was seen is kept, to be sea
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,11 +79,12 @@ def processes_of(directory: Path) -> list[int]:
         mine.add(pid)
         pid = parent(pid)
     found = []
+    inside = re.compile(re.escape(os.fsencode(directory)) + rb"[/\0]")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in mine:
             continue
         line = command_line(int(entry.name))
-        if os.fsencode(directory) + b"/" in line or line.rstrip(b"\0").endswith(os.fsencode(directory)):
+        if inside.search(line):
             HEARD.command_lines.add(line)
             found.append(int(entry.name))
     return found

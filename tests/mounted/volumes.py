@@ -163,7 +163,7 @@ class Volume:
         detach_below(self.base)
         depot = self.embedded_depot()
         self._end([pid for pid in self.processes() if pid not in depot])
-        self._end(self.processes())  # the depot, or one that was started just now
+        kill_and_wait(self.processes(), signal.SIGTERM)  # the depot, or one that was started just now
         try:
             self.check_log()
         finally:
@@ -171,6 +171,8 @@ class Volume:
 
     @staticmethod
     def _end(pids: list[int]) -> None:
+        with suppress(AssertionError):  # a mount that was taken away ends when the depots have everything
+            until(lambda: not any(is_alive(pid) for pid in pids), 1 if pids else 0)
         for pid in pids:
             kill(pid, signal.SIGTERM)
         with suppress(AssertionError):
