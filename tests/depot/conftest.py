@@ -136,6 +136,10 @@ class InProcessDepot:
         self._token.run_sync_soon(serve)
         return LineClient(ours)
 
+    def connect_tcp(self) -> LineClient:
+        host, _, port = self.depot.address.removeprefix("ibp://").rpartition(":")
+        return LineClient(socket.create_connection((host, int(port)), timeout=PATIENCE))
+
     def call(self, function: Callable[[Depot], Any]) -> Any:
         """Runs in the depot's thread."""
         return trio.from_thread.run_sync(function, self.depot, trio_token=self._token)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ibpfs.depot.wire.protocol import CARRY_DATA, MAX_LINE, NOT_YET
+from ibpfs.depot.wire.protocol import MAX_LINE
 
 MAX_LEASE = 30 * 86400
 
@@ -61,9 +61,6 @@ class TestAllocate:
         [
             ("1 1 77 2 1 600 1000 10", -50),
             ("1 1 1 7 1 600 1000 10", -21),
-            ("1 1 1 2 2 600 1000 10", -22),
-            ("1 1 1 2 3 600 1000 10", -22),
-            ("1 1 1 2 4 600 1000 10", -22),
             ("1 1 1 2 9 600 1000 10", -30),
             ("1 1 1 2 1 0 1000 10", -30),
             ("1 1 1 2 1 -5 1000 10", -30),
@@ -344,16 +341,10 @@ class TestStatus:
 
 
 class TestUnderstanding:
-    @pytest.mark.parametrize("opcode", sorted((NOT_YET - CARRY_DATA) | {-1, 0, 6, 10, 11, 12, 37, 90, 99, 500}))
+    @pytest.mark.parametrize("opcode", [-1, 0, 6, 10, 11, 12, 17, 22, 23, 25, 26, 37, 90, 99, 500])
     def test_not_offered_and_the_connection_kept(self, client: Any, opcode: int) -> None:
         assert client.ask(f"1 {opcode} 1 2 3 4 10") == b"-43 \n"
         client.allocate()
-
-    @pytest.mark.parametrize("opcode", sorted(NOT_YET & CARRY_DATA))
-    def test_not_offered_with_data(self, client: Any, opcode: int) -> None:
-        client.send(f"1 {opcode} 1#x 2 3 4 10\n1 4 3 10\n")
-        assert client.line() == b"-43 \n"
-        assert client.is_sent_away()
 
     @pytest.mark.parametrize("garbage", [b"hello world\n", b"\n", b"1\n", b"GET / HTTP/1.0\r\n\r\n", b"\xff\xfe\n"])
     def test_no_command(self, client: Any, garbage: bytes) -> None:

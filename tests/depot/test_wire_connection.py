@@ -223,7 +223,7 @@ def test_a_store_that_fails_after_its_data_keeps_the_connection_and_in_their_mid
 
 
 def test_other_refusals_keep_the_connection() -> None:
-    server = serve(b"1 8 %b 0 5 10\n1 3 1 2 3 4 10\n1 1 1 2 9 1 1 1\n1 9 %b 40 3 10\n" % (L, L))
+    server = serve(b"1 8 %b 0 5 10\n1 6 1 2 3 4 10\n1 1 1 2 9 1 1 1\n1 9 %b 40 3 10\n" % (L, L))
     assert [type(event) for event in drain(server)] == [ev.Load, ev.Unsupported, ev.Malformed, ev.Probe]
     for code in (-4, -43, -30, -4):
         server.send(ev.Failed(code))

@@ -9,16 +9,22 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
 from ibpfs.depot.capability import render_place
+from ibpfs.depot.server.access import plain_ip
+from ibpfs.depot.server.courier import Courier
 from ibpfs.depot.server.leases import LeaseRules
 from ibpfs.depot.server.listeners import Listener, listen_tcp, listen_unix
 from ibpfs.depot.server.peer import Peer
-from ibpfs.depot.server.session import Session, Shared
+from ibpfs.depot.server.reach import Reach
+from ibpfs.depot.server.resources import Resources, rid_of
+from ibpfs.depot.server.session import Session
 from ibpfs.depot.server.settings import Settings
+from ibpfs.depot.server.shared import Shared
 from ibpfs.depot.server.store import AllocationStore
 from ibpfs.depot.server.syncing import SyncThreads
 from ibpfs.depot.wire import events as ev
@@ -44,7 +50,8 @@ class StoreLocked(IbpfsError):
 async def run(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serves until SIGTERM, SIGINT or, if so set, until nobody is connected. `announce` gets the address when ready."""
     with ExitStack() as stack:
-        stack.enter_context(_locked(settings.store))
+        for directory in (settings.store, *(one for one, _ in settings.resources)):
+            stack.enter_context(_locked(directory))
         depot = stack.enter_context(open_depot(settings, SteadyClock()))
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, nursery.cancel_scope)
@@ -56,10 +63,7 @@ async def run(settings: Settings, announce: Callable[[str], None]) -> None:
 @contextmanager
 def open_depot(settings: Settings, clock: Callable[[], float]) -> "Iterator[Depot]":
     """Without lock and signals, as tests want it."""
-    rules = LeaseRules(settings.max_lease, settings.permanent)
-    store = AllocationStore(
-        settings.store, rules=rules, grace=settings.grace, clock=clock, capacity=settings.capacity
-    )
+    resources = _open_resources(settings, clock)
     with ExitStack() as stack:
         listeners: list[Listener] = []
         for host, port in settings.listen:
@@ -70,7 +74,40 @@ def open_depot(settings: Settings, clock: Callable[[], float]) -> "Iterator[Depo
             stack.callback(settings.unix.unlink, missing_ok=True)
             stack.enter_context(closing(listeners[-1].sock))
         syncs = stack.enter_context(SyncThreads())
-        yield Depot(settings, listeners, Shared(store, syncs, settings.idle_timeout))
+        shared = Shared(
+            resources, syncs, settings.idle_timeout, settings.access, Courier(_reach(settings, listeners)),
+            settings.password, frozenset(_places(settings, listeners)),
+        )  # fmt: skip
+        for store in resources:
+            store.deleted = shared.tell_deleted
+        yield Depot(settings, listeners, shared)
+
+
+def _open_resources(settings: Settings, clock: Callable[[], float]) -> Resources:
+    rules = LeaseRules(settings.max_lease, settings.permanent)
+    directories = [(settings.store, settings.capacity), *settings.resources]
+    return Resources([
+        AllocationStore(
+            directory, rules=rules, grace=settings.grace, clock=clock, capacity=capacity,
+            rid=rid_of(directory, str(number)),
+        )
+        for number, (directory, capacity) in enumerate(directories, 1)
+    ])  # fmt: skip
+
+
+def _places(settings: Settings, listeners: list[Listener]) -> Iterator[tuple[str, int]]:
+    if settings.public is not None:
+        yield settings.public
+    for listener in listeners:
+        if listener.place is not None and not listener.is_wildcard:
+            yield listener.place
+
+
+def _reach(settings: Settings, listeners: list[Listener]) -> Reach:
+    """A depot that is there for this machine alone may copy within it."""
+    addresses = [plain_ip(str(x.sock.getsockname()[0])) for x in listeners if x.place is not None]
+    on_loopback = not addresses or any(address.is_loopback for address in addresses)
+    return replace(settings.reach, on_loopback=on_loopback, own=frozenset(addresses))
 
 
 class Depot:
@@ -166,10 +203,10 @@ class Depot:
             return
 
     async def _reap(self) -> None:
-        store = self._shared.store
         while True:
-            store.delete_ended()
-            await trio.sleep(min(LONGEST_REAP_PAUSE, max(SHORTEST_REAP_PAUSE, store.grace / 4)))
+            for store in self._shared.resources:
+                store.delete_ended()
+            await trio.sleep(min(LONGEST_REAP_PAUSE, max(SHORTEST_REAP_PAUSE, self._settings.grace / 4)))
 
 
 class SteadyClock:

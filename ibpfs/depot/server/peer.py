@@ -5,8 +5,11 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 
 import trio
+
+from ibpfs.depot.server.access import Ip, plain_ip
 
 READ_SIZE = 64 * 1024
 SENDFILE_SIZE = 1 << 20
@@ -27,6 +30,7 @@ class Peer:
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
         self.local = sock.family == socket.AF_UNIX
+        self.origin = _origin(sock)  # None where the peer is a process of this machine
         if self.local:  # the default of 208 KiB halves the speed of loads
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         else:
@@ -87,6 +91,15 @@ class Peer:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _origin(sock: trio.socket.SocketType) -> Ip | None:
+    if sock.family == socket.AF_UNIX:
+        return None
+    try:
+        return plain_ip(str(sock.getpeername()[0]))
+    except OSError:  # gone already
+        return IPv4Address(0)
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ibpfs.depot.server.allocation import HEADER_BYTES, Allocation, unpack_header
+from ibpfs.depot.server.digests import SUFFIX, open_digests, refresh
 from ibpfs.depot.server.syncing import sync_directory
 
 log = logging.getLogger(__name__)
 
 BUCKETS = [f"{n:02x}" for n in range(256)]
 DAMAGED = "damaged"
+NEW = ".new"  # behind the name of a file that is to replace another
 
 
 def make_directories(root: Path) -> None:
@@ -27,9 +29,15 @@ def make_directories(root: Path) -> None:
 def scan(root: Path) -> Iterator[Allocation]:
     for bucket in BUCKETS:
         with os.scandir(root / bucket) as entries:
-            for entry in entries:
-                if (allocation := _read(entry.path, entry.name)) is not None:
-                    yield allocation
+            found = {entry.name: entry.path for entry in entries}
+        for name, path in found.items():
+            if name.endswith(NEW):  # of a BUFFER whose store was cut off
+                Path(path).unlink()
+            elif name.endswith(SUFFIX):
+                if name.removesuffix(SUFFIX) not in found:
+                    Path(path).unlink()
+            elif (allocation := _read(path, name)) is not None:
+                yield allocation
 
 
 def _read(path: str, name: str) -> Allocation | None:
@@ -38,12 +46,27 @@ def _read(path: str, name: str) -> Allocation | None:
         length = os.fstat(fd).st_size
         allocation = unpack_header(os.pread(fd, HEADER_BYTES, 0))
         if allocation is not None and allocation.id.hex() == name:
-            _cut(fd, length, allocation)
+            _restore(fd, path, length, allocation)
             return allocation
     finally:
         os.close(fd)
     _put_away(Path(path), length)
     return None
+
+
+def _restore(fd: int, path: str, length: int, allocation: Allocation) -> None:
+    if allocation.is_alias or allocation.kind.is_queue:
+        return
+    _cut(fd, length, allocation)
+    if allocation.checksum is None:
+        return
+    digests = open_digests(path)
+    try:
+        refresh(fd, digests, allocation.checksum, allocation.stale, allocation.size)
+    except OSError as error:
+        log.warning("digests of allocation=%s cannot be made anew: %s", allocation.label, error)
+    finally:
+        os.close(digests)
 
 
 def _cut(fd: int, length: int, allocation: Allocation) -> None:

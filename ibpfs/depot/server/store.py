@@ -5,7 +5,6 @@ is handed to the caller's `Unsynced`. Knows no connection.
 """
 
 import base64
-import errno
 import logging
 import os
 import secrets
@@ -24,10 +23,15 @@ from ibpfs.depot.server.allocation import (
     pack_slot,
     slot_offset,
 )
+from ibpfs.depot.server.digests import SUFFIX, last_block, open_digests, widened
+from ibpfs.depot.server.files import refusal, write_all
 from ibpfs.depot.server.leases import LeaseRules
+from ibpfs.depot.server.revocation import plan_revocation
 from ibpfs.depot.server.scan import make_directories, scan
 from ibpfs.depot.server.syncing import Unsynced
 from ibpfs.depot.server.table import AllocationTable
+from ibpfs.depot.server.target import Target
+from ibpfs.depot.wire.digests import Checksum
 from ibpfs.depot.wire.errors import ErrorCode, error_for
 from ibpfs.depot.wire.protocol import AllocationKind, Reliability
 
@@ -37,7 +41,6 @@ RID = "1"
 DEFAULT_SHARE = 0.9  # of the disk, when no capacity is given
 _KEY_BYTES = 24
 _MIN_GRACE_AFTER_START = 600.0  # a wrong clock at boot must not delete everything at once
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +52,35 @@ class NewKeys:
     manage: str = field(repr=False)
 
 
-def new_key() -> str:
-    return f"{RID}#{base64.b64encode(secrets.token_bytes(_KEY_BYTES), b'+-').decode()}"
+def new_key(rid: str = RID) -> str:
+    return f"{rid}#{base64.b64encode(secrets.token_bytes(_KEY_BYTES), b'+-').decode()}"
 
 
 class AllocationStore:
     """`clock` gives Unix seconds; `capacity` in bytes, None for a share of the disk as it is now."""
 
     def __init__(
-        self, directory: Path, *, rules: LeaseRules, grace: float, clock: Callable[[], float], capacity: int | None
+        self,
+        directory: Path,
+        *,
+        rules: LeaseRules,
+        grace: float,
+        clock: Callable[[], float],
+        capacity: int | None,
+        rid: str = RID,
     ) -> None:
+        self.rid = rid
+        self.deleted: Callable[[Allocation], None] = lambda _: None  # told of each allocation that goes
         self.rules = rules
         self.now = clock
         self.table = AllocationTable()
-        self._root = directory / "allocations"
+        self.root = directory / "allocations"
         self.grace = grace
         self._started = clock()
-        make_directories(self._root)
-        for allocation in scan(self._root):
+        make_directories(self.root)
+        for allocation in scan(self.root):
             self.table.add(allocation)
+        self._delete_orphans()
         self.capacity = self._default_capacity() if capacity is None else capacity
         log.info("store opened allocations=%d capacity=%d", len(self.table), self.capacity)
 
@@ -79,28 +92,57 @@ class AllocationStore:
         return max(0, min(self.capacity - self.table.allocated, self._disk_free() - promised))
 
     def _disk_free(self) -> int:
-        disk = os.statvfs(self._root)
+        disk = os.statvfs(self.root)
         return disk.f_bavail * disk.f_frsize
 
     def _default_capacity(self) -> int:
         return int(DEFAULT_SHARE * (self._disk_free() + self.table.stored))
 
-    def _require_room(self, size: int) -> None:
-        if size > self.free():
-            self.delete_ended()
-            if size > self.free():
-                raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
+    def require_room(self, size: int, *, stable: bool) -> None:
+        """A stable allocation may take the room of volatile ones."""
+        if size <= self.free():
+            return
+        self.delete_ended()
+        missing = size - self.free()
+        if missing <= 0:
+            return
+        plan = plan_revocation(self.table.volatile, missing, self.now()) if stable else None
+        if plan is None:
+            raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
+        for allocation in plan:
+            self.delete(allocation, Unsynced())
+        log.info("volatile allocations revoked count=%d for=%d bytes", len(plan), size)
+        if size > self.free():  # what they promised was never on the disk
+            raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
 
     # --- life of an allocation ----------------------------------------------------------------------------
 
     def allocate(
-        self, size: int, duration: float, reliability: Reliability, unsynced: Unsynced, *, counted: bool
+        self,
+        size: int,
+        duration: float,
+        reliability: Reliability,
+        unsynced: Unsynced,
+        *,
+        counted: bool,
+        kind: AllocationKind = AllocationKind.BYTE_ARRAY,
+        checksum: Checksum | None = None,
     ) -> NewKeys:
         """`duration` as `LeaseRules.grant` returns it; `counted`: the write count starts at 1, not at 0."""
-        self._require_room(size)
-        keys = NewKeys(new_key(), new_key(), new_key())
+        keys = self.new_keys()
+        allocation = self.born(keys, reliability, duration, counted=counted)
+        allocation.kind, allocation.max_size, allocation.checksum = kind, size, checksum
+        self.require_room(allocation.charge, stable=allocation.stable)
+        self.add(allocation, unsynced)
+        return keys
+
+    def new_keys(self) -> NewKeys:
+        return NewKeys(new_key(self.rid), new_key(self.rid), new_key(self.rid))
+
+    def born(self, keys: NewKeys, reliability: Reliability, duration: float, *, counted: bool) -> Allocation:
+        """A new allocation, of no size yet and not in the store."""
         now = self.now()
-        allocation = Allocation(
+        return Allocation(
             id=secrets.token_bytes(16),
             read_digest=key_digest(keys.read),
             write_digest=key_digest(keys.write),
@@ -109,54 +151,80 @@ class AllocationStore:
             kind=AllocationKind.BYTE_ARRAY,
             read_count=1,
             write_count=int(counted),
-            max_size=size,
+            max_size=0,
             created=now,
             lease_end=now + duration,
         )
+
+    def add(self, allocation: Allocation, unsynced: Unsynced) -> None:
         self._create(allocation, unsynced)
         self.table.add(allocation)
-        return keys
 
     def _create(self, allocation: Allocation, unsynced: Unsynced) -> None:
-        path = self._path(allocation)
+        path = self.path(allocation)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(fd, pack_header(allocation), 0)
+            write_all(fd, pack_header(allocation), 0)
         except OSError as error:
             os.close(fd)
             Path(path).unlink()
-            raise _refusal(error) from error
+            raise refusal(error) from error
         self.hand_over(allocation, fd, unsynced)
         if allocation.stable:
-            unsynced.directories.add(self._directory(allocation))
+            unsynced.directories.add(self.directory(allocation))
 
     def find(self, kind: CapabilityKind, key: str, *, even_ended: bool = False) -> Allocation:
+        """May be an alias; `target` looks through it."""
         found = self.table.find(kind, key)
         if found is None:
             rid, hash_sign, _ = key.partition("#")
-            unknown_rid = hash_sign and rid.isdigit() and rid != RID
+            unknown_rid = hash_sign and rid.isdigit() and rid != self.rid
             raise error_for(ErrorCode.INVALID_RID if unknown_rid else ErrorCode.CAP_NOT_FOUND)
+        if found.is_alias:
+            parent = self.table.by_id(found.parent)
+            gone = parent is None or parent.ended(self.now()) or found.ended(self.now())
+            even_ended = even_ended and not gone  # an alias ends without grace
+            if gone:
+                raise error_for(ErrorCode.CAP_NOT_FOUND)
         if not even_ended and found.ended(self.now()):
             raise error_for(ErrorCode.CAP_NOT_FOUND)
         return found
 
+    def target(self, kind: CapabilityKind, key: str) -> Target:
+        found = self.find(kind, key)
+        if not found.is_alias:
+            return Target(found, None)
+        parent = self.table.by_id(found.parent)
+        assert parent is not None
+        return Target(parent, found)
+
     def delete(self, allocation: Allocation, unsynced: Unsynced) -> None:
-        """Its bytes may still be read by whoever has the file open."""
+        """Its bytes may still be read by whoever has the file open. Its aliases go first."""
         if allocation.gone:
             return
-        Path(self._path(allocation)).unlink(missing_ok=True)
+        for alias in self.table.aliases_of(allocation):
+            self.delete(alias, unsynced)
+        Path(self.path(allocation)).unlink(missing_ok=True)
+        if allocation.checksum is not None:
+            Path(self.path(allocation) + SUFFIX).unlink(missing_ok=True)
         self.table.remove(allocation)
         if allocation.stable:
-            unsynced.directories.add(self._directory(allocation))
+            unsynced.directories.add(self.directory(allocation))
+        self.deleted(allocation)
+
+    def _delete_orphans(self) -> None:
+        """Aliases whose parent went when a crash came between."""
+        for one in [one for one in self.table if one.is_alias and self.table.by_id(one.parent) is None]:
+            self.delete(one, Unsynced())
 
     def delete_ended(self) -> int:
         """Deletes what ended a grace time ago, unsynced (it would only end again); returns how many."""
         now = self.now()
         if now < self._started + min(self.grace, _MIN_GRACE_AFTER_START):
             return 0
-        ended = self.table.ended_before(now - self.grace)
+        ended = [one for one in self.table.ended_before(now - self.grace) if not one.gone]
         for allocation in ended:
-            self.delete(allocation, Unsynced())
+            self.delete(allocation, Unsynced())  # one that went with its parent is gone already
         if ended:
             log.info("ended allocations deleted count=%d", len(ended))
         return len(ended)
@@ -173,29 +241,69 @@ class AllocationStore:
             raise
         self.hand_over(allocation, fd, unsynced)
         if "reliability" in changes and allocation.stable:
-            unsynced.directories.add(self._directory(allocation))  # never synced while it was volatile
+            unsynced.directories.add(self.directory(allocation))  # never synced while it was volatile
 
     def resize(self, allocation: Allocation, max_size: int, unsynced: Unsynced) -> None:
         """Sets the maximum size and cuts the data to it. The header goes first: it is what counts after a crash."""
+        if allocation.kind.is_queue:
+            raise error_for(ErrorCode.WOULD_DAMAGE_DATA)
         self.require_growth(allocation, max_size)
         size = min(allocation.size, max_size)
         cut = size < allocation.size
         fd = self.open(allocation)
         try:
-            self._write_header(allocation, fd, {"max_size": max_size, "size": size})
+            changes: dict[str, Any] = {"max_size": max_size, "size": size}
+            if allocation.checksum is not None and cut:
+                changes["stale"] = widened(allocation.stale, last_block(allocation.checksum, size))
+            self._write_header(allocation, fd, changes)
             if cut:
                 os.ftruncate(fd, HEADER_BYTES + size)
+                self._cut_digests(allocation)
         except BaseException:
             os.close(fd)
             raise
         self.hand_over(allocation, fd, unsynced)
 
+    def _cut_digests(self, allocation: Allocation) -> None:
+        if allocation.checksum is not None:
+            digests = open_digests(self.path(allocation))
+            try:
+                os.ftruncate(digests, allocation.checksum.blocks(allocation.size) * allocation.checksum.digest_size)
+            finally:
+                os.close(digests)
+
     def require_growth(self, allocation: Allocation, max_size: int) -> None:
+        if max_size == allocation.max_size:
+            return
+        if allocation.kind.is_queue:
+            raise error_for(ErrorCode.WOULD_DAMAGE_DATA)
         if max_size > allocation.max_size:
-            self._require_room(max_size - allocation.max_size)
+            growth = allocation.charge_for(max_size) - allocation.charge
+            self.require_room(growth, stable=allocation.stable)
+            if allocation.gone:  # volatile itself
+                raise error_for(ErrorCode.CAP_NOT_FOUND)
 
     def lease_end(self, duration: float) -> float:
         return PERMANENT if duration == PERMANENT else self.now() + duration
+
+    def rekey(self, allocation: Allocation, unsynced: Unsynced) -> NewKeys:
+        """The old keys end."""
+        keys = self.new_keys()
+        digests = {
+            "read_digest": key_digest(keys.read),
+            "write_digest": key_digest(keys.write),
+            "manage_digest": key_digest(keys.manage),
+        }
+        self.table.forget_keys(allocation)
+        try:
+            self.update(allocation, unsynced, **digests)
+        finally:
+            self.table.index_keys(allocation)
+        return keys
+
+    def rewrite(self, allocation: Allocation, fd: int, **changes: Any) -> None:
+        """As `update`, through a descriptor that the caller keeps."""
+        self._write_header(allocation, fd, changes)
 
     def _write_header(self, allocation: Allocation, fd: int, changes: dict[str, Any]) -> None:
         measure, lease_end = self.table.measure(allocation), allocation.lease_end
@@ -203,10 +311,10 @@ class AllocationStore:
         before = {name: getattr(allocation, name) for name in changes}
         _set_attributes(allocation, changes)
         try:
-            _write_all(fd, pack_slot(allocation), slot_offset(allocation.generation))
+            write_all(fd, pack_slot(allocation), slot_offset(allocation.generation))
         except OSError as error:
             _set_attributes(allocation, before)
-            raise _refusal(error) from error
+            raise refusal(error) from error
         self.table.recount(measure, allocation)
         if allocation.lease_end < lease_end:
             self.table.note_lease(allocation)
@@ -215,7 +323,7 @@ class AllocationStore:
 
     def open(self, allocation: Allocation) -> int:
         try:
-            return os.open(self._path(allocation), os.O_RDWR | os.O_CLOEXEC)
+            return os.open(self.path(allocation), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             raise error_for(ErrorCode.CAP_NOT_FOUND) from None
         except OSError as error:
@@ -231,9 +339,9 @@ class AllocationStore:
 
     def write_data(self, fd: int, data: memoryview, offset: int) -> None:
         try:
-            _write_all(fd, data, HEADER_BYTES + offset)
+            write_all(fd, data, HEADER_BYTES + offset)
         except OSError as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
 
     def keep_data(self, allocation: Allocation, fd: int, end: int) -> None:
         """Bytes up to `end` have been written to `fd`: makes them part of the allocation."""
@@ -243,6 +351,21 @@ class AllocationStore:
             raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
         if end > allocation.size:
             self._write_header(allocation, fd, {"size": end})
+
+    def replace_file(self, allocation: Allocation, fd: int, path: str, size: int, unsynced: Unsynced) -> None:
+        """The file `fd` at `path`, with `size` bytes behind the room for its header, becomes the allocation's."""
+        measure = self.table.measure(allocation)
+        before = {"size": allocation.size, "generation": allocation.generation}
+        _set_attributes(allocation, {"size": size, "generation": allocation.generation + 1})
+        try:
+            write_all(fd, pack_header(allocation), 0)
+            Path(path).replace(self.path(allocation))
+        except OSError as error:
+            _set_attributes(allocation, before)
+            raise refusal(error) from error
+        self.table.recount(measure, allocation)
+        if allocation.stable:
+            unsynced.directories.add(self.directory(allocation))
 
     def drop_data(self, allocation: Allocation, fd: int) -> None:
         """What was written behind the size is not to be."""
@@ -255,28 +378,13 @@ class AllocationStore:
         else:
             os.close(fd)
 
-    def _directory(self, allocation: Allocation) -> str:
-        return f"{self._root}/{allocation.id[:1].hex()}"
+    def directory(self, allocation: Allocation) -> str:
+        return f"{self.root}/{allocation.id[:1].hex()}"
 
-    def _path(self, allocation: Allocation) -> str:
-        return f"{self._directory(allocation)}/{allocation.id.hex()}"  # Path objects cost 5 us each here
+    def path(self, allocation: Allocation) -> str:
+        return f"{self.directory(allocation)}/{allocation.id.hex()}"  # Path objects cost 5 us each here
 
 
 def _set_attributes(allocation: Allocation, values: dict[str, Any]) -> None:
     for name, value in values.items():
         setattr(allocation, name, value)
-
-
-def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written
-
-
-def _refusal(error: OSError) -> Exception:
-    if error.errno in _NO_ROOM:
-        return error_for(ErrorCode.WOULD_EXCEED_LIMIT)
-    log.warning("cannot write: %s", error)
-    return error_for(ErrorCode.FILE_WRITE)

@@ -5,7 +5,7 @@ It holds nothing that the files' headers do not; the store rebuilds it at every 
 
 import heapq
 import hmac
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ibpfs.depot.capability import CapabilityKind
 from ibpfs.depot.server.allocation import PERMANENT, Allocation, key_digest
@@ -14,11 +14,14 @@ _SLACK = 1000
 
 
 class AllocationTable:
-    """`allocated` and `stable_allocated` sum maximum sizes, `stored` sums current sizes, in bytes."""
+    """`allocated` and `stable_allocated` sum what may be stored, `stored` what is, in bytes."""
 
     def __init__(self) -> None:
         self._by_digest: dict[CapabilityKind, dict[bytes, Allocation]] = {kind: {} for kind in CapabilityKind}
         self._by_end: list[tuple[float, bytes, Allocation]] = []
+        self._by_id: dict[bytes, Allocation] = {}
+        self._aliases: dict[bytes, set[Allocation]] = {}
+        self._volatile: set[Allocation] = set()
         self.allocated = 0
         self.stable_allocated = 0
         self.stored = 0
@@ -37,17 +40,43 @@ class AllocationTable:
             return None
         return found
 
+    def by_id(self, id_: bytes) -> Allocation | None:
+        return self._by_id.get(id_)
+
+    def aliases_of(self, allocation: Allocation) -> list[Allocation]:
+        return list(self._aliases.get(allocation.id, ()))
+
+    @property
+    def volatile(self) -> Iterable[Allocation]:
+        """Those that take room and may be revoked."""
+        return self._volatile
+
     def add(self, allocation: Allocation) -> None:
-        for kind, index in self._by_digest.items():
-            index[_digest_of(allocation, kind)] = allocation
+        self.index_keys(allocation)
+        self._by_id[allocation.id] = allocation
+        if allocation.is_alias:
+            self._aliases.setdefault(allocation.parent, set()).add(allocation)
         self._count(allocation, 1)
         self.note_lease(allocation)
 
-    def remove(self, allocation: Allocation) -> None:
+    def index_keys(self, allocation: Allocation) -> None:
+        for kind, index in self._by_digest.items():
+            index[_digest_of(allocation, kind)] = allocation
+
+    def forget_keys(self, allocation: Allocation) -> None:
         for kind, index in self._by_digest.items():
             del index[_digest_of(allocation, kind)]
+
+    def remove(self, allocation: Allocation) -> None:
+        self.forget_keys(allocation)
+        del self._by_id[allocation.id]
+        if allocation.is_alias and (siblings := self._aliases.get(allocation.parent)):
+            siblings.discard(allocation)
+            if not siblings:
+                del self._aliases[allocation.parent]
         self._count(allocation, -1)
         allocation.gone = True
+        self._volatile.discard(allocation)
 
     def recount(self, before: tuple[int, int, bool], allocation: Allocation) -> None:
         """After a change of size, maximum size or reliability; `before` is `measure()` from before it."""
@@ -56,7 +85,7 @@ class AllocationTable:
 
     @staticmethod
     def measure(allocation: Allocation) -> tuple[int, int, bool]:
-        return allocation.size, allocation.max_size, allocation.stable
+        return allocation.size, allocation.charge, allocation.stable
 
     def note_lease(self, allocation: Allocation) -> None:
         """A lease began or became shorter. (A longer one needs no note: its old entry is found outdated.)"""
@@ -81,12 +110,16 @@ class AllocationTable:
 
     def _count(self, allocation: Allocation, sign: int) -> None:
         self._add_up(*self.measure(allocation), sign)
+        if allocation.stable or allocation.is_alias:
+            self._volatile.discard(allocation)
+        else:
+            self._volatile.add(allocation)
 
-    def _add_up(self, size: int, max_size: int, stable: bool, sign: int) -> None:
+    def _add_up(self, size: int, charge: int, stable: bool, sign: int) -> None:
         self.stored += sign * size
-        self.allocated += sign * max_size
+        self.allocated += sign * charge
         if stable:
-            self.stable_allocated += sign * max_size
+            self.stable_allocated += sign * charge
 
 
 def _digest_of(allocation: Allocation, kind: CapabilityKind) -> bytes:

@@ -4,6 +4,7 @@ Knows no socket, no clock and no file.
 """
 
 from ibpfs.depot.wire.connection import Connection, Role
+from ibpfs.depot.wire.digests import Checksum, DigestType
 from ibpfs.depot.wire.errors import (
     BadRequest,
     CapabilityNotFound,
@@ -32,10 +33,12 @@ __all__ = [
     "AllocationKind",
     "BadRequest",
     "CapabilityNotFound",
+    "Checksum",
     "Connection",
     "DepotBusy",
     "DepotError",
     "DepotUnreachable",
+    "DigestType",
     "ErrorCode",
     "LeaseTooLong",
     "LocalProtocolError",

@@ -1,6 +1,6 @@
 """One IBP connection as a state machine: bytes in, events out; events in, bytes out. Knows no socket.
 
-Data behind STORE, WRITE and LOAD may bypass it: `raw_remaining` says how many bytes are still to come,
+Data behind a line may bypass it: `raw_remaining` says how many bytes are still to come,
 `take_raw` hands out those already buffered, `skip_raw` accounts for those received elsewhere.
 """
 
@@ -9,7 +9,8 @@ from enum import Enum
 
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.buffer import LineTooLong, ReceiveBuffer
-from ibpfs.depot.wire.commands import parse_command, render_command
+from ibpfs.depot.wire.commands import parse_command, parse_limits, render_command
+from ibpfs.depot.wire.digests import framed_length
 from ibpfs.depot.wire.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from ibpfs.depot.wire.protocol import MAX_LINE, MAX_PIPELINED, MAX_VERSION_LINES
 from ibpfs.depot.wire.replies import (
@@ -41,6 +42,7 @@ class Connection:
         self._blocked = False  # server: nothing may be parsed before a reply (or ever)
         self._text_length: int | None = None
         self._version_lines: list[str] | None = None
+        self._limits_wanted = False  # server: the next line is no command
 
     # --- state ---
 
@@ -123,6 +125,9 @@ class Connection:
             return self._expect_reply(ev.Malformed(ErrorCode.BAD_FORMAT, closes_if_refused=True))
         if line is None:
             return self._starved()
+        if self._limits_wanted:
+            self._limits_wanted, self._blocked = False, True
+            return parse_limits(line)
         return self._expect_reply(parse_command(line))
 
     def _expect_reply(self, request: ev.Request) -> ev.Request:
@@ -140,22 +145,30 @@ class Connection:
         if not isinstance(reply, self._fitting(request)):
             raise LocalProtocolError(f"{type(reply).__name__} is no reply to {type(request).__name__}")
         sent = render_reply(reply, request)
-        if isinstance(reply, ev.Ready) and isinstance(request, ev.Store | ev.Write):
-            self._ready_passed, self._blocked = True, False
-            self._raw, self._raw_open = request.length, True
+        if isinstance(reply, ev.Ready):
+            self._let_follow(request)
             return sent
         data_under_way = request.closes_if_refused and (self._raw > 0 or not self._ready_passed)
         if isinstance(reply, ev.Failed) and data_under_way:
             self.must_close = self._blocked = True
+        elif request.closes_if_refused:  # then nothing was parsed behind it
+            self._blocked = False
         self._raw, self._raw_open = 0, False
         self._finish()
         return sent
 
+    def _let_follow(self, request: ev.Request) -> None:
+        self._ready_passed = True
+        self._blocked = False
+        if isinstance(request, ev.Store | ev.Write | ev.VecWrite):
+            self._raw, self._raw_open = request.wire_length, True
+        self._limits_wanted = isinstance(request, ev.StatusChange)
+
     def _fitting(self, request: ev.Request) -> tuple[type[ev.Reply], ...]:
         if self._raw:
             return (ev.Failed,)  # in the middle of the data: closes
-        if request.carries_data:
-            return (ev.Stored if self._ready_passed else ev.Ready, ev.Failed)
+        if request.ready_first and not self._ready_passed:
+            return (ev.Ready, ev.Failed)
         return (*_REPLIES.get(type(request), ()), ev.Failed)
 
     # --- client ---
@@ -200,8 +213,8 @@ class Connection:
         if isinstance(reply, ev.Ready):
             self._ready_passed = True
             return reply
-        if isinstance(reply, ev.Loading):
-            self._raw, self._raw_open = reply.length, True
+        if (raw := _bytes_behind(command, reply)) is not None:
+            self._raw, self._raw_open = raw, True
             return reply
         self._finish()
         return reply
@@ -249,16 +262,47 @@ class Connection:
         self._ready_passed = False
 
 
+def _bytes_behind(command: ev.Command, reply: ev.Reply) -> int | None:
+    """How many raw bytes follow a reply to a client."""
+    if isinstance(reply, ev.Loading):
+        assert isinstance(command, ev.Load | ev.VecRead)
+        return framed_length(command.checksum, reply.length)
+    if isinstance(reply, ev.DigestReport):
+        assert isinstance(command, ev.GetDigests)
+        return None if command.info_only else reply.length
+    return None
+
+
 _NOBODY = ev.Malformed(ErrorCode.GENERIC, closes_if_refused=True)
 _REPLIES: dict[type[ev.Request], tuple[type[ev.Reply], ...]] = {
     ev.Allocate: (ev.Allocated,),
+    ev.Store: (ev.Stored,),
+    ev.Write: (ev.Stored,),
+    ev.VecWrite: (ev.Stored,),
     ev.Load: (ev.Loading,),
+    ev.VecRead: (ev.Loading,),
+    ev.Send: (ev.Stored,),
+    ev.Push: (ev.Stored,),
+    ev.Pull: (ev.Stored,),
+    ev.Deliver: (ev.Stored,),
+    ev.RemoteStore: (ev.Stored,),
     ev.Probe: (ev.Probed,),
     ev.Increment: (ev.Done,),
     ev.Decrement: (ev.Done,),
     ev.Change: (ev.Done,),
     ev.Truncate: (ev.Done,),
+    ev.Rename: (ev.Allocated,),
+    ev.Split: (ev.Allocated,),
+    ev.Merge: (ev.Done,),
+    ev.AliasAllocate: (ev.Allocated,),
+    ev.AliasProbe: (ev.AliasProbed,),
+    ev.AliasIncrement: (ev.Done,),
+    ev.AliasDecrement: (ev.Done,),
+    ev.AliasChange: (ev.Done,),
+    ev.GetDigests: (ev.DigestReport,),
+    ev.ValidateDigests: (ev.BadBlocks,),
     ev.StatusInquire: (ev.StatusReport,),
+    ev.StatusChange: (ev.StatusReport,),
     ev.StatusResources: (ev.Resources,),
     ev.StatusVersion: (ev.VersionText,),
 }

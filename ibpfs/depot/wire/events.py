@@ -8,6 +8,20 @@ from enum import Enum
 from typing import ClassVar, Final, TypeAlias
 
 from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
+from ibpfs.depot.wire.command import Command as Command
+from ibpfs.depot.wire.command import is_permanent
+from ibpfs.depot.wire.digests import Checksum as Checksum
+from ibpfs.depot.wire.digests import framed_length
+from ibpfs.depot.wire.managing import AliasAllocate as AliasAllocate
+from ibpfs.depot.wire.managing import AliasChange as AliasChange
+from ibpfs.depot.wire.managing import AliasDecrement as AliasDecrement
+from ibpfs.depot.wire.managing import AliasIncrement as AliasIncrement
+from ibpfs.depot.wire.managing import AliasProbe as AliasProbe
+from ibpfs.depot.wire.managing import GetDigests as GetDigests
+from ibpfs.depot.wire.managing import Merge as Merge
+from ibpfs.depot.wire.managing import Rename as Rename
+from ibpfs.depot.wire.managing import Split as Split
+from ibpfs.depot.wire.managing import ValidateDigests as ValidateDigests
 from ibpfs.depot.wire.protocol import (
     ANY_RESOURCE,
     DEFAULT_PASSWORD,
@@ -15,6 +29,14 @@ from ibpfs.depot.wire.protocol import (
     Opcode,
     Reliability,
 )
+from ibpfs.depot.wire.transfers import APPEND as APPEND
+from ibpfs.depot.wire.transfers import Deliver as Deliver
+from ibpfs.depot.wire.transfers import Pull as Pull
+from ibpfs.depot.wire.transfers import Push as Push
+from ibpfs.depot.wire.transfers import RemoteStore as RemoteStore
+from ibpfs.depot.wire.transfers import Send as Send
+from ibpfs.depot.wire.transfers import VecRead as VecRead
+from ibpfs.depot.wire.transfers import VecWrite as VecWrite
 
 
 class Waiting(Enum):
@@ -31,16 +53,6 @@ PAUSED: Final = Waiting.PAUSED
 # --- commands ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """`timeout`: whole seconds without progress, 0 = the depot's idle limit."""
-
-    carries_data: ClassVar[bool] = False
-    closes_if_refused: ClassVar[bool] = False
-    version: int = 1
-    timeout: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Allocate(Command):
     """`duration` as the wire has it: seconds; permanent is -1 in version 1 and 0 in version 0."""
@@ -50,6 +62,7 @@ class Allocate(Command):
     reliability: Reliability = Reliability.STABLE
     kind: AllocationKind = AllocationKind.BYTE_ARRAY
     rid: str = ANY_RESOURCE
+    checksum: Checksum | None = None
 
     @property
     def permanent(self) -> bool:
@@ -61,9 +74,15 @@ class Store(Command):
     """Append; `length` bytes follow."""
 
     carries_data: ClassVar[bool] = True
+    ready_first: ClassVar[bool] = True
     closes_if_refused: ClassVar[bool] = True
     key: Key
     length: int
+    checksum: Checksum | None = None
+
+    @property
+    def wire_length(self) -> int:
+        return framed_length(self.checksum, self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +90,16 @@ class Write(Command):
     """Write at an offset; `length` bytes follow."""
 
     carries_data: ClassVar[bool] = True
+    ready_first: ClassVar[bool] = True
     closes_if_refused: ClassVar[bool] = True
     key: Key
     offset: int
     length: int
+    checksum: Checksum | None = None
+
+    @property
+    def wire_length(self) -> int:
+        return framed_length(self.checksum, self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +107,7 @@ class Load(Command):
     key: Key
     offset: int
     length: int
+    checksum: Checksum | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +157,9 @@ class StatusInquire(Command):
 
 @dataclass(frozen=True, slots=True)
 class StatusChange(Command):
-    """New limits would follow as a line of their own after `Ready`; our depot refuses it."""
+    """New limits follow as a line of their own after `Ready`."""
 
+    ready_first: ClassVar[bool] = True
     closes_if_refused: ClassVar[bool] = True
     rid: str = ANY_RESOURCE
     password: str = field(default=DEFAULT_PASSWORD, repr=False)
@@ -154,12 +181,20 @@ class StatusVersion(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class NewLimits:
+    """The line behind StatusChange: MiB, MiB, days; None if it is not that."""
+
+    numbers: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Unsupported:
     """A command that this codec does not speak: answer -43, and close after it if it carried data."""
 
     opcode: int
     closes_if_refused: bool
     carries_data: ClassVar[bool] = False
+    ready_first: ClassVar[bool] = False
 
     @property
     def known(self) -> bool:
@@ -173,13 +208,10 @@ class Malformed:
     code: int
     closes_if_refused: bool
     carries_data: ClassVar[bool] = False
+    ready_first: ClassVar[bool] = False
 
 
 Request: TypeAlias = Command | Unsupported | Malformed
-
-
-def is_permanent(version: int, duration: int) -> bool:
-    return duration == (0 if version == 0 else -1)
 
 
 # --- replies ----------------------------------------------------------------------------------------------
@@ -247,6 +279,31 @@ class VersionText:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasProbed:
+    """`length` 0 = all of the parent."""
+
+    read_count: int
+    write_count: int
+    offset: int
+    length: int
+    seconds_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class DigestReport:
+    """`length` bytes of raw digests follow, unless only this was asked for."""
+
+    checksum: Checksum
+    blocks: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadBlocks:
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """An error number; `length` is what a copy had moved when its destination refused."""
 
@@ -262,7 +319,20 @@ class Goodbye:
 
 
 Reply: TypeAlias = (
-    Allocated | Ready | Stored | Loading | Probed | Done | StatusReport | Resources | VersionText | Failed | Goodbye
+    Allocated
+    | Ready
+    | Stored
+    | Loading
+    | Probed
+    | AliasProbed
+    | Done
+    | DigestReport
+    | BadBlocks
+    | StatusReport
+    | Resources
+    | VersionText
+    | Failed
+    | Goodbye
 )
 
 
@@ -286,4 +356,4 @@ class ClosedByPeer:
     clean: bool
 
 
-Event: TypeAlias = Request | Reply | Data | EndOfData | ClosedByPeer | Waiting
+Event: TypeAlias = Request | Reply | NewLimits | Data | EndOfData | ClosedByPeer | Waiting

@@ -1,8 +1,9 @@
 """The fields of a line: blanks between them, numbers in decimal and within 64 bits."""
 
-from ibpfs.depot.capability import BadCapability, Key
+from ibpfs.depot.capability import BadCapability, CapabilityKind, Key
+from ibpfs.depot.wire.digests import MAX_BLOCK, Checksum, DigestType
 from ibpfs.depot.wire.errors import ErrorCode
-from ibpfs.depot.wire.protocol import MAX_NUMBER
+from ibpfs.depot.wire.protocol import MAX_NUMBER, AllocationKind, Reliability
 
 
 class BadField(Exception):
@@ -58,3 +59,44 @@ def token(tokens: list[str], at: int) -> str:
         return tokens[at]
     except IndexError:
         raise BadField from None
+
+
+def duration(text: str, version: int) -> int:
+    """Of a new lease. Version 0 asks for permanence with 0, version 1 with -1."""
+    value = integer(text)
+    if value < -1 or (version and value == 0):
+        raise BadField(ErrorCode.INVALID_PARAMETER)
+    return value
+
+
+def reliability(text: str) -> Reliability:
+    try:
+        return Reliability(integer(text))
+    except ValueError:
+        raise BadField(ErrorCode.BAD_FORMAT) from None
+
+
+def allocation_kind(text: str) -> AllocationKind:
+    try:
+        return AllocationKind(integer(text))
+    except ValueError:
+        raise BadField(ErrorCode.INVALID_PARAMETER) from None
+
+
+def capability_kind(text: str) -> CapabilityKind:
+    try:
+        return CapabilityKind(integer(text))
+    except ValueError:
+        raise BadField(ErrorCode.INVALID_PARAMETER) from None
+
+
+def checksum(tokens: list[str]) -> Checksum:
+    """The first two fields."""
+    number, block_size = integer(token(tokens, 0)), integer(token(tokens, 1))
+    try:
+        kind = DigestType(number)
+    except ValueError:
+        raise BadField(ErrorCode.CHKSUM_TYPE) from None
+    if not 1 <= block_size <= MAX_BLOCK:
+        raise BadField(ErrorCode.CHKSUM_BLOCKSIZE)
+    return Checksum(kind, block_size)

@@ -7,6 +7,7 @@ MAX_LINE: Final = 256 * 1024
 MAX_STATUS_TEXT: Final = 64 * 1024
 MAX_VERSION_LINES: Final = 1000
 MAX_PIPELINED: Final = 256  # commands a server reads ahead of its replies
+MAX_VECTOR: Final = 4096  # elements
 MAX_NUMBER: Final = 2**63 - 1
 PERMANENT_SECONDS: Final = 315_360_000  # what PROBE reports for a lease without an end; old clients stand it
 DEFAULT_PASSWORD: Final = "ibp"
@@ -65,34 +66,6 @@ CARRY_DATA: Final = frozenset(
     }
 )
 
-# Known, and not spoken yet: answered -43. (Every other opcode without a parser is, too.)
-NOT_YET: Final = frozenset(
-    {
-        Opcode.DELIVER,
-        Opcode.SEND,
-        Opcode.REMOTE_STORE,
-        Opcode.ALIAS_ALLOCATE,
-        Opcode.ALIAS_MANAGE,
-        Opcode.RENAME,
-        Opcode.SPLIT_ALLOCATE,
-        Opcode.MERGE_ALLOCATE,
-        Opcode.PUSH,
-        Opcode.PULL,
-        Opcode.LOAD_CHKSUM,
-        Opcode.WRITE_CHKSUM,
-        Opcode.STORE_CHKSUM,
-        Opcode.ALLOCATE_CHKSUM,
-        Opcode.SPLIT_ALLOCATE_CHKSUM,
-        Opcode.GET_CHKSUM,
-        Opcode.VALIDATE_CHKSUM,
-        Opcode.VEC_WRITE,
-        Opcode.VEC_WRITE_CHKSUM,
-        Opcode.VEC_READ,
-        Opcode.VEC_READ_CHKSUM,
-    }
-)
-
-
 class ManageCommand(IntEnum):
     PROBE = 40
     INCR = 41
@@ -118,7 +91,14 @@ class Reliability(IntEnum):
 
 
 class AllocationKind(IntEnum):
+    """BUFFER holds what was stored last; a FIFO makes writers wait for room, a circular queue forgets its oldest."""
+
     BYTE_ARRAY = 1
     BUFFER = 2
     FIFO = 3
     CIRCULAR_QUEUE = 4
+
+    @property
+    def is_queue(self) -> bool:
+        """Loads take the bytes away."""
+        return self >= AllocationKind.FIFO

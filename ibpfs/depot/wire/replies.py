@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ibpfs.depot.capability import BadCapability, Capability, CapabilityKind, CapabilitySet
 from ibpfs.depot.wire import events as ev
+from ibpfs.depot.wire.digests import MAX_BLOCK, DigestType
 from ibpfs.depot.wire.errors import ErrorCode, RemoteProtocolError
 from ibpfs.depot.wire.fields import BadField, count, integer, token
 from ibpfs.depot.wire.protocol import MAX_STATUS_TEXT, AllocationKind, Reliability
@@ -38,15 +39,23 @@ def parse_refusal(tokens: list[str]) -> ev.Failed | ev.Goodbye | None:
 def parse_success(command: ev.Command, ready_seen: bool, tokens: list[str]) -> ev.Reply | int:
     """The reply to `command`. An int: that many bytes of status text follow."""
     try:
-        if isinstance(command, ev.StatusInquire) and command.version == 0:
+        if _answers_with_report_line(command, ready_seen):
             return _parse_report_line(tokens)
         if integer(tokens[0]) != 1:
             raise BadField
-        if command.carries_data:
-            return ev.Stored(count(token(tokens, 1))) if ready_seen else ev.Ready()
+        if command.ready_first and not ready_seen:
+            return ev.Ready()
         return _PARSERS.get(type(command), _parse_done)(tokens)
     except (BadField, BadCapability, ValueError):
         raise RemoteProtocolError(f"a reply that does not fit {type(command).__name__}") from None
+
+
+def _answers_with_report_line(command: ev.Command, ready_seen: bool) -> bool:
+    return ready_seen if isinstance(command, ev.StatusChange) else _is_old_inquiry(command)
+
+
+def _is_old_inquiry(command: ev.Request) -> bool:
+    return isinstance(command, ev.StatusInquire) and command.version == 0
 
 
 def parse_report_text(text: bytes) -> ev.StatusReport:
@@ -100,6 +109,26 @@ def _parse_probed(tokens: list[str]) -> ev.Probed:
     return ev.Probed(n[0], n[1], n[2], n[3], n[4], Reliability(n[5]), AllocationKind(n[6]))
 
 
+def _parse_stored(tokens: list[str]) -> ev.Stored:
+    return ev.Stored(count(token(tokens, 1)))
+
+
+def _parse_alias_probed(tokens: list[str]) -> ev.AliasProbed:
+    n = [count(token(tokens, at)) for at in range(1, 6)]
+    return ev.AliasProbed(n[0], n[1], n[2], n[3], n[4])
+
+
+def _parse_digest_report(tokens: list[str]) -> ev.DigestReport:
+    kind, _, block_size, blocks, length = (count(token(tokens, at)) for at in range(1, 6))
+    if not 0 < block_size <= MAX_BLOCK:
+        raise BadField
+    return ev.DigestReport(ev.Checksum(DigestType(kind), block_size), blocks, length)
+
+
+def _parse_bad_blocks(tokens: list[str]) -> ev.BadBlocks:
+    return ev.BadBlocks(count(token(tokens, 1)))
+
+
 def _parse_done(_: list[str]) -> ev.Done:
     return ev.Done()
 
@@ -124,8 +153,23 @@ def _parse_resources(tokens: list[str]) -> ev.Resources:
 
 _PARSERS: dict[type[ev.Command], Callable[[list[str]], ev.Reply | int]] = {
     ev.Allocate: _parse_allocated,
+    ev.Rename: _parse_allocated,
+    ev.Split: _parse_allocated,
+    ev.AliasAllocate: _parse_allocated,
+    ev.Store: _parse_stored,
+    ev.Write: _parse_stored,
+    ev.VecWrite: _parse_stored,
+    ev.Send: _parse_stored,
+    ev.Push: _parse_stored,
+    ev.Pull: _parse_stored,
+    ev.Deliver: _parse_stored,
+    ev.RemoteStore: _parse_stored,
     ev.Load: _parse_loading,
+    ev.VecRead: _parse_loading,
     ev.Probe: _parse_probed,
+    ev.AliasProbe: _parse_alias_probed,
+    ev.GetDigests: _parse_digest_report,
+    ev.ValidateDigests: _parse_bad_blocks,
     ev.StatusInquire: _parse_report_length,
     ev.StatusResources: _parse_resources,
 }
@@ -145,9 +189,15 @@ def render_reply(reply: ev.Reply, request: ev.Request) -> bytes:
             return b"1 %d \n" % length
         case ev.Probed(reads, writes, size, max_size, left, reliability, kind):
             return b"1 %d %d %d %d %d %d %d \n" % (reads, writes, size, max_size, left, reliability, kind)
+        case ev.AliasProbed(reads, writes, offset, length, left):
+            return b"1 %d %d %d %d %d \n" % (reads, writes, offset, length, left)
+        case ev.DigestReport(c, blocks, length):
+            return b"1 %d %d %d %d %d \n" % (c.type, c.digest_size, c.block_size, blocks, length)
+        case ev.BadBlocks(number):
+            return b"1 %d \n" % number
         case ev.StatusReport():
-            version_0 = isinstance(request, ev.Command) and request.version == 0
-            return _render_report_line(reply) if version_0 else _render_report_text(reply)
+            as_line = isinstance(request, ev.StatusChange) or _is_old_inquiry(request)
+            return _render_report_line(reply) if as_line else _render_report_text(reply)
         case ev.Resources(rids):
             return f"1 {' '.join(rids)} \n".encode()
         case ev.VersionText(lines):
