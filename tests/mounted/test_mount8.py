@@ -49,11 +49,12 @@ def shell(unmounted: Volume, as_root: None, directory: Path) -> Iterator[Shell]:
         table.write_text(fstab)
         with_table = f"mount --bind {table} /etc/fstab\n" if fstab else ""
         script = f"{preparation}{with_table}set +e\nV={unmounted.root}\nM={unmounted.mountpoint}\n{lines}\n"
+        # The process that serves the mount keeps the namespace alive: without this, both would stay.
+        script += "code=$?\numount -l $M 2>/dev/null\nexit $code\n"
         return run("unshare", "-m", "sh", "-c", script, code=code)
 
     yield call
-    # The namespace is gone, and with it the mount; its process ends by itself.
-    until(lambda: not [pid for pid in unmounted.processes() if pid not in unmounted.embedded_depot()])
+    until(lambda: not set(unmounted.processes()) - set(unmounted.embedded_depot()), what="the end of the mount")
 
 
 def test_by_type(shell: Shell) -> None:
@@ -138,6 +139,7 @@ def test_read_only_writes_nothing(shell: Shell, unmounted: Volume) -> None:
     shell("mount -t ibpfs -o ro $V $M && cat $M/f && umount $M")
     unmounted.mount()
     assert {path.name for path in unmounted.mountpoint.iterdir()} == {"f"}
+    unmounted.umount()
 
 
 def test_every_generic_option_is_accepted(shell: Shell) -> None:
@@ -173,7 +175,6 @@ def test_fsck_by_type(shell: Shell) -> None:
 
 
 def test_x_mount_mkdir(shell: Shell, directory: Path) -> None:
-    assert shell(f"mount -t ibpfs -o X-mount.mkdir $V {directory}/new/place && cat {directory}/new/place/f").stdout == (
-        "content"
-    )
+    done = shell(f"M={directory}/new/place; mount -t ibpfs -o X-mount.mkdir $V $M && cat $M/f")
+    assert done.stdout == "content"
     assert (directory / "new").is_dir()
