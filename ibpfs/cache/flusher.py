@@ -75,6 +75,7 @@ class Flusher:
         self.dirty_bytes = 0
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
         self._failures = 0
+        self._carrying = 0  # batches under way; each holds a segment until its end
         self._slice = MAX_SLICE  # shorter while the depots have little room
         self._lost: dict[int, str] = {}  # files of which bytes could not be read back from the spool, until told
         self._urgent: set[int] = set()
@@ -184,7 +185,13 @@ class Flusher:
             if batch is None:
                 await self._wait_for_work()
                 continue
-            if await self._carry(batch):
+            self._carrying += 1
+            try:
+                arrived = await self._carry(batch)
+            finally:
+                self._carrying -= 1
+                self._tell()
+            if arrived:
                 pause = _BACKOFF[0]
             else:
                 await trio.sleep(pause)
@@ -389,6 +396,8 @@ class Flusher:
         with trio.move_on_after(seconds):
             await self.wait_all()
         with trio.move_on_after(5.0):
+            while self._carrying:
+                await self._landed.wait()
             await self._transfer.close_old(every=True)
         with suppress(OSError):
             await self._db.sync()

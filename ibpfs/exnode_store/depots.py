@@ -25,6 +25,7 @@ FAILED_AFTER = 10.0
 _LOOK_EVERY, _RETRY_EVERY = 10.0, 0.5
 #: No single command waits longer than this for a silent depot.
 COMMAND_LIMIT = 20.0
+_PRESENT = "SELECT id, address, embedded, role, labels FROM depots WHERE role != 'removed'"
 
 
 class Depot:
@@ -121,14 +122,17 @@ class DepotSet:
     @asynccontextmanager
     async def watched(self) -> AsyncIterator["DepotSet"]:
         """The depots with their watchers running. Needs no depot to answer."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            for row in self._db.rows("SELECT id, address, embedded, role, labels FROM depots WHERE role != 'removed'"):
-                self._start(*row)
-            yield self
-            nursery.cancel_scope.cancel()
-        for depot in self._depots.values():
-            await depot.client.aclose()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for row in self._db.rows(_PRESENT):
+                    self._start(*row)
+                yield self
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                for depot in self._depots.values():
+                    await depot.client.aclose()
 
     def _start(self, number: int, address: str, embedded: int, role: str, labels: str) -> None:
         place = f"unix:{self._embedded_socket}" if embedded else address

@@ -66,7 +66,7 @@ async def test_compaction_moves_live_slices_and_releases_the_rest(volume: Volume
         for name, ino in inos.items():
             await now.files.write(ino, 0, b"%d" % name * 5000)
         await now.files.flush()
-        await now.transfer.close_old(every=True)
+        assert await now.flusher.finish(5)
         (old,) = [segment for segment, *_ in now.ledger.packing()]
         for name in range(30):
             now.files.unlinked(now.names.unlink(1, b"%d" % name))
@@ -121,7 +121,7 @@ async def test_small_segments_stay_while_a_depot_is_away(volume: VolumePaths) ->
             ino = now.create(b"%d" % name).ino
             await now.files.write(ino, 0, bytes(1000))
             await now.files.fsync(ino)
-        await now.transfer.close_old(every=True)
+        assert await now.flusher.finish(5)
         assert len(plan_compaction(now.ledger.packing())) > SMALL_SEGMENTS
         assert await now.warmer.compact(1 << 30) == 0
 
@@ -181,7 +181,7 @@ async def test_a_repair_copies_no_replica_that_is_damaged(tmp_path: Path) -> Non
         data = b"so it was written" * 10_000
         await now.files.write(ino, 0, data)
         await now.files.flush()
-        await now.transfer.close_old(every=True)
+        assert await now.flusher.finish(5)
         first = now.transfer._order(now.ledger.replicas(1))[0]
         where = volume.depot if first.depot == 1 else tmp_path / "second"
         (allocation,) = [one for one in (where / "allocations").rglob("*") if one.is_file()]

@@ -21,7 +21,7 @@ SEALED = Path(__file__).with_name("volume-1.tar.xz")
 def volume(tmp_path: Path) -> VolumePaths:
     root = tmp_path / "volume"
     with tarfile.open(SEALED) as tar:
-        tar.extractall(root, filter="data")
+        tar.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     for path in root.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
     root.chmod(0o700)
