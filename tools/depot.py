@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -16,6 +17,8 @@ from ibpfs.errors import UsageError
 from ibpfs.quantities import parse_duration, parse_size
 from ibpfs_tools import exits
 from ibpfs_tools.commands import command
+from ibpfs_tools.depot_rules import rules, rules_from
+from ibpfs_tools.undelete import undelete
 
 EXIT_STORE_LOCKED = 3
 SWITCH_INTERVAL = 0.0005  # a sync thread that is done must not wait 5 ms for the interpreter
@@ -79,15 +82,19 @@ Exit codes: 0 ended as asked, 1 could not start or went wrong, 2 wrong call, 3 a
               metavar="SECONDS", help="Close TCP connections that are idle, or stuck, for so long.")
 @click.option("--exit-when-unused", type=click.FloatRange(min=0), metavar="SECONDS",
               help="End when nobody has been connected for so long.")
+@rules
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def depot(
     listen: tuple[tuple[str, int], ...], unix: Path | None, public: tuple[str, int] | None, store: Path | None,
     capacity: int | None, max_lease: int | None, permanent: bool | None, grace: int,
     max_connections: int, idle_timeout: float, exit_when_unused: float | None, verbose: bool,
+    **lists: Any,
 ) -> None:  # fmt: skip
     """Lease disk space to anyone who speaks IBP.
 
     Prints one line with its address when it is ready. Ends on SIGTERM or SIGINT.
+
+    "ibpfs-depot undelete" lists allocations whose lease ended, and brings them back: see its --help.
     """
     if permanent is None:
         permanent = unix is not None and max_lease is None
@@ -99,6 +106,7 @@ def depot(
         unix=unix.absolute() if unix else None,
         public=public, capacity=capacity, max_lease=max_lease, permanent=permanent, grace=grace,
         max_connections=max_connections, idle_timeout=idle_timeout, exit_when_unused=exit_when_unused,
+        **rules_from(**lists),
     )  # fmt: skip
     _prepare_process(verbose)
     try:
@@ -132,6 +140,8 @@ def _prepare_process(verbose: bool) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["undelete"]:
+        exits.run(undelete, exits.COMMAND, sys.argv[2:])
     exits.run(depot, exits.COMMAND)
 
 

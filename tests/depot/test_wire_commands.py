@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibpfs.depot.capability import CapabilityKind, Key
-from ibpfs.depot.wire import AllocationKind, LocalProtocolError, Opcode, Reliability
+from ibpfs.depot.capability import Capability, CapabilityKind, Key
+from ibpfs.depot.wire import AllocationKind, DigestType, LocalProtocolError, Opcode, Reliability
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.commands import _PARSERS, parse_command, render_command
 from ibpfs.depot.wire.protocol import MAX_NUMBER
@@ -23,7 +23,38 @@ leases = st.integers(1, MAX_NUMBER)
 rids = st.integers(0, 99).map(str)
 v1 = {**base, "version": st.just(1)}
 v0 = {**base, "version": st.just(0)}
+checksums = st.none() | st.builds(ev.Checksum, st.sampled_from(DigestType), st.integers(1, 2**31))
+ranges = st.lists(st.tuples(sizes, st.integers(0, 2**40)), max_size=9).map(tuple)
+remotes = {
+    kind: st.builds(
+        Capability, st.sampled_from(["h", "127.0.0.1", "::1"]), st.integers(1, 65535), token, token, st.just(kind)
+    )
+    for kind in (CapabilityKind.READ, CapabilityKind.WRITE)
+}
+hosts = st.sampled_from(["example.org", "127.0.0.1", "::1"])
+ports, allowed = st.integers(1, 65535), {"target_timeout": st.integers(1, 99), "client_timeout": st.integers(1, 99)}
 commands: st.SearchStrategy[ev.Command] = st.one_of(
+    st.builds(ev.Allocate, leases, leases, checksum=checksums, **v1),
+    st.builds(ev.Store, keys, sizes, checksums, **base),
+    st.builds(ev.Write, keys, sizes, sizes, checksums, **base),
+    st.builds(ev.Load, keys, sizes, sizes, checksums, **base),
+    st.builds(ev.VecWrite, keys, ranges, checksums, **base),
+    st.builds(ev.VecRead, keys, ranges, checksums, **base),
+    st.builds(ev.Send, keys, remotes[CapabilityKind.WRITE], sizes, sizes, **allowed, **base),
+    st.builds(ev.Push, keys, remotes[CapabilityKind.WRITE], sizes, sizes | st.just(-1), sizes, **allowed, **base),
+    st.builds(ev.Pull, keys, remotes[CapabilityKind.READ], sizes | st.just(-1), sizes, sizes, **allowed, **base),
+    st.builds(ev.Deliver, keys, hosts, ports, sizes, sizes, **base),
+    st.builds(ev.RemoteStore, keys, hosts, ports, sizes, **base),
+    st.builds(ev.Rename, keys, **base),
+    st.builds(ev.Split, keys, leases, leases, st.sampled_from(Reliability), checksum=checksums, **base),
+    st.builds(ev.Merge, keys, keys, **base),
+    st.builds(ev.AliasAllocate, keys, sizes, sizes, leases | st.just(0), **base),
+    st.builds(ev.AliasProbe, keys, **base),
+    st.builds(ev.AliasIncrement, keys, kinds, keys, **base),
+    st.builds(ev.AliasDecrement, keys, kinds, keys, **base),
+    st.builds(ev.AliasChange, keys, sizes, sizes, leases, keys, **base),
+    st.builds(ev.GetDigests, keys, st.booleans(), **base),
+    st.builds(ev.ValidateDigests, keys, st.booleans(), **base),
     st.builds(ev.Allocate, leases, leases | st.just(-1), st.sampled_from(Reliability),
               st.sampled_from(AllocationKind), rids, **v1),
     st.builds(ev.Allocate, leases, leases | st.just(0), st.sampled_from(Reliability), **v0),
@@ -51,7 +82,7 @@ def test_every_command_survives_the_line(command: ev.Command) -> None:
     assert parse_command(line[:-1]) == command
 
 
-@given(st.binary(max_size=200) | st.from_regex(rb"[01] (1|2|4|8|9|13)( [-0-9A-Z#.]{0,21}){0,9}", fullmatch=True))
+@given(st.binary(max_size=200) | st.from_regex(rb"[01] [1-3]?[0-9]( [-0-9A-Z#.]{0,21}){0,12}", fullmatch=True))
 def test_no_line_raises(line: bytes) -> None:
     assert isinstance(parse_command(line.replace(b"\n", b" ")), ev.Command | ev.Malformed | ev.Unsupported)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ibpfs.depot.server.outlet import Source
 
 _PIECE = 1 << 20
+_SLACK = 5.0
 
 
 async def send(talk: "Conversation", request: ev.Send) -> None:
@@ -144,8 +145,8 @@ def _is_here(talk: "Conversation", capability: Capability) -> bool:
 async def _at_other_depot(
     talk: "Conversation", capability: Capability, request: ev.Send | ev.Push | ev.Pull
 ) -> AsyncIterator[OtherDepot]:
-    # The other one may take as long as the client allows it to.
-    limit = max(talk.limit(request), float(request.target_timeout))
+    # The other one may take as long as the client allows it to, and then still has to say so.
+    limit = max(talk.limit(request), float(request.target_timeout)) + _SLACK
     place = capability.host, capability.port
     await talk.flush()
     async with talk.shared.courier.connected(Purpose.COPY, *place, talk.peer.origin, limit) as peer:

@@ -6,11 +6,13 @@ import logging
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -19,6 +21,9 @@ from ibpfs.depot.server.access import plain_ip
 from ibpfs.depot.server.courier import Courier
 from ibpfs.depot.server.leases import LeaseRules
 from ibpfs.depot.server.listeners import Listener, listen_tcp, listen_unix
+from ibpfs.depot.server.operator import SOCKET, answer
+from ibpfs.depot.server.operator import ask as ask_operator
+from ibpfs.depot.server.operator import serve as serve_operator
 from ibpfs.depot.server.peer import Peer
 from ibpfs.depot.server.reach import Reach
 from ibpfs.depot.server.resources import Resources, rid_of
@@ -26,7 +31,7 @@ from ibpfs.depot.server.session import Session
 from ibpfs.depot.server.settings import Settings
 from ibpfs.depot.server.shared import Shared
 from ibpfs.depot.server.store import AllocationStore
-from ibpfs.depot.server.syncing import SyncThreads
+from ibpfs.depot.server.syncing import SyncThreads, Unsynced, settle_now
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.connection import Connection, Role
 from ibpfs.errors import IbpfsError
@@ -53,8 +58,15 @@ async def run(settings: Settings, announce: Callable[[str], None]) -> None:
         for directory in (settings.store, *(one for one, _ in settings.resources)):
             stack.enter_context(_locked(directory))
         depot = stack.enter_context(open_depot(settings, SteadyClock()))
+        operator = None
+        if settings.exit_when_unused is None:  # otherwise it is a volume's own, and has no operator
+            operator = listen_unix(settings.store / SOCKET).sock
+            stack.callback((settings.store / SOCKET).unlink, missing_ok=True)
+            stack.enter_context(closing(operator))
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, nursery.cancel_scope)
+            if operator is not None:
+                nursery.start_soon(depot.serve_operator, operator)
             announce(depot.address)
             await depot.serve()
             nursery.cancel_scope.cancel()
@@ -110,6 +122,21 @@ def _reach(settings: Settings, listeners: list[Listener]) -> Reach:
     return replace(settings.reach, on_loopback=on_loopback, own=frozenset(addresses))
 
 
+def operate(settings: Settings, request: dict[str, Any]) -> dict[str, Any]:
+    """Puts a request of the operator to the depot that runs on the store, or does it where none runs."""
+    try:
+        with _locked(settings.store):
+            unsynced = Unsynced()
+            try:
+                said = answer(_open_resources(settings, SteadyClock()), request, unsynced)
+                settle_now(unsynced)
+                return said
+            finally:
+                unsynced.close()
+    except StoreLocked:
+        return ask_operator(settings.store, request)
+
+
 class Depot:
     """`serve` accepts connections until cancelled or unused."""
 
@@ -135,6 +162,9 @@ class Depot:
                 await self._until_unused(self._settings.exit_when_unused)
                 log.info("nobody connected for %g s, ending", self._settings.exit_when_unused)
                 nursery.cancel_scope.cancel()
+
+    async def serve_operator(self, listener: socket.socket) -> None:
+        await serve_operator(self._shared.resources, self._shared.syncs, listener)
 
     async def serve_socket(self, sock: trio.socket.SocketType, place: tuple[str, int]) -> None:
         """One connection to its end. Closes the socket."""

@@ -111,6 +111,11 @@ def _attempt(action: Callable[[], None]) -> OSError | None:
     return None
 
 
+def settle_now(unsynced: Unsynced) -> None:
+    """Where blocking does not matter."""
+    _sync_all([unsynced])
+
+
 def _sync_all(parts: list[Unsynced]) -> None:
     descriptors = [fd for part in parts for fd in part.descriptors]
     directories = set().union(*(part.directories for part in parts))
