@@ -247,5 +247,5 @@ def check_mountpoint(mountpoint: Path, volume: Path) -> None:
         raise UsageError(f"{mountpoint}: not a directory")
     if volume == mountpoint or mountpoint in volume.parents:
         raise UsageError(f"{volume}: lies inside the mount point {mountpoint} and would be hidden by it")
-
-
+    if volume in mountpoint.parents:
+        raise UsageError(f"{mountpoint}: lies inside the volume {volume}, whose files it would hide; choose another")

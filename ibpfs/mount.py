@@ -223,7 +223,7 @@ async def serve(
     `ready` is called when the mount answers. Raises UsageError and VolumeError before that.
     """
     prepare_process()
-    _check_cache_place(options, mountpoint)
+    _check_cache_place((options.cache_dir or paths.cache).resolve(), mountpoint)
     options = _without_trap(options)
     async with open_volume(paths, secret, options) as volume:
         _take_dead_mounts_away(paths.root)
@@ -272,9 +272,8 @@ def _take_dead_mounts_away(root: Path) -> None:
         kernel.detach(entry.mountpoint)
 
 
-def _check_cache_place(options: MountOptions, mountpoint: Path) -> None:
-    place = options.cache_dir
-    if place is not None and (place == mountpoint or mountpoint in place.parents):
+def _check_cache_place(place: Path, mountpoint: Path) -> None:
+    if place.is_relative_to(mountpoint):
         raise UsageError(f"{place}: lies inside the mount point {mountpoint} and would be hidden by it")
 
 

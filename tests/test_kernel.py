@@ -42,6 +42,8 @@ def test_what_cannot_be_mounted_on(tmp_path: Path) -> None:
         check_mountpoint(tmp_path / "mnt", tmp_path / "mnt" / "volume")
     with pytest.raises(UsageError, match="inside the mount point"):
         check_mountpoint(tmp_path / "mnt", tmp_path / "mnt")
+    with pytest.raises(UsageError, match="inside the volume"):
+        check_mountpoint(tmp_path / "mnt" / "volume", tmp_path / "mnt")
     check_mountpoint(tmp_path / "mnt", tmp_path / "mnt2")
 
 

@@ -16,6 +16,7 @@ from ibpfs.ownership import MOUNTED, owner_of
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 #: Seconds in which an owner notices that its mount is gone.
 _NOTICE = 5.0
+_LINKS = 40  # as many in one path as the kernel follows
 
 
 def ibpfs_mounts() -> list[MountEntry]:
@@ -39,9 +40,15 @@ def mount_holding(path: Path) -> MountEntry | None:
 
 
 def absolute(word: str) -> Path:
-    """Return an absolute path without `..` and without links above its last part, which may be a dead mount."""
+    """Return an absolute path without `..` and links; what lies there, perhaps a dead mount, is not looked at."""
     path = Path(os.path.abspath(word))  # noqa: PTH100 (resolve() would look at the mount)
-    return path.parent.resolve() / path.name if path.name else path
+    for _ in range(_LINKS):
+        path = path.parent.resolve() / path.name
+        try:
+            path = path.parent / os.readlink(path)  # noqa: PTH115 (of a mount this asks the kernel alone)
+        except OSError:
+            return path
+    raise IbpfsError(f"{word}: {os.strerror(errno.ELOOP)}")
 
 
 def in_use(paths: VolumePaths) -> bool:

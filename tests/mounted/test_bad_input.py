@@ -52,9 +52,14 @@ class TestMount:
         (directory / "file").touch()
         one_line(run("mount.ibpfs", made.root, directory / "file", code=32), directory / "file", "not a directory")
 
-    def test_volume_inside_its_mount_point(self, made: Volume) -> None:
+    def test_volume_inside_its_mount_point(self, made: Volume, directory: Path) -> None:
         one_line(run("mount.ibpfs", made.root, made.base, code=32), made.base, made.root)
         one_line(run("mount.ibpfs", made.root, made.root, code=32), made.root)
+        (directory / "link").symlink_to(made.base)
+        one_line(run("mount.ibpfs", made.root, directory / "link", code=32), made.base, made.root)
+
+    def test_mount_point_inside_the_volume(self, made: Volume) -> None:
+        one_line(run("mount.ibpfs", made.root, made.root / "cache", code=32), made.root / "cache", made.root)
 
     def test_cache_inside_the_mount_point(self, made: Volume) -> None:
         options = f"cache_dir={made.mountpoint}/cache"

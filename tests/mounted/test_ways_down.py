@@ -148,6 +148,18 @@ def test_a_shell_standing_in_the_mount_unmounts_it_by_its_volume(volume: Volume,
     assert not volume.is_mounted()
 
 
+def test_a_mount_point_behind_a_link(volume: Volume, directory: Path) -> None:
+    volume.umount()
+    link = directory / "link"
+    link.symlink_to(volume.mountpoint)
+    run("mount.ibpfs", volume.root, link)
+    assert volume.is_mounted()
+    assert volume.status()["mountpoint"] == str(volume.mountpoint)
+    assert str(volume.root) in run("ibpfs", "status", link).stdout
+    run("umount.ibpfs", link)
+    assert not volume.is_mounted()
+
+
 def test_umount_of_something_else(directory: Path) -> None:
     said = run("umount.ibpfs", directory, code=32).stderr
     assert said.count("\n") == 1
