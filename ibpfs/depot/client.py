@@ -14,22 +14,30 @@ import trio
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
 from ibpfs.depot.pool import ConnectionPool
+from ibpfs.depot.protocol_commands import APPEND, AliasStatus, ProtocolCommands
 from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, ShortLoad, Unanswered
 from ibpfs.depot.wire import (
     PERMANENT_SECONDS,
     AllocationKind,
+    Checksum,
     DepotUnreachable,
+    ErrorCode,
     OutOfSockets,
     Reliability,
     error_for,
 )
 from ibpfs.depot.wire import events as ev
+from ibpfs.depot.wire.protocol import ANY_RESOURCE
 
-__all__ = ["PERMANENT", "AllocationStatus", "DepotClient", "DepotStatus", "ShortLoad"]
+__all__ = ["APPEND", "PERMANENT", "AliasStatus", "AllocationStatus", "DepotClient", "DepotStatus", "ShortLoad"]
 
 PERMANENT: Final = -1  # as a duration: a lease without an end
 _CONNECTION_TRIES: Final = 4
 _LONGEST_BACKOFF: Final = 5.0
+#: What every depot knows.
+_OLDEST: Final = (
+    ev.Allocate, ev.Store, ev.Load, ev.Probe, ev.Increment, ev.Decrement, ev.Change, ev.StatusInquire, ev.Send,
+)  # fmt: skip
 
 _Reply = TypeVar("_Reply", bound=ev.Reply)
 _log = logging.getLogger(__name__)
@@ -59,13 +67,14 @@ class DepotStatus:
     version: str
 
 
-class DepotClient:
+class DepotClient(ProtocolCommands):
     """One depot. Commands may run side by side, each on a connection of its own."""
 
     def __init__(self, address: Address, *, max_connections: int = 8, silence_limit: float = SILENCE_LIMIT) -> None:
         self.address = address
         self._pool = ConnectionPool(address, max_connections, silence_limit=silence_limit)
         self._version: int | None = None  # None until the depot has answered in one
+        self._missing: set[type[ev.Command]] = set()  # what it does not offer
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,19 +85,27 @@ class DepotClient:
     # --- allocations ---
 
     async def allocate(
-        self, size: int, duration: int | None, *, reliability: Reliability = Reliability.STABLE
+        self,
+        size: int,
+        duration: int | None,
+        *,
+        reliability: Reliability = Reliability.STABLE,
+        kind: AllocationKind = AllocationKind.BYTE_ARRAY,
+        checksum: Checksum | None = None,
+        rid: str = ANY_RESOURCE,
     ) -> CapabilitySet:
         """Leases `size` bytes for `duration` seconds; None or PERMANENT = without an end, which some depots
         shorten to their longest lease and others refuse with LeaseTooLong."""
         permanent = duration is None or duration == PERMANENT
-        for version in (1, 0) if self._version is None else (self._version,):
+        newer_only = checksum is not None or rid != ANY_RESOURCE
+        for version in (1,) if newer_only else (1, 0) if self._version is None else (self._version,):
             seconds = _wire_duration(PERMANENT if duration is None else duration, version)
-            command = ev.Allocate(size, seconds, reliability, version=version)
+            command = ev.Allocate(size, seconds, reliability, kind, rid if version else "0", checksum, version=version)
             # A lost answer would leave an allocation behind; only one that ends by itself may be risked.
             reply = await self._try_version(command, ev.Allocated, repeatable=not permanent)
             if reply is not None:
                 return reply.capabilities
-        raise AssertionError("unreachable")
+        raise error_for(ErrorCode.UNKNOWN_FUNCTION)  # the depot is one of the oldest, and knows no such fields
 
     async def store(self, key: Key, data: Sequence[Buffer]) -> int:
         """Appends `data`, which must not change meanwhile; the number of bytes acknowledged. Never sent
@@ -200,20 +217,48 @@ class DepotClient:
         command: ev.Command,
         expected: type[_Reply],
         data: Sequence[Buffer] = (),
+        into: memoryview | None = None,
         *,
         repeatable: bool = True,
+        patience: float = 0.0,
+        stepwise: bool = False,
     ) -> _Reply:
-        return _expect(await self._carry(command, data, None, repeatable=repeatable), expected)
+        if type(command) in self._missing:
+            raise error_for(ErrorCode.UNKNOWN_FUNCTION)
+        try:
+            reply = await self._carry(
+                command, data, into, repeatable=repeatable, patience=patience, stepwise=stepwise, may_be_short=True
+            )
+        except Unanswered:
+            if self._version != 0 or isinstance(command, _OLDEST):
+                raise
+            reply = ev.Failed(ErrorCode.UNKNOWN_FUNCTION)  # the oldest depots hang up instead of saying so
+        if isinstance(reply, ev.Failed) and reply.code == ErrorCode.UNKNOWN_FUNCTION:
+            self._missing.add(type(command))
+        reply = _expect(reply, expected)
+        if isinstance(reply, ev.Loading) and isinstance(command, ev.VecRead) and reply.length < command.length:
+            raise ShortLoad
+        return reply
 
     async def _carry(
-        self, command: ev.Command, data: Sequence[Buffer], into: memoryview | None, *, repeatable: bool
+        self,
+        command: ev.Command,
+        data: Sequence[Buffer],
+        into: memoryview | None,
+        *,
+        repeatable: bool,
+        patience: float = 0.0,
+        stepwise: bool = False,
+        may_be_short: bool = False,
     ) -> ev.Reply:
         fresh = False
         for tries_left in reversed(range(_CONNECTION_TRIES)):
             try:
                 async with self._pool.connection(fresh=fresh) as (stream, is_new):
-                    wait = self._version == 0
-                    reply = await stream.transact(command, data, into, wait_for_ready=wait)
+                    wait = stepwise or self._version == 0
+                    reply = await stream.transact(
+                        command, data, into, wait_for_ready=wait, may_be_short=may_be_short, patience=patience
+                    )
                     if command.version == 1 and self._version != 1:
                         self._learn(1)
                     return reply

@@ -61,6 +61,8 @@ class DepotStream:
         self._codec = Connection(Role.CLIENT)
         self._scope = trio.CancelScope()
         self._heard = False
+        self._may_be_short = False
+        self._patience = 0.0
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
 
@@ -87,10 +89,15 @@ class DepotStream:
         into: memoryview | None = None,
         *,
         wait_for_ready: bool = False,
+        may_be_short: bool = False,
+        patience: float = 0.0,
     ) -> ev.Reply:
         """The last reply to `command`, `Failed` included. `data` goes right behind the line; what a LOAD
-        brings goes into `into`, exactly filling it."""
+        brings goes into `into`, exactly filling it unless it `may_be_short`. `patience`: seconds that the depot
+        was allowed to take, beside the limit of silence."""
         self._heard = False
+        self._may_be_short = may_be_short
+        self._patience = patience
         with _unreachable(self._address), trio.CancelScope() as self._scope:
             self._progress()
             try:
@@ -120,8 +127,8 @@ class DepotStream:
             reply = await self._reply()
         if isinstance(reply, ev.Ready):
             reply = await self._reply()
-        elif isinstance(reply, ev.Loading):
-            await self._load(reply.length, into)
+        elif isinstance(reply, ev.Loading) or self._codec.raw_remaining:
+            await self._load(self._codec.raw_remaining, into)
         return reply
 
     async def _reply(self) -> ev.Reply:
@@ -157,8 +164,9 @@ class DepotStream:
     async def _load(self, length: int, into: memoryview | None) -> None:
         if into is None or length > len(into):
             raise RemoteProtocolError("more bytes than were asked for")
-        if length < len(into):
+        if length < len(into) and not self._may_be_short:
             raise ShortLoad
+        into = into[:length]
         buffered = self._codec.take_raw(length)
         into[: len(buffered)] = buffered
         rest = into[len(buffered) :]
@@ -172,7 +180,7 @@ class DepotStream:
         self._codec.next_event()  # EndOfData
 
     def _progress(self) -> None:
-        self._scope.deadline = trio.current_time() + self._silence_limit
+        self._scope.deadline = trio.current_time() + self._silence_limit + self._patience
 
 
 @contextmanager
