@@ -18,4 +18,4 @@ def flush(volume: str, quiet: bool, secrets: Secrets) -> None:
     """
     result = ask(find_asked(volume), "flush", secrets, title="flushing", quiet=quiet)
     if isinstance(result, dict) and result.get("note"):
-        click.echo(result["note"], err=True)
+        click.echo(f"ibpfs: {volume}: {result['note']}", err=True)

@@ -72,9 +72,11 @@ def _flush(mount: MountEntry, paths: VolumePaths, quiet: bool) -> None:
         click.echo("umount.ibpfs: the mount's process is gone; what it left is uploaded by the next mount", err=True)
         return
     try:
-        ask(paths, "flush", Secrets(), title="flushing", quiet=quiet)
+        result = ask(paths, "flush", Secrets(), title="flushing", quiet=quiet)
     except Refused as error:
         raise IbpfsError(f"{mount.mountpoint}: {error}; to unmount without waiting: umount.ibpfs -f") from None
+    if isinstance(result, dict) and result.get("note"):
+        click.echo(f"umount.ibpfs: {mount.mountpoint}: {result['note']}", err=True)
 
 
 def _take_away(mount: MountEntry, lazily: bool) -> None:

@@ -211,6 +211,15 @@ class Ledger:
             (CLOSED,),
         )
 
+    def under_replicated_bytes(self) -> int:
+        """Stored bytes of all segments, open ones too, that have fewer sound replicas than their policy asks for."""
+        lacking: int = self._db.value(
+            "SELECT coalesce(sum(length), 0) FROM (SELECT s.length FROM segments s JOIN policies p ON p.id = s.policy"
+            " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
+            " WHERE s.length > 0 GROUP BY s.id HAVING count(r.id) < p.copies)"
+        )
+        return lacking
+
     def packing(self) -> list[tuple[int, int, int, int]]:
         """(segment, policy, length, live) of every closed segment."""
         return self._db.rows("SELECT id, policy, length, live FROM segments WHERE state = ? ORDER BY id", (CLOSED,))

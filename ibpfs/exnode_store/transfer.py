@@ -100,7 +100,19 @@ class Transfer:
         Returns the segment, which the caller then commits into and gives back with `release`, and the offset.
         Raises NoSpace or DepotUnreachable; then nothing of it counts.
         """
-        segment = self._take(policy, length) or await self._open_somehow(policy, length)
+        while True:
+            segment = self._take(policy, length) or await self._open_somehow(policy, length)
+            await self._append_to(segment, policy, pieces, length)
+            if segment.row is None or not segment.lost:
+                break
+            # What is committed in it has its copy on the depot that missed this, and keeps it: on to another segment.
+            segment.lost = []
+            await self._give_up(segment)
+        offset = segment.length
+        segment.length += length
+        return segment, offset
+
+    async def _append_to(self, segment: OpenSegment, policy: Policy, pieces: Sequence[Buffer], length: int) -> None:
         try:
             acknowledged = await self._store_everywhere(segment, policy, pieces, length)
         except BaseException:
@@ -112,9 +124,6 @@ class Transfer:
             segment.sound = False
             await self._give_up(segment)
             raise DepotUnreachable(f"{acknowledged} of {policy.min_copies} depots took the bytes")
-        offset = segment.length
-        segment.length += length
-        return segment, offset
 
     def _take(self, policy: Policy, length: int) -> OpenSegment | None:
         for segment in reversed(self._idle):

@@ -291,7 +291,7 @@ class Warmer:
     @property
     def under_replicated_bytes(self) -> int:
         """Stored bytes of segments that have fewer sound replicas than their policy asks for."""
-        return sum(one.length for one in self._shortages())
+        return self._ledger.under_replicated_bytes()
 
     async def _augment(self, shortage: Shortage) -> None:
         replicas = self._ledger.replicas(shortage.segment)

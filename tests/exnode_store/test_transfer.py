@@ -105,3 +105,31 @@ async def test_a_segment_left_open_by_a_kill_gives_back_what_it_does_not_use(vol
             with trio.fail_after(10):
                 while await reserved(now) > 2000:
                     await trio.sleep(0.05)
+
+
+async def test_a_missed_append_takes_no_copy_from_what_was_committed_before(volume: VolumePaths) -> None:
+    second = volume.root.with_name("second")
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        with now.db.transaction() as db:
+            db.execute("UPDATE policies SET copies = 2, min_copies = 1")
+            db.execute(
+                "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, 0, '{}', 'active', 1)",
+                (f"unix:{second}/depot.sock",),
+            )
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        before, after = now.create(b"before").ino, now.create(b"after").ino
+        async with run_depot(second):
+            with trio.fail_after(5):
+                while now.transfer.answering() < 2:
+                    await trio.sleep(0.01)
+            await now.files.write(before, 0, b"before")
+            await now.files.flush()
+            assert now.warmer.under_replicated_bytes == 0
+        await now.files.write(after, 0, b"after")
+        await now.files.flush()
+        assert now.warmer.under_replicated_bytes > 0  # at once
+        copies = dict(now.db.rows("SELECT segment, count(*) FROM replicas GROUP BY segment ORDER BY segment"))
+        assert list(copies.values()) == [2, 1]
+        await now.files.drop()
+        assert await now.files.read(before, 0, 10) == b"before"
+        assert await now.files.read(after, 0, 10) == b"after"
