@@ -32,6 +32,8 @@ RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
 #: A file up to this size is fetched with its first read anyway (a block of the cache).
 _AT_ONCE = 1024 * 1024
+#: How far apart the writes of posix_fallocate are at most.
+_FALLOCATE_STEP = 4096
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,9 @@ class FileCache:
             return 0
         if offset + len(data) > MAX_SIZE:
             raise InvalidArgument("beyond the largest file size")
+        asked = len(data)
+        if data == b"\0":
+            offset, data = self._joined(ino, offset, data)
         await self._make_room(len(data))
         file = self._flusher.files.get(ino)
         if file is None:
@@ -300,7 +305,15 @@ class FileCache:
         self._memory.keep(record, data)
         file.mtime_ns = file.ctime_ns = now
         self._flusher.added(file, before, freed)
-        return len(data)
+        return asked
+
+    def _joined(self, ino: int, offset: int, data: bytes) -> tuple[int, bytes]:
+        """A zero byte just behind the end of the file, joined to it with zeros.
+
+        posix_fallocate on FUSE becomes such writes, a block apart: joined they are a run, not a slice each.
+        """
+        gap = offset - self.inode(ino).size
+        return (offset - gap, bytes(gap) + data) if 0 < gap <= _FALLOCATE_STEP else (offset, data)
 
     def _dirty_file(self, inode: Inode) -> DirtyFile:
         file = self._flusher.files.get(inode.ino)

@@ -212,3 +212,15 @@ def flip(depot: Path) -> None:
     raw[-150_000] ^= 1
     with file.open("r+b") as out:
         out.write(raw)
+
+
+async def test_what_posix_fallocate_writes_is_one_run(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        ino = now.create(b"reserved").ino
+        await now.files.write(ino, 0, b"head")
+        for offset in range(4095, 40 * 4096, 4096):
+            assert await now.files.write(ino, offset, b"\0") == 1
+        await now.files.drop()
+        assert await now.files.read(ino, 0, 1 << 20) == b"head" + bytes(40 * 4096 - 4)
+        assert now.files.inode(ino).allocated == 40 * 4096
+        assert now.db.value("SELECT count(*) FROM slices") <= 2
