@@ -150,7 +150,8 @@ class TestFifo:
         for thread in threads:
             thread.join()
         assert sorted(taken) == records
-        assert client.probe(manage)[2] == 0
+        while client.probe(manage)[2]:  # the last ones leave when they have been sent, which may be after they came
+            pass
 
     def test_a_reader_that_goes_away_takes_nothing(self, any_depot: Any, client: Any) -> None:
         size = 8 << 20

@@ -12,6 +12,7 @@ from ibpfs.depot.wire.protocol import MAX_NUMBER, MAX_VECTOR, Opcode
 
 _TCP = 1
 _MAX_HOST = 255
+_DEFAULT_TIMEOUT = 30
 
 
 # --- parsing ----------------------------------------------------------------------------------------------
@@ -66,19 +67,15 @@ def _copied(f: list[str], kind: CapabilityKind) -> tuple[Key, Capability, int, i
 
 
 def _timeouts(f: list[str], at: int) -> dict[str, int]:
-    target, client = _at_least_one_second(f, at + 1), _at_least_one_second(f, at + 2)
+    target, client = _not_zero(f, at + 1), _not_zero(f, at + 2)
     return {"timeout": seconds(f, at), "target_timeout": target, "client_timeout": client}
 
 
-def _at_least_one_second(f: list[str], at: int) -> int:
-    """What the other depot is told may not be 0, except by being a fraction or missing."""
-    if at >= len(f):
-        return 30
-    whole, dot, _ = f[at].partition(".")
-    number = integer(whole or "0")
-    if number <= 0 and not dot:
+def _not_zero(f: list[str], at: int) -> int:
+    """What the other depot is told: real depots refuse 0 here, and what is cut to it."""
+    if at < len(f) and seconds(f, at) == 0:
         raise BadField(ErrorCode.INVALID_PARAMETER)
-    return max(1, number)
+    return seconds(f, at) if at < len(f) else _DEFAULT_TIMEOUT
 
 
 def _deliver(version: int, f: list[str]) -> tr.Deliver:
