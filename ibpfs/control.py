@@ -1,7 +1,8 @@
 """The owner's ear: commands as JSON lines over VOLUME/run/control.sock, one command per connection.
 
-Request: {"command": NAME, ...}. Replies: any number of {"progress": [done, total, text]}, then {"ok": true, "result":
-...} or {"ok": false, "error": "one line", "exit": N}. Knows no command; they are handed in.
+Request: {"command": NAME, ...}. Replies: any number of {"progress": [done, total, text]} or, as a sign of life,
+{"progress": null}, then {"ok": true, "result": ...} or {"ok": false, "error": "one line", "exit": N}. Knows no
+command; they are handed in.
 """
 
 import json
@@ -27,6 +28,9 @@ Command = Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
 
 _LONGEST_REQUEST = 64 * 1024
 _PROGRESS_EVERY = 0.1
+_ALIVE_EVERY = 2.0
+#: Seconds without a sign of life after which an owner is taken for stuck.
+PATIENCE = 20.0
 _CREDENTIALS = struct.Struct("=iII")
 
 
@@ -135,10 +139,12 @@ async def _run(commands: Mapping[str, Command], request: dict[str, Any], progres
 
 
 async def _tell_progress(stream: trio.SocketStream, latest: list[tuple[int, int, str]]) -> None:
+    said = trio.current_time()
     while True:
         await trio.sleep(_PROGRESS_EVERY)
-        if latest:
-            await _send(stream, {"progress": latest.pop()})
+        if latest or trio.current_time() > said + _ALIVE_EVERY:
+            await _send(stream, {"progress": latest.pop() if latest else None})
+            said = trio.current_time()
 
 
 async def _watch_end(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
@@ -157,7 +163,10 @@ async def _send(stream: trio.SocketStream, message: Mapping[str, Any]) -> None:
 
 
 def call(paths: VolumePaths, command: str, on_progress: Progress | None = None, **arguments: Any) -> Any:
-    """Ask the volume's owner and return its result. Raises NotInUse when there is none, Refused when it cannot."""
+    """Ask the volume's owner and return its result.
+
+    Raises NotInUse when there is none, Refused when it cannot, VolumeError when it is stuck.
+    """
     with _connected(paths) as door, door.makefile("rwb") as lines:
         lines.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
         lines.flush()
@@ -165,7 +174,7 @@ def call(paths: VolumePaths, command: str, on_progress: Progress | None = None, 
             message = json.loads(line)
             if "progress" not in message:
                 return _result(message)
-            if on_progress is not None:
+            if on_progress is not None and message["progress"] is not None:
                 on_progress(*message["progress"])
     raise VolumeError(f"{paths.root}: the process that serves the volume ended before it answered")
 
@@ -180,6 +189,7 @@ def _result(message: Mapping[str, Any]) -> Any:
 def _connected(paths: VolumePaths) -> Iterator[socket.socket]:
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with door:
+        door.settimeout(PATIENCE)
         try:
             with _short(paths.control) as name:
                 door.connect(name)
@@ -189,6 +199,10 @@ def _connected(paths: VolumePaths) -> Iterator[socket.socket]:
             raise VolumeError(f"{paths.control}: {error.strerror}") from None
         try:
             yield door
+        except TimeoutError:
+            raise VolumeError(
+                f"{paths.root}: the process that serves the volume has not answered for {PATIENCE:.0f} s"
+            ) from None
         except (ConnectionResetError, BrokenPipeError):
             raise VolumeError(f"{paths.root}: the process that serves the volume ended, or refuses this user") from None
 

@@ -144,7 +144,7 @@ def _apply_setting(options: MountOptions, name: str, value: str) -> MountOptions
         case "cache_size":
             return replace(options, cache_size=parse_size(value))
         case "dirty":
-            return replace(options, dirty=parse_size(value))
+            return replace(options, dirty=_dirty(value))
         case "min_free":
             return replace(options, min_free=parse_fraction(value))
         case "deadline":
@@ -153,6 +153,13 @@ def _apply_setting(options: MountOptions, name: str, value: str) -> MountOptions
                 raise UsageError("must be more than 0 seconds")
             return replace(options, deadline=seconds)
     return options if name in _ACCEPTED_WITH_VALUE or name.startswith(("x-", "X-")) else None
+
+
+def _dirty(value: str) -> int:
+    size = parse_size(value)
+    if size < MIB:  # the kernel's longest write
+        raise UsageError("must be at least 1M")
+    return size
 
 
 def _path(value: str) -> Path:

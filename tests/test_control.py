@@ -161,5 +161,26 @@ async def test_an_owner_that_dies_is_noticed(paths: VolumePaths) -> None:
         await started.wait()
 
 
+async def test_a_stuck_owner_is_not_waited_for(paths: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ibpfs.control.PATIENCE", 0.1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.bind(_short(paths))
+        door.listen(1)
+        with pytest.raises(VolumeError, match="has not answered for"):
+            await ask(paths, "status")
+
+
+async def test_a_long_command_shows_that_it_lives(paths: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ibpfs.control.PATIENCE", 0.5)
+    monkeypatch.setattr("ibpfs.control._ALIVE_EVERY", 0.1)
+
+    async def work(_: Request, __: Progress) -> str:
+        await trio.sleep(1.0)
+        return "done"
+
+    async with listening(paths.control, {"work": work}):
+        assert await ask(paths, "work") == "done"
+
+
 def _short(paths: VolumePaths) -> str:
     return f"/proc/self/fd/{_directory(paths)}/control.sock"

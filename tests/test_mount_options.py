@@ -54,7 +54,7 @@ def test_sync_of_mount8_is_sync_write() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["nonsense", "cache_sise=1G", "sync=never", "cache_size=much", "deadline=0", "cache_dir="]
+    "word", ["nonsense", "cache_sise=1G", "sync=never", "cache_size=much", "deadline=0", "cache_dir=", "dirty=0"]
 )
 def test_nonsense_is_one_line(word: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -25,7 +25,7 @@ Exit codes: 0 done, 1 not done, 2 wrong call.
 """
 
 
-@click.group("ibpfs", context_settings=CONTEXT, epilog=EPILOG)
+@click.group("ibpfs", context_settings=CONTEXT, epilog=EPILOG, no_args_is_help=False)
 @click.version_option(__version__, prog_name="ibpfs", message="%(prog)s %(version)s")
 def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""

@@ -28,6 +28,8 @@ SEGMENT_SIZE = 16 * 1024 * 1024 + 8 * 1024
 #: What statfs and writes leave free of each depot's room for headers, tags and the ends of segments: a part of it all,
 #: and bytes.
 _OVERHEAD = 1 / 256, 256 * 1024
+#: A segment with less room than this is full: kept open for so little, it would hold back what is deleted from it.
+_LEAST_ROOM = 64 * 1024
 #: Seconds an open segment takes appends.
 SEGMENT_AGE = 60.0
 #: An allocation's first lease; extended once it stands in the ledger as pending (I4).
@@ -269,7 +271,7 @@ class Transfer:
 
     async def release(self, segment: OpenSegment) -> None:
         """Give an appended segment back for further appends, or close it."""
-        if segment.fits(1):
+        if segment.fits(_LEAST_ROOM):
             self._idle.append(segment)
         else:
             await self._give_up(segment)

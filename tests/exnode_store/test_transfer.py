@@ -10,7 +10,7 @@ import trio
 from ibpfs.config import VolumePaths
 from ibpfs.errors import NoSpace
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.transfer import Transfer
+from ibpfs.exnode_store.transfer import SEGMENT_SIZE, Transfer
 from tests.cache.stack import Stack, run_depot, run_stack
 
 
@@ -133,3 +133,14 @@ async def test_a_missed_append_takes_no_copy_from_what_was_committed_before(volu
         await now.files.drop()
         assert await now.files.read(before, 0, 10) == b"before"
         assert await now.files.read(after, 0, 10) == b"after"
+
+
+async def test_a_full_segment_is_closed_at_once_and_holds_nothing_back(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        length = SEGMENT_SIZE - 1000
+        segment, _ = await now.transfer.append(now.transfer.policy(1), [bytes(length)], length)
+        with now.transfer.committing(segment):
+            pass
+        await now.transfer.release(segment)
+        assert now.db.value("SELECT count(*) FROM segments") == 0  # nothing lives in it
