@@ -383,20 +383,3 @@ def test_libdlt(conversation: Any) -> None:
     assert once(f"0 9 {manage} MANAGE 40 0 10485760 10800 2 5 ") == b"1 1 1 300000 301000 1200 2 1 \n"
     assert once(f"0 9 {manage} MANAGE 42 1 10485760 10800 2 5 ") == b"1 \n"
     assert once(f"0 9 {manage} MANAGE 40 0 10485760 10800 2 5 ") == b"-4 \n"
-
-
-def test_lstore_ibp_test_begins(conversation: Any) -> None:
-    """Its first exchanges, on one connection; it insists on storing after it took back its write count."""
-    client = conversation.connect()
-    read, write, manage = client.allocate(size=1048576, duration=60)
-    assert client.ask(f"1 9 {manage} 3862277 40 3 0 0 0 30 ") == b"1 1 0 0 1048576 60 2 1 \n"
-    assert client.ask(f"1 9 {manage} 3862277 42 2 30") == b"1 \n"
-    assert client.ask(f"1 9 {manage} 3862277 40 3 0 0 0 30 ") == b"1 1 0 0 1048576 60 2 1 \n"
-    assert client.ask(f"1 9 {manage} 3862277 43 3 2097152 20 2 30") == b"1 \n"
-    assert client.ask(f"1 9 {manage} 3862277 40 3 0 0 0 30 ") == b"1 1 0 0 2097152 20 2 1 \n"
-    client.store(write, b"0" * 786432)
-    client.store(write, b"0" * 262144)
-    client.write(write, 10, b"1" * 524288)
-    assert client.load(read, 0, 1048576) == b"0" * 10 + b"1" * 524288 + b"0" * 524278
-    assert client.ask(f"1 9 {manage} 3862277 42 1 30") == b"1 \n"
-    client.close()
