@@ -67,7 +67,8 @@ class Fifo(Load):
         size = client.probe(self.manage)[2]
         first = int(client.load(self.read, 0, 8)) if size else self.stored
         count = size // 8
-        assert first in (self.taken, self.taken + 1)
+        # Bytes leave a FIFO when they have been sent: killed between the two, it gives the last ones again.
+        assert self.taken - 1 <= first <= self.taken + 1
         assert first + count in (self.stored, self.stored + 1)
         for number in range(first + 1, first + count):
             assert int(client.load(self.read, 0, 8)) == number
