@@ -281,7 +281,7 @@ async def test_prefetched_bytes_need_no_source(desk: Desk) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(desk.reader.serve)
         desk.reader.prefetch(ref, 0, len(DATA) + 5 * MIB)
-        await until_cached(desk.cache, 1, 0, desk.library.length(1) - 1000)
+        await until_cached(desk.cache, 1, 0, ref.form.stored_span(0, ref.form.frames)[1])
         nursery.cancel_scope.cancel()
     desk.source.dead = {1, 2}
     assert await desk.reader.read(ref, 0, len(DATA)) == DATA
