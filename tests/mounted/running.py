@@ -1,4 +1,4 @@
-"""Running commands as a person or a script would, and looking at the processes of this session's volumes.
+"""Running commands as a person or a script would, and looking at the processes of the test run's volumes.
 
 Everything that was said and every command line that was seen is kept, to be searched for secrets at the end.
 """
