@@ -1,143 +1,67 @@
-"""A file and a tree under random operations, held to a model at every step; across remounts, cold reads and kills."""
+"""Files and a tree under random operations, held to a model at every step; across remounts, cold reads and kills.
 
-import mmap
+IBPFS_SEED sets the seed (fresh, printed), IBPFS_OPERATIONS or IBPFS_MINUTES how long the files' run is.
+"""
+
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
 
+from .exerciser import Exerciser
 from .volumes import MakeVolume, Volume
 
 pytestmark = pytest.mark.mounted
 
-LIMIT = 1_500_000
 SEEDS = [int(word) for word in os.environ.get("IBPFS_SEEDS", "1,2,3").split(",")]
+SEED = int(os.environ.get("IBPFS_SEED", str(random.SystemRandom().randrange(1 << 32))))
+#: The run ends after so many operations, or else after so many minutes.
+OPERATIONS = int(os.environ.get("IBPFS_OPERATIONS", "0"))
+MINUTES = float(os.environ.get("IBPFS_MINUTES", "10" if os.environ.get("CI") else "0.25"))
+#: Mean number of operations between two disturbances of the mount.
+_UNDISTURBED = 1000
 
 
-class File:
-    """One open file on the mount beside the bytes it should have."""
-
-    def __init__(self, path: Path, dice: random.Random) -> None:
-        self.path, self.dice, self.model = path, dice, bytearray()
-        self.descriptor = -1
-        self.log: list[str] = []
-        self.open(os.O_CREAT)
-
-    def open(self, flags: int = 0) -> None:
-        self.descriptor = os.open(self.path, os.O_RDWR | flags)
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-    def span(self, longest: int) -> tuple[int, int]:
-        start = self.dice.randrange(LIMIT)
-        if self.dice.random() < 0.3:
-            start = start // 65536 * 65536  # where frames, pages and blocks meet
-        return start, min(LIMIT, start + self.dice.choice([1, 17, 4096, 65536, self.dice.randrange(1, longest)]))
-
-    def put(self, start: int, data: bytes) -> None:
-        if start > len(self.model):
-            self.model.extend(bytes(start - len(self.model)))
-        self.model[start : start + len(data)] = data
-
-    def write(self) -> None:
-        start, stop = self.span(400_000)
-        data = self.dice.randbytes(stop - start)
-        self.log.append(f"write {start} {stop}")
-        assert os.pwrite(self.descriptor, data, start) == len(data)
-        self.put(start, data)
-
-    def read(self) -> None:
-        start, stop = self.span(400_000)
-        self.log.append(f"read {start} {stop}")
-        found = os.pread(self.descriptor, stop - start, start)
-        assert found == self.model[start:stop], self.log[-15:]
-
-    def truncate(self) -> None:
-        size = self.dice.choice([0, len(self.model), self.dice.randrange(LIMIT), len(self.model) * 3 // 4])
-        self.log.append(f"truncate {size}")
-        os.ftruncate(self.descriptor, size)
-        self.model[size:] = bytes(max(0, size - len(self.model)))
-
-    def map(self) -> None:
-        if len(self.model) < 2:
-            return
-        start, stop = sorted(self.dice.randrange(len(self.model)) for _ in range(2))
-        stop = min(stop, start + 100_000)
-        data = self.dice.randbytes(stop - start)
-        self.log.append(f"map {start} {stop}")
-        with mmap.mmap(self.descriptor, 0) as view:
-            assert view[start:stop] == self.model[start:stop], self.log[-15:]
-            view[start:stop] = data
-        self.model[start:stop] = data
-
-    def append(self) -> None:
-        data = self.dice.randbytes(self.dice.randrange(1, 5000))
-        if len(self.model) + len(data) > LIMIT:
-            return
-        self.log.append(f"append {len(self.model)} {len(data)}")
-        with self.path.open("ab", buffering=0) as file:
-            file.write(data)
-        self.model += data
-
-    def copy_range(self) -> None:
-        if len(self.model) < 10:
-            return
-        start, stop = sorted(self.dice.randrange(len(self.model)) for _ in range(2))
-        target = self.dice.randrange(LIMIT)
-        size = min(stop - start, LIMIT - target, 100_000)
-        if size <= 0 or abs(target - start) < size:
-            return
-        self.log.append(f"copy {start} {size} {target}")
-        done = os.copy_file_range(self.descriptor, self.descriptor, size, start, target)
-        self.put(target, bytes(self.model[start : start + done]))
-
-    def sync(self) -> None:
-        self.log.append("sync")
-        os.fsync(self.descriptor)
-
-    def reopen(self) -> None:
-        self.close()
-        self.open()
-
-    def check(self) -> None:
-        assert os.fstat(self.descriptor).st_size == len(self.model), self.log[-15:]
-        found = os.pread(self.descriptor, LIMIT + 1, 0)
-        assert len(found) == len(self.model), self.log[-15:]
-        differing = next((at for at in range(len(found)) if found[at] != self.model[at]), None)
-        assert differing is None, f"byte {differing} differs after {self.log[-25:]}"
+def disturb(volume: Volume, exerciser: Exerciser) -> None:
+    """Something happens to the mount; every file is compared before and after."""
+    exerciser.check()
+    what = exerciser.dice.choice(["drop", "flush", "remount", "kill", "kill", "cold"])
+    exerciser.note(what)
+    if what == "drop":
+        volume.drop_cache()
+    elif what == "flush":
+        volume.flush()
+    else:
+        exerciser.write_pages() if what == "kill" else None
+        exerciser.close()
+        volume.kill() if what == "kill" else volume.umount()
+        volume.empty_cache() if what == "cold" else None
+        volume.mount()
+    exerciser.check()
 
 
-STEPS = ["write", "write", "write", "read", "read", "truncate", "map", "append", "copy_range", "sync", "reopen"]
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_file_agrees_with_its_model(volume: Volume, seed: int) -> None:
-    dice = random.Random(seed)
-    file = File(volume / "f", dice)
-    for _ in range(8):
-        for _ in range(40):
-            getattr(file, dice.choice(STEPS))()
-        file.check()
-        what = dice.choice(["drop", "flush", "remount", "kill", "cold"])
-        file.log.append(what)
-        if what == "drop":
-            volume.drop_cache()
-        elif what == "flush":
-            volume.flush()
-        else:
-            # What lies in pages changed through mmap alone is the kernel's until it is synced.
-            os.fsync(file.descriptor) if what == "kill" else None
-            file.close()
-            volume.kill() if what == "kill" else volume.umount()
-            volume.empty_cache() if what == "cold" else None
-            volume.mount()
-            file.open()
-        file.check()
-    file.close()
+def test_files_agree_with_their_model(volume: Volume, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\nIBPFS_SEED={SEED} pytest {Path(__file__).name}")
+    volume.expect("wait in the spool|torn and dropped")
+    (volume / "place").mkdir()
+    exerciser = Exerciser(volume / "place", random.Random(SEED))
+    until = time.monotonic() + MINUTES * 60
+    disturbances = 0
+    try:
+        while exerciser.done < OPERATIONS if OPERATIONS else time.monotonic() < until:
+            exerciser.step()
+            if exerciser.dice.randrange(_UNDISTURBED) == 0:
+                disturb(volume, exerciser)
+                disturbances += 1
+        exerciser.check()
+    finally:
+        exerciser.close()
     volume.umount()
     volume.fsck("--data", "-n")
+    print(f"{exerciser.done} operations and {disturbances} disturbances agreed with the model, seed {SEED}")
 
 
 class Tree:
