@@ -19,6 +19,7 @@ from ibpfs.cache.flusher import Flusher
 from ibpfs.config import VolumePaths
 from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address
+from ibpfs.depot.pinning import fingerprint_of
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
@@ -154,8 +155,10 @@ class Services:
 
     async def _add_depot(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
         labels = request.get("labels") or {}
-        address = str(Address.parse(str(request.get("address"))))
-        return _depot(self._parts.depots.add(address, {str(key): str(value) for key, value in labels.items()}))
+        address = Address.parse(str(request.get("address")))
+        pin = await fingerprint_of(address)
+        named = {str(key): str(value) for key, value in labels.items()}
+        return _depot(self._parts.depots.add(str(address), named, pin))
 
     async def _remount(self, _: Mapping[str, Any], __: Progress) -> None:
         """The flags of the mount have been changed: look at them."""
@@ -171,6 +174,7 @@ def _depot(depot: Depot) -> dict[str, Any]:
         "state": depot.state,
         "free_bytes": depot.free_bytes if depot.status else None,
         "embedded": depot.embedded,
+        "tls": depot.is_pinned,
         "role": depot.role,
         "labels": dict(depot.labels),
         "trouble": depot.trouble or None,

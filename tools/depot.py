@@ -80,6 +80,8 @@ Exit codes: 0 ended as asked, 1 could not start or went wrong, 2 wrong call, 3 a
 @click.option("--max-connections", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--idle-timeout", type=click.FloatRange(min=0, min_open=True), default=120, show_default=True,
               metavar="SECONDS", help="Close TCP connections that are idle, or stuck, for so long.")
+@click.option("--tls/--no-tls", default=True, show_default=True,
+              help="Also speak TLS on the TCP port, with a certificate that is made and kept in the store.")
 @click.option("--exit-when-unused", type=click.FloatRange(min=0), metavar="SECONDS",
               help="End when nobody has been connected for so long.")
 @rules
@@ -87,7 +89,7 @@ Exit codes: 0 ended as asked, 1 could not start or went wrong, 2 wrong call, 3 a
 def depot(
     listen: tuple[tuple[str, int], ...], unix: Path | None, public: tuple[str, int] | None, store: Path | None,
     capacity: int | None, max_lease: int | None, permanent: bool | None, grace: int,
-    max_connections: int, idle_timeout: float, exit_when_unused: float | None, verbose: bool,
+    max_connections: int, idle_timeout: float, tls: bool, exit_when_unused: float | None, verbose: bool,
     **lists: Any,
 ) -> None:  # fmt: skip
     """Lease disk space to anyone who speaks IBP.
@@ -105,7 +107,7 @@ def depot(
         listen=listen or (() if unix else (("127.0.0.1", DEFAULT_PORT),)),
         unix=unix.absolute() if unix else None,
         public=public, capacity=capacity, max_lease=max_lease, permanent=permanent, grace=grace,
-        max_connections=max_connections, idle_timeout=idle_timeout, exit_when_unused=exit_when_unused,
+        max_connections=max_connections, idle_timeout=idle_timeout, tls=tls, exit_when_unused=exit_when_unused,
         **rules_from(**lists),
     )  # fmt: skip
     _prepare_process(verbose)

@@ -13,7 +13,8 @@ from ibpfs_tools.unlocking import Secrets, secret_options
 
 @command("depots")
 @click.argument("volume")
-@click.option("--add", "address", metavar="ibp://HOST:PORT", help="Add a depot; new bytes may go there from now on.")
+@click.option("--add", "address", metavar="ibp[s]://HOST:PORT",
+              help="Add a depot; new bytes may go there from now on, through TLS if it offers that.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
 def depots(volume: str, address: str | None, as_json: bool, secrets: Secrets) -> None:
@@ -28,6 +29,6 @@ def depots(volume: str, address: str | None, as_json: bool, secrets: Secrets) ->
     for depot in found:
         free = depot.get("free_bytes")
         room = "free space not known" if free is None else f"{format_size(free)} free"
-        own = " (the volume's own)" if depot.get("embedded") else ""
+        own = " (the volume's own)" if depot.get("embedded") else " (TLS)" if depot.get("tls") else ""
         trouble = f"; {depot['trouble']}" if depot.get("trouble") else ""
         click.echo(f"{depot['id']:>3}  {depot['state']:<10}  {depot['address']}{own}, {room}{trouble}")

@@ -4,8 +4,10 @@ import grp
 import pwd
 
 import click
+import trio
 
 from ibpfs.config import VolumePaths, find_volume
+from ibpfs.depot.pinning import fingerprints_of
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.creation import CreatedVolume, create_volume
 from ibpfs_tools import exits
@@ -18,9 +20,9 @@ from ibpfs_tools.commands import caller, command, read_passphrase_file
     "--depot",
     "depots",
     multiple=True,
-    metavar="ibp://HOST:PORT",
-    help="A depot to keep the bytes on; may be given several times. Without any, the volume brings its own, on this "
-    "disk.",
+    metavar="ibp[s]://HOST:PORT",
+    help="A depot to keep the bytes on; may be given several times; TLS is used, and its certificate pinned, "
+    "where the depot offers it. Without any, the volume brings its own, on this disk.",
 )
 @click.option("--copies", type=int, help="How many depots hold each byte.  [default: 2, or 1 with one depot]")
 @click.option(
@@ -62,6 +64,7 @@ def mkfs(
     made = create_volume(
         paths,
         depots=depots,
+        fingerprints=trio.run(fingerprints_of, depots) if depots else {},
         copies=copies,
         min_copies=min_copies,
         plain=plain,

@@ -1,6 +1,7 @@
 """Where a depot is: a host and port, or a Unix socket of this machine."""
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -16,31 +17,32 @@ class BadAddress(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`ibp://HOST[:PORT]` or `unix:/PATH`; `path` is None for the former."""
+    """`ibp[s]://HOST[:PORT]` or `unix:/PATH`; `path` is None for the former. `secure`: ibps, TLS or nothing."""
 
     host: str = ""
     port: int = 0
     path: str | None = None
+    secure: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Address":
         if text.startswith("unix:"):
             return cls._unix(text.removeprefix("unix:"))
-        if text.startswith("ibps://"):
-            raise BadAddress(f"{text}: TLS to a depot is not spoken yet; use ibp://")
-        if not text.startswith("ibp://"):
-            raise BadAddress(f"{text}: a depot's address is ibp://HOST:PORT or unix:/PATH")
-        place = text.removeprefix("ibp://").rstrip("/")
+        secure = text.startswith("ibps://")
+        if not secure and not text.startswith("ibp://"):
+            raise BadAddress(f"{text}: a depot's address is ibp[s]://HOST:PORT or unix:/PATH")
+        place = text.partition("://")[2].rstrip("/")
         if not place.rpartition(":")[1] or place.endswith("]"):
             place = f"{place}:{DEFAULT_PORT}"
         try:
-            return cls(*parse_place(place))
+            host, port = parse_place(place)
         except BadCapability:
             raise BadAddress(f"{text}: not of the form ibp://HOST:PORT") from None
+        return cls(host, port, secure=secure)
 
     @classmethod
     def of(cls, capability: Capability) -> "Address":
-        return cls(capability.host, capability.port)
+        return cls(capability.host, capability.port, secure=capability.secure)
 
     @classmethod
     def _unix(cls, path: str) -> "Address":
@@ -49,4 +51,20 @@ class Address:
         return cls(path=path)
 
     def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path is not None else f"ibp://{render_place(self.host, self.port)}"
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"{'ibps' if self.secure else 'ibp'}://{render_place(self.host, self.port)}"
+
+    def is_same_depot(self, other: "Address") -> bool:
+        """Whether both are one place, however it is spoken to."""
+        return (self.host, self.port, self.path) == (other.host, other.port, other.path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing that is said to it leaves this machine."""
+        if self.path is not None or self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host.partition("%")[0]).is_loopback
+        except ValueError:
+            return False

@@ -4,7 +4,7 @@ They are secrets: only `render()` (and the fields themselves) give the text; rep
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from hashlib import sha256
 
@@ -53,13 +53,14 @@ class Key:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Capability:
-    """`ibp://HOST:PORT/KEY/TYPEKEY/KIND`; an IPv6 host stands without its brackets."""
+    """`ibp[s]://HOST:PORT/KEY/TYPEKEY/KIND`; an IPv6 host stands without its brackets."""
 
     host: str
     port: int
     key: str
     type_key: str
     kind: CapabilityKind
+    secure: bool = False  # ibps: to be used through TLS alone
 
     @classmethod
     def parse(cls, text: str) -> "Capability":
@@ -72,11 +73,12 @@ class Capability:
         if kind not in CapabilityKind.__members__:
             raise BadCapability("a capability ends with READ, WRITE or MANAGE")
         Key(key, type_key)
-        return cls(host, port, key, type_key, CapabilityKind[kind])
+        return cls(host, port, key, type_key, CapabilityKind[kind], scheme == "ibps://")
 
     def render(self) -> str:
         """The secret text."""
-        return f"ibp://{render_place(self.host, self.port)}/{self.key}/{self.type_key}/{self.kind.name}"
+        scheme = "ibps" if self.secure else "ibp"
+        return f"{scheme}://{render_place(self.host, self.port)}/{self.key}/{self.type_key}/{self.kind.name}"
 
     @property
     def wire_key(self) -> Key:
@@ -97,6 +99,10 @@ class CapabilitySet:
     read: Capability
     write: Capability
     manage: Capability
+
+    def secured(self) -> "CapabilitySet":
+        """The same, to be used through TLS alone."""
+        return CapabilitySet(*(replace(one, secure=True) for one in (self.read, self.write, self.manage)))
 
 
 def parse_place(place: str) -> tuple[str, int]:

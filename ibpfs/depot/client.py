@@ -68,11 +68,22 @@ class DepotStatus:
 
 
 class DepotClient(ProtocolCommands):
-    """One depot. Commands may run side by side, each on a connection of its own."""
+    """One depot. Commands may run side by side, each on a connection of its own.
 
-    def __init__(self, address: Address, *, max_connections: int = 8, silence_limit: float = SILENCE_LIMIT) -> None:
+    With `fingerprint`, through TLS with the certificate that has this SHA-256; an ibps address without one takes
+    the certificate of its first connection, and no other from then on.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        fingerprint: bytes | None = None,
+        max_connections: int = 8,
+        silence_limit: float = SILENCE_LIMIT,
+    ) -> None:
         self.address = address
-        self._pool = ConnectionPool(address, max_connections, silence_limit=silence_limit)
+        self._pool = ConnectionPool(address, max_connections, pin=fingerprint, silence_limit=silence_limit)
         self._version: int | None = None  # None until the depot has answered in one
         self._missing: set[type[ev.Command]] = set()  # what it does not offer
 
@@ -104,7 +115,7 @@ class DepotClient(ProtocolCommands):
             # A lost answer would leave an allocation behind; only one that ends by itself may be risked.
             reply = await self._try_version(command, ev.Allocated, repeatable=not permanent)
             if reply is not None:
-                return reply.capabilities
+                return reply.capabilities.secured() if self.address.secure else reply.capabilities
         raise error_for(ErrorCode.UNKNOWN_FUNCTION)  # the depot is one of the oldest, and knows no such fields
 
     async def store(self, key: Key, data: Sequence[Buffer]) -> int:

@@ -16,9 +16,17 @@ _IDLE_LIMIT: Final = 30.0  # below the 60 s after which depots close by themselv
 class ConnectionPool:
     """At most `max_connections` at once; who wants one more waits for one that comes back."""
 
-    def __init__(self, address: Address, max_connections: int = 8, *, silence_limit: float = SILENCE_LIMIT) -> None:
+    def __init__(
+        self,
+        address: Address,
+        max_connections: int = 8,
+        *,
+        pin: bytes | None = None,
+        silence_limit: float = SILENCE_LIMIT,
+    ) -> None:
         self.address = address
         self.keep = True  # False for depots that take one command per connection
+        self._pin = pin
         self._silence_limit = silence_limit
         self._slots = trio.Semaphore(max_connections)
         self._idle: list[tuple[float, DepotStream]] = []  # when it came back; the latest last
@@ -58,7 +66,10 @@ class ConnectionPool:
             if stream.usable:
                 return stream, False
             stream.close()
-        return await DepotStream.connect(self.address, silence_limit=self._silence_limit), True
+        stream = await DepotStream.connect(self.address, pin=self._pin, silence_limit=self._silence_limit)
+        if self._pin is None:
+            self._pin = stream.fingerprint
+        return stream, True
 
     def _give_back(self, stream: DepotStream) -> None:
         if stream not in self._busy or not (self.keep and stream.usable):

@@ -14,6 +14,7 @@ from typing import Final, Self, TypeAlias
 import trio
 
 from ibpfs.depot.address import Address
+from ibpfs.depot.tls import TlsSocket, secured
 from ibpfs.depot.wire import (
     NEED_DATA,
     Connection,
@@ -54,7 +55,9 @@ class _Closed(Exception):
 class DepotStream:
     """Carries one command after another; unusable after any exception."""
 
-    def __init__(self, sock: trio.socket.SocketType, address: Address, *, silence_limit: float = SILENCE_LIMIT) -> None:
+    def __init__(
+        self, sock: trio.socket.SocketType | TlsSocket, address: Address, *, silence_limit: float = SILENCE_LIMIT
+    ) -> None:
         self._socket = sock
         self._address = address
         self._silence_limit = silence_limit
@@ -67,11 +70,22 @@ class DepotStream:
         self._poll.register(sock.fileno(), select.POLLIN)
 
     @classmethod
-    async def connect(cls, address: Address, *, silence_limit: float = SILENCE_LIMIT) -> Self:
+    async def connect(
+        cls, address: Address, *, pin: bytes | None = None, silence_limit: float = SILENCE_LIMIT
+    ) -> Self:
+        """Through TLS with a `pin`, or where the address says so."""
         with _unreachable(address):
             with trio.move_on_after(CONNECT_LIMIT):
-                return cls(await _open(address), address, silence_limit=silence_limit)
+                plain = await _open(address)
+                if address.path is not None or not (address.secure or pin is not None):
+                    return cls(plain, address, silence_limit=silence_limit)
+                return cls(await secured(plain, str(address), pin), address, silence_limit=silence_limit)
             raise TimeoutError(f"no connection within {CONNECT_LIMIT:.0f} s")
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        """Of the depot's certificate; None without TLS."""
+        return self._socket.fingerprint if isinstance(self._socket, TlsSocket) else None
 
     @property
     def usable(self) -> bool:

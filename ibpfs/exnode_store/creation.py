@@ -9,10 +9,11 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ibpfs.config import (
     VolumeConfig,
@@ -50,19 +51,20 @@ def create_volume(
     paths: VolumePaths,
     *,
     depots: Sequence[str] = (),
+    fingerprints: Mapping[str, bytes] = MappingProxyType({}),
     copies: int | None = None,
     min_copies: int | None = None,
     plain: bool = False,
     passphrase: bytes | None = None,
     owner: tuple[int, int] | None = None,
 ) -> CreatedVolume:
-    """Make a volume at `paths`, on an embedded depot when `depots` is empty.
+    """Make a volume at `paths`, on an embedded depot when `depots` is empty; `fingerprints` of those with TLS.
 
     `copies` defaults to two where there are two depots, `min_copies` to copies - 1 (at least 1), `owner` (of the root
     directory) to the caller. Raises VolumeError when something is in the way.
     """
-    addresses = [str(Address.parse(text)) for text in depots]
-    copies, min_copies = _check_copies(addresses, copies, min_copies)
+    addresses = {str(Address.parse(text)): fingerprints.get(text) for text in depots}
+    copies, min_copies = _check_copies(depots, copies, min_copies)
     keys, uuid, function = make_keys(), os.urandom(16), choose_function(plain)
     recovery = os.urandom(_RECOVERY_BYTES)
     with _made_or_removed(paths):
@@ -110,10 +112,11 @@ def parse_recovery(text: str) -> bytes:
     return secret
 
 
-def _check_copies(addresses: list[str], copies: int | None, min_copies: int | None) -> tuple[int, int]:
-    if len(set(addresses)) != len(addresses):
+def _check_copies(depots: Sequence[str], copies: int | None, min_copies: int | None) -> tuple[int, int]:
+    places = [replace(Address.parse(text), secure=False) for text in depots]
+    if len(set(places)) != len(places):
         raise UsageError("a depot is named twice")
-    there = max(len(addresses), 1)
+    there = max(len(places), 1)
     copies = min(there, 2) if copies is None else copies
     if not 1 <= copies <= there:
         raise UsageError(f"{copies} copies need {copies} depots; there {'is' if there == 1 else 'are'} {there}")
@@ -197,7 +200,9 @@ def _facts(config: VolumeConfig, function: str, text: str, owner: tuple[int, int
     }
 
 
-def _fill(database: Database, addresses: list[str], copies: int, min_copies: int, owner: tuple[int, int]) -> None:
+def _fill(
+    database: Database, addresses: Mapping[str, bytes | None], copies: int, min_copies: int, owner: tuple[int, int]
+) -> None:
     with database.transaction():
         database.execute(
             "INSERT INTO policies (id, copies, min_copies, labels, seq) VALUES (1, ?, ?, '[]', ?)",
@@ -205,8 +210,10 @@ def _fill(database: Database, addresses: list[str], copies: int, min_copies: int
         )
         create_root(database, time.time_ns, *owner)
         database.executemany(
-            "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, ?, '{}', 'active', ?)",
-            [(address, 0, database.seq) for address in addresses] or [(EMBEDDED_ADDRESS, 1, database.seq)],
+            "INSERT INTO depots (address, embedded, fingerprint, labels, role, seq)"
+            " VALUES (?, ?, ?, '{}', 'active', ?)",
+            [(address, 0, pin, database.seq) for address, pin in addresses.items()]
+            or [(EMBEDDED_ADDRESS, 1, None, database.seq)],
         )
 
 

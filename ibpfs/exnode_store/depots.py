@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ FAILED_AFTER = 10.0
 _LOOK_EVERY, _RETRY_EVERY = 10.0, 0.5
 #: No single command waits longer than this for a silent depot.
 COMMAND_LIMIT = 20.0
-_PRESENT = "SELECT id, address, embedded, role, labels FROM depots WHERE role != 'removed'"
+_PRESENT = "SELECT id, address, embedded, role, labels, fingerprint FROM depots WHERE role != 'removed'"
 
 
 class Depot:
@@ -44,6 +44,8 @@ class Depot:
         self.latency = 0.0
         self.busy = 0  # open segments on it
         self.trouble = ""
+        self.is_pinned = False  # spoken to through TLS, and known by its fingerprint
+        self.is_open = False  # what is said to it, capabilities too, can be read on the way
         self._down_since: float | None = None
         self.turned = trio.Event()  # set, and replaced, when it begins or ceases to answer
 
@@ -127,6 +129,7 @@ class DepotSet:
                 self._nursery = nursery
                 for row in self._db.rows(_PRESENT):
                     self._start(*row)
+                self._warn_of_plain(self._depots.values())
                 yield self
                 nursery.cancel_scope.cancel()
         finally:
@@ -134,13 +137,22 @@ class DepotSet:
                 for depot in self._depots.values():
                     await depot.client.aclose()
 
-    def _start(self, number: int, address: str, embedded: int, role: str, labels: str) -> None:
+    def _start(
+        self, number: int, address: str, embedded: int, role: str, labels: str, fingerprint: bytes | None
+    ) -> None:
         place = f"unix:{self._embedded_socket}" if embedded else address
-        client = DepotClient(Address.parse(place))
+        client = DepotClient(Address.parse(place), fingerprint=None if embedded else fingerprint)
         depot = Depot(number, address, client, embedded=embedded == 1, role=role, labels=json.loads(labels))
+        depot.is_pinned = fingerprint is not None and not embedded
+        depot.is_open = not (embedded or fingerprint or client.address.secure or client.address.is_local)
         self._depots[number] = depot
         assert self._nursery is not None
         self._nursery.start_soon(self._watch, depot)
+
+    def _warn_of_plain(self, depots: Iterable[Depot]) -> None:
+        """Once per mount."""
+        if named := ", ".join(depot.address for depot in depots if depot.is_open):
+            _log.warning("without TLS, whoever listens on the way can read and delete what is kept at: %s", named)
 
     async def _watch(self, depot: Depot) -> None:
         while True:
@@ -162,18 +174,21 @@ class DepotSet:
         except KeyError:
             raise DepotUnreachable(f"depot {number} is no longer one of this volume's") from None
 
-    def add(self, address: str, labels: Mapping[str, str]) -> Depot:
-        """Take a depot into the volume; UsageError when it is one already."""
-        text = str(Address.parse(address))
-        if any(depot.address == text for depot in self._depots.values()):
+    def add(self, address: str, labels: Mapping[str, str], fingerprint: bytes | None = None) -> Depot:
+        """Take a depot into the volume, pinned if a fingerprint is given; UsageError when it is one already."""
+        place = Address.parse(address)
+        text = str(place)
+        if any(Address.parse(depot.address).is_same_depot(place) for depot in self._depots.values()):
             raise UsageError(f"{text} is a depot of this volume already")
         with self._db.transaction() as db:
             row = db.execute(
-                "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, 0, ?, 'active', ?)",
-                (text, json.dumps(dict(labels)), db.seq),
+                "INSERT INTO depots (address, embedded, fingerprint, labels, role, seq)"
+                " VALUES (?, 0, ?, ?, 'active', ?)",
+                (text, fingerprint, json.dumps(dict(labels)), db.seq),
             ).lastrowid
         assert row is not None
-        self._start(row, text, 0, "active", json.dumps(dict(labels)))
+        self._start(row, text, 0, "active", json.dumps(dict(labels)), fingerprint)
+        self._warn_of_plain([self._depots[row]])
         return self._depots[row]
 
     def moved(self, depot: Depot, address: str) -> None:

@@ -41,7 +41,7 @@ CREATE TABLE state (
 -- Servers that may hold replicas. A depot that moves changes one row here and no exNode.
 CREATE TABLE depots (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    address     TEXT NOT NULL UNIQUE,      -- ibp://HOST:PORT
+    address     TEXT NOT NULL UNIQUE,      -- ibp[s]://HOST:PORT, as it was given
     embedded    INTEGER NOT NULL,          -- 1: the mount starts it, over VOLUME/depot's Unix socket
     fingerprint BLOB,                      -- of its TLS certificate, NULL when it speaks plain IBP
     labels      TEXT NOT NULL,             -- JSON object: {"site": "...", "owner": "..."}

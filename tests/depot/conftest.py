@@ -4,6 +4,7 @@ import logging
 import queue
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -145,8 +146,17 @@ class InProcessDepot:
         return trio.from_thread.run_sync(function, self.depot, trio_token=self._token)
 
 
+def _trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class DepotProcess:
     """A real `ibpfs-depot`."""
+
+    tls = False  # how `connect` speaks to it
 
     def __init__(self, store: Path, *options: str) -> None:
         self.store = store
@@ -165,7 +175,11 @@ class DepotProcess:
         if self.address.startswith("unix:"):
             return self.connect_unix(Path(self.address.removeprefix("unix:")))
         host, _, port = self.address.removeprefix("ibp://").rpartition(":")
-        return LineClient(socket.create_connection((host, int(port)), timeout=PATIENCE))
+        sock = socket.create_connection((host, int(port)), timeout=PATIENCE)
+        return LineClient(_trusting().wrap_socket(sock) if self.tls else sock)
+
+    def client_over(self, sock: socket.socket) -> LineClient:
+        return LineClient(sock)
 
     def connect_unix(self, path: Path) -> LineClient:
         sock = socket.socket(socket.AF_UNIX)
@@ -207,7 +221,7 @@ def in_process(tmp_path: Path) -> Iterator[Callable[..., InProcessDepot]]:
         yield start
 
 
-@pytest.fixture(scope="module", params=["in process", "unix socket", "tcp"])
+@pytest.fixture(scope="module", params=["in process", "unix socket", "tcp", "tls"])
 def any_depot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One depot for all tests of a setting: nothing that a client does may matter to the next one."""
     directory = tmp_path_factory.mktemp("depot")
@@ -218,6 +232,7 @@ def any_depot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         return
     where = ("--unix", str(directory / "sock")) if request.param == "unix socket" else ("--listen", "127.0.0.1:0")
     process = DepotProcess(store, *where, "--capacity", "1G", "--no-permanent")
+    process.tls = request.param == "tls"
     yield process
     assert process.stop() == 0
     assert " ERROR " not in process.errors.read_text()

@@ -13,6 +13,7 @@ from ibpfs.depot.capability import Capability
         ("ibp://depot.example.org", Address("depot.example.org", 6714), "ibp://depot.example.org:6714"),
         ("ibp://[::1]:7000/", Address("::1", 7000), "ibp://[::1]:7000"),
         ("ibp://[::1]", Address("::1", 6714), "ibp://[::1]:6714"),
+        ("ibps://[::1]:7000", Address("::1", 7000, secure=True), None),
         ("unix:/run/depot.sock", Address(path="/run/depot.sock"), None),
     ],
 )
@@ -23,7 +24,7 @@ def test_parse_and_text(text: str, address: Address, back: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "h:1", "ibp://", "ibp://h:0", "ibp://h:x", "ibps://h:1", "unix:rel", "unix:", "ibp://a b:1"]
+    "text", ["", "h:1", "ibp://", "ibp://h:0", "ibp://h:x", "ibps://h:0", "unix:rel", "unix:", "ibp://a b:1"]
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(BadAddress):

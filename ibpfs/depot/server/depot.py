@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -18,6 +19,7 @@ import trio
 
 from ibpfs.depot.capability import render_place
 from ibpfs.depot.server.access import plain_ip
+from ibpfs.depot.server.certificate import tls_context
 from ibpfs.depot.server.courier import Courier
 from ibpfs.depot.server.leases import LeaseRules
 from ibpfs.depot.server.listeners import Listener, listen_tcp, listen_unix
@@ -92,7 +94,8 @@ def open_depot(settings: Settings, clock: Callable[[], float]) -> "Iterator[Depo
         )  # fmt: skip
         for store in resources:
             store.deleted = shared.tell_deleted
-        yield Depot(settings, listeners, shared)
+        tls = tls_context(settings.store) if settings.tls and settings.listen else None
+        yield Depot(settings, listeners, shared, tls)
 
 
 def _open_resources(settings: Settings, clock: Callable[[], float]) -> Resources:
@@ -140,8 +143,11 @@ def operate(settings: Settings, request: dict[str, Any]) -> dict[str, Any]:
 class Depot:
     """`serve` accepts connections until cancelled or unused."""
 
-    def __init__(self, settings: Settings, listeners: list[Listener], shared: Shared) -> None:
+    def __init__(
+        self, settings: Settings, listeners: list[Listener], shared: Shared, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._settings = settings
+        self._tls = tls
         self._listeners = listeners
         self._shared = shared
         self._sessions = 0
@@ -168,7 +174,7 @@ class Depot:
 
     async def serve_socket(self, sock: trio.socket.SocketType, place: tuple[str, int]) -> None:
         """One connection to its end. Closes the socket."""
-        peer = Peer(sock)
+        peer = Peer(sock, None if sock.family == socket.AF_UNIX else self._tls)
         # Local users are not sent away for being idle: their being connected is what keeps the depot alive.
         idle_limit = None if peer.local else self._settings.idle_timeout
         self._count(1)

@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
@@ -10,6 +11,7 @@ from ipaddress import IPv4Address
 import trio
 
 from ibpfs.depot.server.access import Ip, plain_ip
+from ibpfs.depot.tls import HANDSHAKE_LIMIT, RECORD, TlsSocket
 
 READ_SIZE = 64 * 1024
 SENDFILE_SIZE = 1 << 20
@@ -25,10 +27,12 @@ class PeerStuck(PeerGone):
 
 
 class Peer:
-    """One accepted socket. `limit` arguments are seconds without progress; None waits for ever."""
+    """One socket. `limit` arguments are seconds without progress; None waits for ever. With `tls` the peer may
+    begin with a TLS record, and is spoken to through TLS then."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
+    def __init__(self, sock: trio.socket.SocketType, tls: ssl.SSLContext | None = None) -> None:
+        self._sock: trio.socket.SocketType | TlsSocket = sock
+        self._tls = tls
         self.local = sock.family == socket.AF_UNIX
         self.origin = _origin(sock)  # None where the peer is a process of this machine
         if self.local:  # the default of 208 KiB halves the speed of loads
@@ -38,8 +42,21 @@ class Peer:
 
     async def receive(self, limit: float | None) -> bytes:
         """b"" at the end of the stream."""
+        if self._tls is not None:
+            await self._meet(self._tls, limit)
         with _bounded(limit):
             return await self._sock.recv(READ_SIZE)
+
+    async def _meet(self, context: ssl.SSLContext, limit: float | None) -> None:
+        sock = self._sock
+        assert not isinstance(sock, TlsSocket)
+        with _bounded(limit):
+            first = await sock.recv(1, socket.MSG_PEEK)
+        self._tls = None
+        if first == RECORD:
+            self._sock = secure = TlsSocket(sock, context, server_side=True)
+            with _bounded(HANDSHAKE_LIMIT if limit is None else min(limit, HANDSHAKE_LIMIT)):
+                await secure.handshake()
 
     async def receive_into(self, buffer: memoryview, limit: float | None) -> int:
         """At least one byte."""
@@ -58,18 +75,32 @@ class Peer:
                     sent += await self._sock.send(rest[sent:], flags)
 
     async def send_file(self, fd: int, offset: int, length: int, limit: float | None) -> None:
-        """From the page cache to the socket without passing through Python."""
+        """From the page cache to the socket without passing through Python, but for TLS."""
+        if isinstance(self._sock, TlsSocket):
+            await self._send_file_sealed(self._sock, fd, offset, length, limit)
+            return
         end = offset + length
         while offset < end:
             sent = self._try_sendfile(fd, offset, min(SENDFILE_SIZE, end - offset))
             if sent is None:
                 with _bounded(limit):
-                    await trio.lowlevel.wait_writable(self._sock)
+                    await trio.lowlevel.wait_writable(self._sock.fileno())
                 continue
             if sent == 0:
                 raise PeerGone("the file is shorter than its header says")
             offset += sent
             await trio.lowlevel.checkpoint()
+
+    async def _send_file_sealed(
+        self, sock: TlsSocket, fd: int, offset: int, length: int, limit: float | None
+    ) -> None:
+        end = offset + length
+        while offset < end:
+            with _bounded(limit):
+                sent = await sock.send_file(fd, offset, end - offset)
+            if not sent:
+                raise PeerGone("the file is shorter than its header says")
+            offset += sent
 
     def _try_sendfile(self, fd: int, offset: int, count: int) -> int | None:
         try:

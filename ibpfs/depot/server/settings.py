@@ -15,7 +15,8 @@ class Settings:
     """Sizes in bytes, times in seconds. `listen`: HOST, PORT pairs, port 0 = the one recorded in the store, or a new
     one. `max_lease` None = no limit. `public`: the HOST, PORT that capabilities name, None = the address itself.
     `resources`: further directories, each with its capacity. `reach`: the operator's lists and admin ports; the rest of
-    it follows from where the depot listens. `password`: of STATUS CHANGE, None refuses it."""
+    it follows from where the depot listens. `password`: of STATUS CHANGE, None refuses it. `tls`: also
+    speak TLS where TCP is listened on."""
 
     store: Path
     listen: tuple[tuple[str, int], ...] = ()
@@ -28,6 +29,7 @@ class Settings:
     max_connections: int = 256
     idle_timeout: float = 120.0
     exit_when_unused: float | None = None
+    tls: bool = True
     resources: tuple[tuple[Path, int | None], ...] = ()
     access: Access = field(default_factory=Access)
     reach: Reach = field(default_factory=Reach)
