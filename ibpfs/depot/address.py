@@ -55,10 +55,6 @@ class Address:
             return f"unix:{self.path}"
         return f"{'ibps' if self.secure else 'ibp'}://{render_place(self.host, self.port)}"
 
-    def is_same_depot(self, other: "Address") -> bool:
-        """Whether both are one place, however it is spoken to."""
-        return (self.host, self.port, self.path) == (other.host, other.port, other.path)
-
     @property
     def is_local(self) -> bool:
         """Whether nothing that is said to it leaves this machine."""
