@@ -23,9 +23,10 @@ import trio
 from ibpfs import kernel
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.dirty import RecordMemory
-from ibpfs.cache.files import FileCache, Limits
+from ibpfs.cache.files import FileCache
 from ibpfs.cache.flusher import Flusher, Sealer
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.room import Limits
 from ibpfs.cache.spool import FILE_SIZE, Spool
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
 from ibpfs.control import Progress, listening

@@ -4,48 +4,33 @@ Read order: spool, ledger, depots. Synchronous except where bytes come from a de
 """
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import trio
-
 from ibpfs.cache.dirty import LEAP, DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.readahead import Readahead
+from ibpfs.cache.reaper import Reaper
+from ibpfs.cache.room import Limits, Room
 from ibpfs.cache.spool import Record, Spool
-from ibpfs.errors import DataError, DeadlineExceeded, IbpfsError, InvalidArgument, IsADirectory, NoSpace, NotFound
+from ibpfs.errors import DataError, IbpfsError, InvalidArgument, IsADirectory, NotFound
 from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange, Inode
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
-from ibpfs.exnode_store.ledger import Ledger, SliceRef
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.transfer import Transfer
 
 _log = logging.getLogger(__name__)
 
-#: Free bytes of the local disk that writes never take, so that a full disk can be drained.
-RESERVE = 64 * 1024 * 1024
-_ROOM_CHECK_EVERY = 16 * 1024 * 1024
 #: A file up to this size is fetched with its first read anyway (a block of the cache).
 _AT_ONCE = 1024 * 1024
 #: How far apart the writes of posix_fallocate are at most.
 _FALLOCATE_STEP = 4096
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much may wait: dirty bytes while depots answer, bytes of the spool while they do not."""
-
-    dirty: int = 256 * 1024 * 1024
-    spool: int = 1 << 40
-    #: Writes that may wait, however small: each takes about 600 bytes of memory.
-    records: int = 150_000
-    #: Seconds a write waits for room before it fails.
-    deadline: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -72,13 +57,10 @@ class FileCache:
         self._memory = memory
         self._reader = reader
         self._flusher = flusher
-        self._limits = limits
         self._opened: Counter[int] = Counter()
         self._readaheads: dict[int, Readahead] = {}
-        self._doomed: list[int] = []
-        self._to_cut: list[int] = []
-        self._work_wanted = trio.Event()
-        self._unchecked = _ROOM_CHECK_EVERY
+        self._reaper = Reaper(names, ledger, flusher)
+        self._room = Room(transfer, spool, flusher, limits)
         self._used_at = -1
         self._used = 0
         self._copies = transfer.policy(1).copies
@@ -87,13 +69,10 @@ class FileCache:
 
     def recover(self) -> int:
         """Take up what an earlier owner left: unlinked inodes, truncations, the spool. Returns the dirty bytes."""
-        self._doomed += self._names.unlinked()
-        self._to_cut += self._ledger.voided()
-        doomed = set(self._doomed)
+        doomed = self._reaper.recover()
         for record in sorted(self._spool.replay(), key=lambda one: (one.ino, one.seq)):
             if record.ino in doomed or not self._replay(record):
                 self._flusher.release([record])
-        self._work_wanted.set()
         return self._flusher.dirty_bytes
 
     def _replay(self, record: Record) -> bool:
@@ -120,36 +99,8 @@ class FileCache:
         return True
 
     async def run(self) -> None:
-        """Reap unlinked inodes and finish truncations, a transaction at a time, until cancelled."""
-        while True:
-            try:
-                while self._doomed:
-                    await self._reap(self._doomed[-1])
-                while self._to_cut:
-                    await self._cut(self._to_cut[-1])
-            except NoSpace:
-                await trio.sleep(1.0)  # the local disk is full; who writes is told
-                continue
-            self._work_wanted = trio.Event()
-            await self._work_wanted.wait()
-
-    async def _cut(self, ino: int) -> None:
-        while self._ledger.cut(ino):
-            await trio.lowlevel.checkpoint()
-        self._to_cut.remove(ino)
-
-    async def _reap(self, ino: int) -> None:
-        self._drop_dirty(ino)
-        while not self._names.reap(ino):
-            await trio.lowlevel.checkpoint()
-        self._doomed.remove(ino)
-
-    def _drop_dirty(self, ino: int) -> None:
-        file = self._flusher.files.get(ino)
-        if file is not None:
-            before = file.dirty
-            self._flusher.added(file, before, file.drop())
-            self._flusher.forget(ino)
+        """Delete what nobody can reach any more, until cancelled."""
+        await self._reaper.run()
 
     # Attributes
 
@@ -213,8 +164,7 @@ class FileCache:
         # What once lay beyond the size of today is void already.
         voids = file is not None and size < max(inode.size, file.extents.end)
         if self._ledger.truncate(inode.ino, size, covers, spooled=spooled, voids=voids):
-            self._to_cut.append(inode.ino)
-            self._work_wanted.set()
+            self._reaper.cut(inode.ino)
 
     def _truncate_dirty(self, file: DirtyFile, size: int) -> None:
         before = file.dirty
@@ -286,7 +236,7 @@ class FileCache:
         asked = len(data)
         if data == b"\0":
             offset, data = self._joined(ino, offset, data)
-        await self._make_room(len(data))
+        await self._room.wait(len(data))
         file = self._flusher.files.get(ino)
         if file is None:
             inode = self._names.inode(ino)
@@ -326,39 +276,6 @@ class FileCache:
         if file.is_clean:
             self._flusher.forget(file.ino)
 
-    async def _make_room(self, length: int) -> None:
-        if self._has_room(length):
-            return
-        # After a second of waiting the reason is clear enough to be told when the deadline comes.
-        deadline = trio.current_time() + self._limits.deadline
-        while not self._has_room(length):
-            if trio.current_time() > deadline:
-                if not self._disk_has_room():
-                    raise NoSpace("the spool's disk is full")
-                raise DeadlineExceeded("the depots do not take what waits in the spool")
-            await self._flusher.wait_landing(0.25)
-
-    def _has_room(self, length: int) -> bool:
-        flusher = self._flusher
-        free = self._transfer.free_bytes(self._copies)
-        if free is not None and flusher.dirty_bytes + length > free:
-            raise NoSpace("the depots have no room")
-        if self._spool.records >= self._limits.records or self._spool.size + length > self._limits.spool:
-            return False
-        self._unchecked += length
-        if self._unchecked >= _ROOM_CHECK_EVERY:
-            if not self._disk_has_room():
-                return False
-            self._unchecked = 0
-        if flusher.dirty_bytes + length <= self._limits.dirty:
-            return True
-        # While no depot answers, the spool may take more than what is waited for otherwise.
-        return not self._transfer.answering()
-
-    def _disk_has_room(self) -> bool:
-        disk = os.statvfs(self._spool.directory)
-        return disk.f_bavail * disk.f_frsize > RESERVE + _ROOM_CHECK_EVERY
-
     # Opening, closing, unlinking
 
     def opened(self, ino: int) -> None:
@@ -379,9 +296,7 @@ class FileCache:
     def unlinked(self, inode: Inode) -> None:
         """A name of this inode went away: reap it when it was the last and nobody has it open."""
         if inode.nlink == 0 and inode.ino not in self._opened:
-            self._drop_dirty(inode.ino)
-            self._doomed.append(inode.ino)
-            self._work_wanted.set()
+            self._reaper.doom(inode.ino)
 
     def replaced(self, old: Inode, ino: int) -> None:
         """`ino` was renamed over `old`: upload it at once, and let go of the old bytes only when that is committed."""

@@ -1,4 +1,4 @@
-"""Carrying dirty extents to the depots: which bytes fly when, together in which segment, and who waits for them.
+"""Carrying dirty extents to the depots, and those who wait for them.
 
 Write order: spool, depots, ledger, clean. Actors: the writers (FileCache, synchronous), WORKERS tasks that each carry a
 batch, a keeper that closes old segments and deletes spent spool files. Between two awaits a task is alone: choosing a
@@ -17,23 +17,20 @@ import trio
 
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
+from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
 from ibpfs.cache.spool import Record, Spool
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.keys import VolumeKeys
-from ibpfs.exnode_store.ledger import Ledger, NewSlice, Settlement
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement
 from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm, digest, seal
-from ibpfs.exnode_store.transfer import Policy, Transfer
+from ibpfs.exnode_store.transfer import Transfer
 
 _log = logging.getLogger(__name__)
 
-#: Upload starts when the oldest dirty byte is this old (seconds), or a slice is full.
-DELAY = 1.0
 WORKERS = 3
-_BATCH_SLICES = 256
-#: Slices are cut down to this when the depots refuse longer ones.
-_SHORTEST = 64 * 1024
 _BACKOFF = (0.1, 2.0)
 
 
@@ -51,12 +48,6 @@ class Sealer:
         return SliceForm(os.urandom(16), self.volume, self.keys.epoch, self.function, self.frame_size, length)
 
 
-@dataclass
-class _Batch:
-    policy: Policy
-    flights: list[tuple[DirtyFile, Flight]]
-
-
 class Flusher:
     """The dirty files of a volume and the tasks that make them clean."""
 
@@ -71,15 +62,13 @@ class Flusher:
         self._memory = memory
         self._clean = clean
         self._sealer = sealer
-        self.files: dict[int, DirtyFile] = {}
+        self._queue = UploadQueue(transfer.policy)
+        self.files = self._queue.files
         self.dirty_bytes = 0
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
         self._failures = 0
         self._carrying = 0  # batches under way; each holds a segment until its end
-        self._slice = MAX_SLICE  # shorter while the depots have little room
         self._lost: dict[int, str] = {}  # files of which bytes could not be read back from the spool, until told
-        self._urgent: set[int] = set()
-        self._full: set[int] = set()  # files with a full slice, perhaps
         self._wake = trio.Event()
         self._landed = trio.Event()
 
@@ -93,8 +82,8 @@ class Flusher:
             self._tell()  # somebody may have waited for bytes that are cut away or overwritten now
         if file.oldest_at == math.inf:
             file.oldest_at = trio.current_time()  # idle workers look every DELAY: no need to wake them
-        elif file.ino not in self._full and file.idle >= MAX_SLICE:
-            self._full.add(file.ino)
+        elif file.ino not in self._queue.full and file.idle >= MAX_SLICE:
+            self._queue.full.add(file.ino)
             self._wake_workers()
 
     def release(self, records: list[Record]) -> None:
@@ -105,14 +94,14 @@ class Flusher:
     def hurry(self, ino: int) -> None:
         """Upload this file next, whatever its age."""
         if ino in self.files:
-            self._urgent.add(ino)
+            self._queue.urgent.add(ino)
             self._wake_workers()
 
     def forget(self, ino: int) -> None:
         """The file is clean or gone."""
         file = self.files.pop(ino, None)
-        self._urgent.discard(ino)
-        self._full.discard(ino)
+        self._queue.urgent.discard(ino)
+        self._queue.full.discard(ino)
         if file is not None:
             for done in file.when_clean:
                 done()
@@ -134,21 +123,21 @@ class Flusher:
     async def _wait_for(self, file: DirtyFile) -> None:
         ino = file.ino
         seq, failures = file.version, self._failures
-        self._urgent.add(ino)
+        self._queue.urgent.add(ino)
         self._wake_workers()
         while file.holds_up_to(seq):
             await self._landed.wait()
-            if self._failures > failures and isinstance(self.trouble, (NoSpace, NoRoom)) and self._slice == _SHORTEST:
+            if self._failures > failures and self._queue.slice == SHORTEST and _no_room(self.trouble):
                 raise NoSpace(str(self.trouble))
             if self.files.get(ino) is file:
-                self._urgent.add(ino)
+                self._queue.urgent.add(ino)
 
     async def wait_all(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Return when everything that is dirty now is committed. `progress(done, total)` in bytes."""
         targets = {file: file.version for file in self.files.values()}
         total = self.dirty_bytes
         while True:
-            self._urgent.update(file.ino for file in targets if file.ino in self.files)
+            self._queue.urgent.update(file.ino for file in targets if file.ino in self.files)
             self._wake_workers()
             targets = {file: seq for file, seq in targets.items() if file.holds_up_to(seq)}
             if progress is not None:
@@ -181,7 +170,7 @@ class Flusher:
     async def _work(self) -> None:
         pause = _BACKOFF[0]
         while True:
-            batch = self._next_batch()
+            batch = self._queue.next_batch()
             if batch is None:
                 await self._wait_for_work()
                 continue
@@ -221,64 +210,9 @@ class Flusher:
             await self._db.sync()
             self._spool.delete(spent)
 
-    # Choosing
-
-    def _next_batch(self) -> _Batch | None:
-        for due in (self._hurried, self._aged, self._overfull):
-            batch = self._gather(due(), everything=due != self._overfull)
-            if batch is not None:
-                return batch
-        return None
-
-    def _gather(self, due: list[DirtyFile], *, everything: bool) -> _Batch | None:
-        flights: list[tuple[DirtyFile, Flight]] = []
-        size = 0
-        policy: int | None = None
-        for file in due:
-            if policy is not None and file.policy != policy:
-                continue
-            taken = self._take_off(file, everything, self._slice - size, _BATCH_SLICES - len(flights))
-            if taken:
-                policy = file.policy
-                flights += [(file, flight) for flight in taken]
-                size += sum(flight.stop - flight.start for flight in taken)
-            if size >= self._slice or len(flights) >= _BATCH_SLICES:
-                break
-        if policy is None:
-            return None
-        return _Batch(self._transfer.policy(policy), flights)
-
-    def _hurried(self) -> list[DirtyFile]:
-        return [self.files[ino] for ino in self._urgent if ino in self.files]
-
-    def _aged(self) -> list[DirtyFile]:
-        now = trio.current_time()
-        return [file for file in self.files.values() if file.oldest_at + DELAY <= now]
-
-    def _overfull(self) -> list[DirtyFile]:
-        full = [self.files[ino] for ino in self._full if ino in self.files]
-        self._full = {file.ino for file in full if file.idle >= MAX_SLICE}
-        return [file for file in full if file.ino in self._full]
-
-    def _take_off(self, file: DirtyFile, everything: bool, room: int, most: int) -> list[Flight]:
-        flights: list[Flight] = []
-        # Enough for one slice at least, so that a batch nearly full does not cut a run in two.
-        for run in file.ready(self._slice, max(room, self._slice)):
-            length = run[-1].stop - run[0].start
-            if not everything and length < self._slice:
-                continue
-            if (length > room and room < self._slice) or len(flights) == most:
-                return flights
-            room -= length
-            flights.append(file.take_off(run))
-        if everything and flights and file.idle <= 0:
-            file.oldest_at = math.inf
-            self._urgent.discard(file.ino)
-        return flights
-
     # Carrying
 
-    async def _carry(self, batch: _Batch) -> bool:
+    async def _carry(self, batch: Batch) -> bool:
         try:
             await self._store(batch)
         except (DepotError, DepotUnreachable, NoSpace) as error:
@@ -288,18 +222,18 @@ class Flusher:
                 _log.log(level, "%d bytes wait in the spool: %s", self.dirty_bytes, error)
             self.trouble = error
             self._failures += 1
-            if isinstance(error, (NoSpace, NoRoom)):
-                self._slice = max(_SHORTEST, self._slice // 2)
+            if _no_room(error):
+                self._queue.slice = max(SHORTEST, self._queue.slice // 2)
             self._ground(batch)
             return False
         except BaseException:
             self._ground(batch)
             raise
         self.trouble = None
-        self._slice = min(MAX_SLICE, 2 * self._slice)
+        self._queue.slice = min(MAX_SLICE, 2 * self._queue.slice)
         return True
 
-    def _ground(self, batch: _Batch) -> None:
+    def _ground(self, batch: Batch) -> None:
         for file, flight in batch.flights:
             if flight in file.flights:
                 file.grounded(flight)
@@ -311,7 +245,7 @@ class Flusher:
         if file.is_clean and self.files.get(file.ino) is file:
             self.forget(file.ino)
 
-    async def _store(self, batch: _Batch) -> None:
+    async def _store(self, batch: Batch) -> None:
         pieces: list[bytes | memoryview] = []
         slices: list[tuple[DirtyFile, Flight, SliceForm, bytes, int]] = []
         at = 0
@@ -363,7 +297,7 @@ class Flusher:
         self._forget_if_clean(file)
         self._tell()
 
-    def _settle(self, batch: _Batch) -> dict[int, Settlement]:
+    def _settle(self, batch: Batch) -> dict[int, Settlement]:
         by_file: defaultdict[DirtyFile, list[Flight]] = defaultdict(list)
         for file, flight in batch.flights:
             by_file[file].append(flight)
@@ -376,7 +310,7 @@ class Flusher:
             settlements[file.ino] = Settlement(file.mtime_ns, file.ctime_ns, file.version, settled)
         return settlements
 
-    def _land(self, batch: _Batch) -> None:
+    def _land(self, batch: Batch) -> None:
         for file, flight in batch.flights:
             before = file.dirty
             freed = file.landed(flight)
@@ -403,3 +337,6 @@ class Flusher:
             await self._db.sync()
         return not self.dirty_bytes
 
+
+def _no_room(trouble: IbpfsError | None) -> bool:
+    return isinstance(trouble, (NoSpace, NoRoom))

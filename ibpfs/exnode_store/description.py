@@ -3,7 +3,8 @@
 from typing import Any
 
 from ibpfs.exnode_store.database import Database
-from ibpfs.exnode_store.ledger import Ledger, Replica
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import Replica
 
 
 def describe(db: Database, ledger: Ledger, ino: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ibpfs.exnode_store.fsck_faults import SEQ, Checkup, Fault
 from ibpfs.exnode_store.fsck_stored import GONE, READ, SILENT, Judge, Stored, Verdict, find_stored, groups
 from ibpfs.exnode_store.fsck_volume import is_digest_seed
 from ibpfs.exnode_store.keys import VolumeKeys
-from ibpfs.exnode_store.ledger import Ledger, Replica
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.placement import OK, STUTTERING
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.warmer import Warmer

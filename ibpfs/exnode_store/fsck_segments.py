@@ -10,7 +10,8 @@ from functools import partial
 
 from ibpfs.depot.capability import BadCapability
 from ibpfs.exnode_store.fsck_faults import SEQ, Checkup, Fault
-from ibpfs.exnode_store.ledger import Ledger, unpack_key
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import unpack_key
 from ibpfs.exnode_store.schema import CLOSED, OPEN
 from ibpfs.exnode_store.sealing import CHECKSUM_SIZE, FUNCTIONS, HEADER, PLAIN_XXH3, TAG_SIZE
 

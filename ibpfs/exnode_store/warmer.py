@@ -14,12 +14,14 @@ import trio
 from ibpfs.depot.capability import CapabilitySet
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace
+from ibpfs.exnode_store.allocator import SHORT_LEASE, Allocator, Policy
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
-from ibpfs.exnode_store.ledger import Ledger, NewReplica, Orphan, Replica, StoredRun
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import NewReplica, Orphan, Replica, StoredRun
 from ibpfs.exnode_store.placement import FAILED, OK, choose_depots
 from ibpfs.exnode_store.sealing import digest
-from ibpfs.exnode_store.transfer import SHORT_LEASE, Policy, Transfer
+from ibpfs.exnode_store.transfer import Transfer
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ class Warmer:
         self._ledger = ledger
         self._depots = depots
         self._transfer = transfer
+        self._allocator = Allocator(db, ledger, depots)
         self._damaged: set[int] = set()  # segments that cannot be compacted; tried again by the next mount
 
     async def run(self) -> None:
@@ -177,7 +180,7 @@ class Warmer:
     async def _renew(self, depot: Depot, replica: Replica) -> None:
         try:
             size = (await depot.call(lambda: depot.client.probe(replica.manage))).max_size
-            end = await self._transfer.extend(depot, replica.manage, size)
+            end = await self._allocator.extend(depot, replica.manage, size)
         except CapabilityNotFound:
             self._lost(depot, replica)
         except (DepotError, DepotUnreachable) as error:
@@ -310,7 +313,7 @@ class Warmer:
         try:
             await self._fill(depot, caps, shortage)
             await self._db.sync()
-            end = await self._transfer.extend(depot, caps.manage.wire_key, shortage.length)
+            end = await self._allocator.extend(depot, caps.manage.wire_key, shortage.length)
         except BaseException:
             self._ledger.abandon_pending([row])
             raise

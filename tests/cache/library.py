@@ -8,7 +8,7 @@ import trio
 from ibpfs.cache.clean import CleanCache
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.keys import VolumeKeys, make_keys
-from ibpfs.exnode_store.ledger import SliceRef
+from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.sealing import AES_256_GCM, PLAIN_XXH3, SliceForm, seal
 
 ORIGIN = b"volume-for-tests"

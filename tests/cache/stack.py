@@ -9,9 +9,10 @@ import trio
 
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.dirty import RecordMemory
-from ibpfs.cache.files import FileCache, Limits
+from ibpfs.cache.files import FileCache
 from ibpfs.cache.flusher import Flusher, Sealer
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.room import Limits
 from ibpfs.cache.spool import Spool
 from ibpfs.config import VolumePaths, load_config, read_key_file
 from ibpfs.depot.server.depot import open_depot

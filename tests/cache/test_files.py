@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ibpfs.cache.files import Limits
+from ibpfs.cache.room import Limits
 from ibpfs.config import VolumePaths
 from ibpfs.errors import DataError, DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.attributes import AttributeChange

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from ibpfs.cache.files import Limits
 from ibpfs.cache.flusher import Flusher
+from ibpfs.cache.room import Limits
 from ibpfs.config import VolumePaths
 from ibpfs.errors import DataError, DeadlineExceeded
 from ibpfs.exnode_store.attributes import AttributeChange
@@ -67,7 +67,7 @@ async def test_nothing_is_remembered_of_a_file_once_it_is_clean(volume: VolumePa
         await now.files.write(ino, 0, b"x")
         await now.files.fsync(ino)
         assert not now.flusher.files
-        assert not now.flusher._urgent
+        assert not now.flusher._queue.urgent
 
 
 async def test_a_file_that_was_emptied_in_a_failed_flight_is_forgotten(volume: VolumePaths) -> None:
@@ -75,7 +75,7 @@ async def test_a_file_that_was_emptied_in_a_failed_flight_is_forgotten(volume: V
         await now.depots.wait_for_any(5)
         ino = now.create(b"file").ino
         await now.files.write(ino, 0, b"x")
-        batch = now.flusher._next_batch() or now.flusher.hurry(ino) or now.flusher._next_batch()
+        batch = now.flusher._queue.next_batch() or now.flusher.hurry(ino) or now.flusher._queue.next_batch()
         assert batch is not None
         now.files.change(ino, AttributeChange(size=0))
         now.flusher._ground(batch)
@@ -113,9 +113,9 @@ async def test_a_file_that_flies_and_is_waited_for_keeps_no_other_on_the_ground(
         await nothing_flies(now.flusher)
         files = now.flusher.files
         files[first].take_off(files[first].ready(10, 10)[0])
-        now.flusher._urgent.add(first)
+        now.flusher._queue.urgent.add(first)
         files[second].oldest_at = trio.current_time() - 60
-        batch = now.flusher._next_batch()
+        batch = now.flusher._queue.next_batch()
         assert batch is not None
         assert [file.ino for file, _ in batch.flights] == [second]
 

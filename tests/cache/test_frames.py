@@ -14,7 +14,7 @@ from ibpfs.cache.clean import BLOCK, CleanCache
 from ibpfs.cache.frames import FrameMemory, SliceReader
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.keys import make_keys
-from ibpfs.exnode_store.ledger import SliceRef
+from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.sealing import AES_256_GCM, CHACHA20_POLY1305, HEADER, PLAIN_XXH3
 
 from .library import Library, until_cached

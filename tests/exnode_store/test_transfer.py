@@ -9,8 +9,9 @@ import trio
 
 from ibpfs.config import VolumePaths
 from ibpfs.errors import NoSpace
+from ibpfs.exnode_store.allocator import SEGMENT_SIZE
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.transfer import SEGMENT_SIZE, Transfer
+from ibpfs.exnode_store.transfer import Transfer
 from tests.cache.stack import Stack, run_depot, run_stack
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ibpfs.config import VolumePaths
 from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.ledger import Replica, StoredRun
+from ibpfs.exnode_store.ledger_rows import Replica, StoredRun
 from ibpfs.exnode_store.warmer import SMALL_SEGMENTS, Shortage, chunks, most_endangered, plan_compaction, renewal_due
 from tests.cache.stack import Stack, run_depot, run_stack
 

@@ -10,7 +10,8 @@ from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
-from ibpfs.exnode_store.ledger import Ledger, NewReplica, NewSlice, Settlement
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import NewReplica, NewSlice, Settlement
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import AES_256_GCM, SliceForm
 

@@ -1,0 +1,88 @@
+"""The queue of dirty files: which of their bytes fly next, together in which batch."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from ibpfs.cache.dirty import DirtyFile, Flight
+from ibpfs.exnode_store.allocator import Policy
+from ibpfs.exnode_store.sealing import MAX_SLICE
+
+#: Upload starts when the oldest dirty byte is this old (seconds), or a slice is full.
+DELAY = 1.0
+_BATCH_SLICES = 256
+#: Slices are cut down to this when the depots refuse longer ones.
+SHORTEST = 64 * 1024
+
+
+@dataclass
+class Batch:
+    policy: Policy
+    flights: list[tuple[DirtyFile, Flight]]
+
+
+class UploadQueue:
+    """The dirty files of a volume. Whoever takes a batch carries it."""
+
+    def __init__(self, policy: Callable[[int], Policy]) -> None:
+        self._policy = policy
+        self.files: dict[int, DirtyFile] = {}
+        self.slice = MAX_SLICE  # shorter while the depots have little room
+        self.urgent: set[int] = set()
+        self.full: set[int] = set()  # files with a full slice, perhaps
+
+    def next_batch(self) -> Batch | None:
+        """What is most pressing: what somebody waits for, what is old, what fills a slice."""
+        for due in (self._hurried, self._aged, self._overfull):
+            batch = self._gather(due(), everything=due != self._overfull)
+            if batch is not None:
+                return batch
+        return None
+
+    def _gather(self, due: list[DirtyFile], *, everything: bool) -> Batch | None:
+        flights: list[tuple[DirtyFile, Flight]] = []
+        size = 0
+        policy: int | None = None
+        for file in due:
+            if policy is not None and file.policy != policy:
+                continue
+            taken = self._take_off(file, everything, self.slice - size, _BATCH_SLICES - len(flights))
+            if taken:
+                policy = file.policy
+                flights += [(file, flight) for flight in taken]
+                size += sum(flight.stop - flight.start for flight in taken)
+            if size >= self.slice or len(flights) >= _BATCH_SLICES:
+                break
+        if policy is None:
+            return None
+        return Batch(self._policy(policy), flights)
+
+    def _hurried(self) -> list[DirtyFile]:
+        return [self.files[ino] for ino in self.urgent if ino in self.files]
+
+    def _aged(self) -> list[DirtyFile]:
+        now = trio.current_time()
+        return [file for file in self.files.values() if file.oldest_at + DELAY <= now]
+
+    def _overfull(self) -> list[DirtyFile]:
+        full = [self.files[ino] for ino in self.full if ino in self.files]
+        self.full = {file.ino for file in full if file.idle >= MAX_SLICE}
+        return [file for file in full if file.ino in self.full]
+
+    def _take_off(self, file: DirtyFile, everything: bool, room: int, most: int) -> list[Flight]:
+        flights: list[Flight] = []
+        # Enough for one slice at least, so that a batch nearly full does not cut a run in two.
+        for run in file.ready(self.slice, max(room, self.slice)):
+            length = run[-1].stop - run[0].start
+            if not everything and length < self.slice:
+                continue
+            if (length > room and room < self.slice) or len(flights) == most:
+                return flights
+            room -= length
+            flights.append(file.take_off(run))
+        if everything and flights and file.idle <= 0:
+            file.oldest_at = math.inf
+            self.urgent.discard(file.ino)
+        return flights

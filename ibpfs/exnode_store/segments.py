@@ -1,0 +1,214 @@
+"""The ledger's rows of segments and the allocations that hold them: replicas, pending, orphans. Knows no file."""
+
+from collections.abc import Callable, Sequence
+
+from ibpfs.depot.capability import Key
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.ledger_rows import NewReplica, Orphan, Replica, StoredRun, pack_key, unpack_key
+from ibpfs.exnode_store.schema import CLOSED, OPEN
+
+
+class Segments:
+    """Segments, replicas, pending and orphans. Every method that changes something is (or joins) one transaction."""
+
+    def __init__(self, db: Database, now: Callable[[], float]) -> None:
+        self._db = db
+        self._now = now
+        self._lengths: dict[int, int] = {}
+        self._replicas: dict[int, list[Replica]] = {}
+        self.orphans_waiting = db.value("SELECT count(*) FROM orphans") > 0
+
+    def segment_length(self, segment: int) -> int:
+        """Committed bytes of a segment; 0 when it is gone."""
+        known = self._lengths.get(segment)
+        if known is None:
+            known = self._db.value("SELECT length FROM segments WHERE id = ?", (segment,)) or 0
+            if len(self._lengths) > 100_000:
+                self._lengths.clear()
+            self._lengths[segment] = known
+        return known
+
+    def replicas(self, segment: int) -> list[Replica]:
+        known = self._replicas.get(segment)
+        if known is None:
+            rows = self._db.rows(f"SELECT {_REPLICA} FROM replicas WHERE segment = ?", (segment,))
+            known = [_replica(row) for row in rows]
+            if len(self._replicas) > 20_000:
+                self._replicas.clear()
+            self._replicas[segment] = known
+        return known
+
+    def replica(self, replica: int) -> Replica | None:
+        row = self._db.row(f"SELECT {_REPLICA} FROM replicas WHERE id = ?", (replica,))
+        return None if row is None else _replica(row)
+
+    def leased_replicas(self, depot: int) -> list[Replica]:
+        """The replicas on a depot whose lease has an end."""
+        rows = self._db.rows(
+            f"SELECT {_REPLICA} FROM replicas WHERE depot = ? AND lease_end IS NOT NULL ORDER BY lease_end", (depot,)
+        )
+        return [_replica(row) for row in rows]
+
+    def shortages(self) -> list[tuple[int, int, int]]:
+        """(segment, length, missing replicas) of the closed segments that have too few sound ones."""
+        return self._db.rows(
+            "SELECT s.id, s.length, p.copies - count(r.id) FROM segments s JOIN policies p ON p.id = s.policy"
+            " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
+            " WHERE s.state = ? AND s.length > 0 GROUP BY s.id HAVING count(r.id) < p.copies",
+            (CLOSED,),
+        )
+
+    def under_replicated_bytes(self) -> int:
+        """Stored bytes of all segments, open ones too, that have fewer sound replicas than their policy asks for."""
+        lacking: int = self._db.value(
+            "SELECT coalesce(sum(length), 0) FROM (SELECT s.length FROM segments s JOIN policies p ON p.id = s.policy"
+            " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
+            " WHERE s.length > 0 GROUP BY s.id HAVING count(r.id) < p.copies)"
+        )
+        return lacking
+
+    def packing(self) -> list[tuple[int, int, int, int]]:
+        """(segment, policy, length, live) of every closed segment."""
+        return self._db.rows("SELECT id, policy, length, live FROM segments WHERE state = ? ORDER BY id", (CLOSED,))
+
+    def stored_slices(self, segment: int) -> list[StoredRun]:
+        """The live slices of a segment, in the order of their bytes."""
+        rows = self._db.rows(
+            "SELECT id, segment_offset, stored_length, digest FROM slices WHERE segment = ? ORDER BY segment_offset",
+            (segment,),
+        )
+        return [StoredRun(*row) for row in rows]
+
+    # Allocations on their way in and out (I4, I5)
+
+    def add_pending(self, allocations: Sequence[tuple[int, Key, Key, Key]]) -> list[int]:
+        """Note (depot, read, write, manage) before their leases are extended; return the rows' ids."""
+        with self._db.transaction() as db:
+            return [
+                db.execute(
+                    "INSERT INTO pending (depot, read_key, write_key, manage_key, created_at, seq)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (depot, pack_key(read), pack_key(write), pack_key(manage), self._now(), db.seq),
+                ).lastrowid
+                or 0
+                for depot, read, write, manage in allocations
+            ]
+
+    def abandon_pending(self, pending: Sequence[int] | None = None) -> int:
+        """Turn pending allocations (None: all of them) into orphans; return how many."""
+        with self._db.transaction() as db:
+            rows = pending
+            if rows is None:
+                rows = [row for (row,) in db.rows("SELECT id FROM pending")]
+            for row in rows:
+                db.execute(
+                    "INSERT INTO orphans (depot, manage_key, read_key, segment, since, seq)"
+                    " SELECT depot, manage_key, read_key, NULL, ?, ? FROM pending WHERE id = ?",
+                    (self._now(), db.seq, row),
+                )
+                db.execute("DELETE FROM pending WHERE id = ?", (row,))
+            self.orphans_waiting = self.orphans_waiting or bool(rows)
+            return len(rows)
+
+    def orphans(self, limit: int = 100, depots: Sequence[int] | None = None) -> list[Orphan]:
+        """Allocations to release, on any depot or on one of `depots`, oldest first.
+
+        They may be released only after a `Database.sync` that followed the call (I5).
+        """
+        rows = self._db.rows("SELECT id, depot, manage_key FROM orphans ORDER BY id LIMIT ?", (limit,))
+        self.orphans_waiting = bool(rows)
+        if depots is not None:
+            marks = ", ".join("?" * len(depots))
+            rows = self._db.rows(
+                f"SELECT id, depot, manage_key FROM orphans WHERE depot IN ({marks}) ORDER BY id LIMIT ?",
+                (*depots, limit),
+            )
+        return [Orphan(row, depot, unpack_key(key)) for row, depot, key in rows]
+
+    def forget_orphan(self, orphan: int) -> None:
+        with self._db.transaction() as db:
+            db.execute("DELETE FROM orphans WHERE id = ?", (orphan,))
+
+    # Segments and their replicas
+
+    def add_segment(self, policy: int, replicas: Sequence[NewReplica]) -> int:
+        """Make pending allocations an open segment; part of the transaction that first maps into it."""
+        with self._db.transaction() as db:
+            segment = db.execute(
+                "INSERT INTO segments (policy, state, length, live, created_at, born, seq)"
+                " VALUES (?, ?, 0, 0, ?, ?, ?)",
+                (policy, OPEN, self._now(), db.seq, db.seq),
+            ).lastrowid
+            assert segment is not None
+            for replica in replicas:
+                self.add_replica(segment, replica)
+            return segment
+
+    def add_replica(self, segment: int, new: NewReplica) -> None:
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO replicas (segment, depot, read_key, write_key, manage_key, lease_end, told_at, suspect,"
+                " seq) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)",
+                (segment, new.depot, pack_key(new.read), pack_key(new.write), pack_key(new.manage), new.lease_end,
+                 new.told_at, db.seq),
+            )  # fmt: skip
+            db.execute("DELETE FROM pending WHERE id = ?", (new.pending,))
+            self._replicas.pop(segment, None)
+
+    def close_segment(self, segment: int) -> None:
+        """No more appends, for good; a segment in which nothing lives is released."""
+        with self._db.transaction() as db:
+            db.execute("UPDATE segments SET state = ?, seq = ? WHERE id = ?", (CLOSED, db.seq, segment))
+            self._release_if_dead(segment)
+
+    def close_all_segments(self) -> list[int]:
+        """What a new owner does first: segments have one writer, and it is gone. Returns which were open."""
+        with self._db.transaction() as db:
+            left_open = [segment for (segment,) in db.rows("SELECT id FROM segments WHERE state = ?", (OPEN,))]
+            for segment in left_open:
+                self.close_segment(segment)
+        return left_open
+
+    def drop_replica(self, replica: Replica) -> None:
+        """The allocation no longer holds the whole segment, or never did: release it."""
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO orphans (depot, manage_key, read_key, segment, since, seq)"
+                " SELECT depot, manage_key, read_key, segment, ?, ? FROM replicas WHERE id = ?",
+                (self._now(), db.seq, replica.id),
+            )
+            db.execute("DELETE FROM replicas WHERE id = ?", (replica.id,))
+            self._replicas.pop(replica.segment, None)
+            self.orphans_waiting = True
+
+    def suspect(self, replica: Replica) -> None:
+        with self._db.transaction() as db:
+            db.execute("UPDATE replicas SET suspect = 1, seq = ? WHERE id = ?", (db.seq, replica.id))
+            self._replicas.pop(replica.segment, None)
+
+    def renewed(self, replica: Replica, lease_end: float | None) -> None:
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE replicas SET lease_end = ?, told_at = ?, seq = ? WHERE id = ?",
+                (lease_end, self._now(), db.seq, replica.id),
+            )
+            self._replicas.pop(replica.segment, None)
+
+    def _release_if_dead(self, segment: int) -> None:
+        row = self._db.row("SELECT state, live FROM segments WHERE id = ?", (segment,))
+        if row is None or row != (CLOSED, 0):
+            return
+        for replica in self.replicas(segment):
+            self.drop_replica(replica)
+        self._db.execute("DELETE FROM segments WHERE id = ?", (segment,))
+        self._lengths.pop(segment, None)
+        self._replicas.pop(segment, None)
+
+
+_REPLICA = "id, segment, depot, read_key, write_key, manage_key, lease_end, told_at, suspect"
+
+
+def _replica(row: tuple[int, int, int, str, str, str, float | None, float, int]) -> Replica:
+    number, segment, depot, read, write, manage, lease_end, told_at, suspect = row
+    keys = unpack_key(read), unpack_key(write), unpack_key(manage)
+    return Replica(number, segment, depot, *keys, lease_end, told_at, suspect == 1)
