@@ -280,7 +280,7 @@ def _check_cache_place(place: Path, mountpoint: Path) -> None:
 
 def _without_trap(options: MountOptions) -> MountOptions:
     if options.writeback and not kernel.can_raise_background():
-        _log.info("the write-back cache stays off: it needs root and /sys/fs/fuse/connections")
+        _log.info("the write-back cache stays off: it needs root and fusectl mounted on /sys/fs/fuse/connections")
         return replace(options, writeback=False)
     return options
 

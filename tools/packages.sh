@@ -1,4 +1,4 @@
-# Which system packages are missing, and how they are installed. Sourced by setup and test.
+# Which system packages are missing, how they are installed, what locate is told. Sourced by setup and test.
 
 # The system's own python where it is new enough: one below somebody's home is of no use to other users.
 python=/usr/bin/python3
@@ -36,4 +36,15 @@ install_missing() {
     echo "installing: $*"
     export DEBIAN_FRONTEND=noninteractive
     { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } >/dev/null || exit 1
+}
+
+# Has updatedb, whose configuration this is, leave mounted volumes alone: it would read every name each night.
+spare_from_updatedb() {
+    [ -f "$1" ] || return 0
+    ! grep -Eq '^[[:space:]]*PRUNEFS[[:space:]]*=.*[" ]fuse\.ibpfs[" ]' "$1" || return 0
+    if grep -Eq '^[[:space:]]*PRUNEFS[[:space:]]*=[[:space:]]*"' "$1"; then
+        sed -i 's/^\([[:space:]]*PRUNEFS[[:space:]]*=[[:space:]]*"\)/\1fuse.ibpfs /' "$1"
+    else
+        echo 'PRUNEFS="fuse.ibpfs"' >>"$1"
+    fi
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .running import BIN, Done, run, until
-from .volumes import Volume
+from .volumes import ALONE, Volume
 
 pytestmark = [pytest.mark.mounted, pytest.mark.root]
 
@@ -35,8 +35,8 @@ def shell(unmounted: Volume, as_root: None, directory: Path) -> Iterator[Shell]:
     for name, target in HELPERS.items():
         (helpers / name).symlink_to(BIN / target)
     real = Path("/sbin").resolve()
-    preparation = f"""set -e
-        mount --make-rprivate /
+    preparation = f"""{ALONE}
+        set -e
         mkdir -p {directory}/upper {directory}/work
         mount -t tmpfs tmpfs {directory}/upper
         mkdir {directory}/upper/u {directory}/upper/w

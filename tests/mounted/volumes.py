@@ -16,6 +16,10 @@ from .running import BIN, HEARD, Done, command_line, is_alive, kill, kill_and_wa
 
 #: A capability's key on the wire: "1#" and 24 bytes in the depot's base64.
 CAPABILITY_KEY = re.compile(rb"1#[A-Za-z0-9+-]{32}|/(READ|WRITE|MANAGE)\b")
+#: Shell lines for the begin of a mount namespace of a test's own: it must keep no other mount of ibpfs alive.
+ALONE = """mount --make-rprivate /
+for place in $(awk '$3 == "fuse.ibpfs" { print $2 }' /proc/mounts); do umount -l "$place" 2>/dev/null; done
+"""
 _ALARM = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback|Exception ignored")
 
 
