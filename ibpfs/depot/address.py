@@ -1,6 +1,6 @@
 """Where a depot is: a host and port, or a Unix socket of this machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Final
@@ -54,6 +54,11 @@ class Address:
         if self.path is not None:
             return f"unix:{self.path}"
         return f"{'ibps' if self.secure else 'ibp'}://{render_place(self.host, self.port)}"
+
+    @property
+    def place(self) -> "Address":
+        """The same, however it is spoken to."""
+        return replace(self, secure=False) if self.secure else self
 
     @property
     def is_local(self) -> bool:

@@ -6,7 +6,7 @@ its connection. Raises only DepotError and DepotUnreachable.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self, TypeVar
 
 import trio
@@ -115,7 +115,7 @@ class DepotClient(ProtocolCommands):
             # A lost answer would leave an allocation behind; only one that ends by itself may be risked.
             reply = await self._try_version(command, ev.Allocated, repeatable=not permanent)
             if reply is not None:
-                return reply.capabilities.secured() if self.address.secure else reply.capabilities
+                return reply.capabilities
         raise error_for(ErrorCode.UNKNOWN_FUNCTION)  # the depot is one of the oldest, and knows no such fields
 
     async def store(self, key: Key, data: Sequence[Buffer]) -> int:
@@ -247,6 +247,8 @@ class DepotClient(ProtocolCommands):
         if isinstance(reply, ev.Failed) and reply.code == ErrorCode.UNKNOWN_FUNCTION:
             self._missing.add(type(command))
         reply = _expect(reply, expected)
+        if isinstance(reply, ev.Allocated) and self.address.secure:
+            return replace(reply, capabilities=reply.capabilities.secured())
         if isinstance(reply, ev.Loading) and isinstance(command, ev.VecRead) and reply.length < command.length:
             raise ShortLoad
         return reply
@@ -264,6 +266,7 @@ class DepotClient(ProtocolCommands):
     ) -> ev.Reply:
         fresh = False
         for tries_left in reversed(range(_CONNECTION_TRIES)):
+            is_new = True
             try:
                 async with self._pool.connection(fresh=fresh) as (stream, is_new):
                     wait = stepwise or self._version == 0

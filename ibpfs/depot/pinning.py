@@ -12,9 +12,10 @@ from ibpfs.depot.wire import DepotUnreachable
 PROBE_LIMIT: Final = 3.0
 
 
-async def fingerprint_of(address: Address) -> bytes | None:
-    """None: it offers no TLS, or does not answer. Raises DepotUnreachable then, for an ibps address."""
-    if address.path is not None:
+async def fingerprint_of(address: Address, *, wanted: bool = True) -> bytes | None:
+    """None: it offers no TLS, or does not answer. Raises DepotUnreachable then, for an ibps address; no other one is
+    asked unless TLS is `wanted`."""
+    if address.path is not None or not (wanted or address.secure):
         return None
     found = await probe(address.host, address.port, PROBE_LIMIT)
     if found is None and address.secure:
@@ -22,14 +23,14 @@ async def fingerprint_of(address: Address) -> bytes | None:
     return found
 
 
-async def fingerprints_of(addresses: Sequence[str]) -> dict[str, bytes]:
+async def fingerprints_of(addresses: Sequence[str], *, wanted: bool = True) -> dict[str, bytes]:
     """Of those that offer TLS; asks all at once. Raises as `fingerprint_of`, and BadAddress."""
     found: dict[str, bytes | None] = {}
     failed: list[DepotUnreachable] = []
 
     async def one(text: str, address: Address) -> None:
         try:
-            found[text] = await fingerprint_of(address)
+            found[text] = await fingerprint_of(address, wanted=wanted)
         except DepotUnreachable as error:
             failed.append(error)
 

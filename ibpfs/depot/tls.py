@@ -13,11 +13,13 @@ from typing import Final
 
 import trio
 
-from ibpfs.depot.wire import DepotUnreachable
+from ibpfs.depot.wire import Connection, DepotUnreachable, OutOfSockets, RemoteProtocolError, Role
+from ibpfs.depot.wire import events as ev
 
 RECORD: Final = b"\x16"  # the first byte of a TLS connection; no IBP line begins with it
 HANDSHAKE_LIMIT: Final = 15.0
 _PIECE: Final = 256 * 1024  # sent as one: progress is seen in such steps
+_LONGEST_GOODBYE: Final = 64
 
 Buffer = bytes | bytearray | memoryview
 
@@ -35,8 +37,10 @@ class TlsSocket:
 
     def __init__(self, sock: trio.socket.SocketType, context: ssl.SSLContext, *, server_side: bool) -> None:
         self._sock = sock
+        plain = trio.SocketStream(sock)
+        self._beginning = _Beginning(plain)
         self._stream = trio.SSLStream(
-            trio.SocketStream(sock), context, server_side=server_side, https_compatible=True
+            trio.StapledStream(plain, self._beginning), context, server_side=server_side, https_compatible=True
         )
 
     async def handshake(self) -> None:
@@ -45,6 +49,17 @@ class TlsSocket:
             await self._stream.do_handshake()
         except trio.BrokenResourceError as error:
             raise ConnectionAbortedError(errno.ECONNABORTED, "no TLS handshake") from error
+
+    @property
+    def goodbye(self) -> ev.Goodbye | None:
+        """What a depot says, in clear, that has no connection left for us."""
+        codec = Connection(Role.CLIENT)
+        codec.receive_data(self._beginning.seen)
+        try:
+            event = codec.next_event()
+        except RemoteProtocolError:
+            return None
+        return event if isinstance(event, ev.Goodbye) else None
 
     @property
     def fingerprint(self) -> bytes:
@@ -97,6 +112,23 @@ class TlsSocket:
         self._sock.close()
 
 
+class _Beginning(trio.abc.ReceiveStream):
+    """What `stream` brings; remembers how it began."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.seen = b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        if not self.seen:
+            self.seen = bytes(data[:_LONGEST_GOODBYE])
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 def _lost() -> OSError:
     return ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
@@ -105,17 +137,28 @@ def client_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the fingerprint is compared instead
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    harden(context)
     return context
 
 
+def harden(context: ssl.SSLContext) -> None:
+    """What both ends insist on."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+
+
 async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) -> TlsSocket:
-    """The depot `name` behind TLS; `pin` None takes any certificate. Closes `sock` on error."""
+    """The depot `name` behind TLS; `pin` None takes any certificate. Closes `sock` on error.
+
+    Raises NoTls, WrongCertificate, OutOfSockets.
+    """
     tls = TlsSocket(sock, client_context(), server_side=False)
     try:
         try:
             await tls.handshake()
         except OSError as error:
+            if (goodbye := tls.goodbye) is not None:
+                raise OutOfSockets(goodbye.backoff) from error
             known = "although this volume knows it with TLS; refused" if pin else "use ibp:// if that is meant"
             raise NoTls(f"{name}: does not speak TLS, {known}") from error
         if pin is not None and not hmac.compare_digest(tls.fingerprint, pin):
@@ -132,11 +175,15 @@ async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) ->
 async def probe(host: str, port: int, limit: float) -> bytes | None:
     """The fingerprint of the depot there. None: no TLS within `limit` seconds, or nobody answers."""
     with trio.move_on_after(limit):
-        try:
-            sock = (await trio.open_tcp_stream(host, port)).socket
-            tls = await secured(sock, host, None)
-        except (OSError, NoTls):
-            return None
-        tls.close()
-        return tls.fingerprint
+        while True:
+            try:
+                sock = (await trio.open_tcp_stream(host, port)).socket
+                tls = await secured(sock, host, None)
+            except OutOfSockets as busy:
+                await trio.sleep(busy.backoff)
+                continue
+            except (OSError, NoTls):
+                return None
+            tls.close()
+            return tls.fingerprint
     return None

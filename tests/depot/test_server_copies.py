@@ -70,6 +70,37 @@ class TestBetweenDepots:
         assert here.ask(f"1 5 {key(ours[0])} ibp://127.0.0.1:{port}/1#k/1/WRITE 1 0 5 10 10 10") == b"-13 \n"
         assert here.load(key(ours[0]), 0, 16) == b"0123456789abcdef"
 
+    def test_through_tls(self, in_process: InProcess, tmp_path: Path) -> None:
+        """An ibps target or source is never spoken to in clear."""
+        here, there = in_process(store=tmp_path / "a", listen=HERE), in_process(store=tmp_path / "b", listen=HERE)
+        client, other = here.connect_tcp(), there.connect_tcp()
+        ours, theirs, back = caps(client), caps(other), caps(client)
+        secure = [one.replace("ibp:", "ibps:") for one in theirs]
+        data = bytes(range(256)) * 8000
+        client.store(key(ours[1]), data)
+        assert client.ask(f"1 5 {key(ours[0])} {secure[1]} 1 0 2000000 10 10 10") == b"1 2000000 \n"
+        assert client.ask(f"1 20 1 {key(ours[0])} {secure[1]} 1 5 0 9 10 10 10") == b"1 9 \n"
+        assert client.ask(f"1 21 1 {key(back[1])} {secure[0]} 1 -1 0 2000000 10 10 10") == b"1 2000000 \n"
+        assert client.load(key(back[0]), 0, 2_000_000) == data[5:14] + data[9:2_000_000]
+        assert client.ask(f"1 5 {key(ours[0])} {secure[1]}x 1 0 5 10 10 10").startswith(b"-")
+        client.close()
+        other.close()
+
+    def test_where_there_is_no_tls(self, in_process: InProcess, tmp_path: Path) -> None:
+        here = in_process(store=tmp_path / "a", listen=HERE)
+        there = in_process(store=tmp_path / "b", listen=HERE, tls=False, idle_timeout=0.2)
+        client, other = here.connect_tcp(), there.connect_tcp()
+        ours, theirs = caps(client), caps(other)
+        client.store(key(ours[1]), b"0123456789")
+        secure = [one.replace("ibp:", "ibps:") for one in theirs]
+        assert client.ask(f"1 5 {key(ours[0])} {secure[1]} 1 0 5 10 10 10") == b"-13 \n"
+        assert client.ask(f"1 21 1 {key(ours[1])} {secure[0]} 1 -1 0 5 10 10 10") == b"-13 \n"
+        other.close()
+        other = there.connect_tcp()
+        assert other.probe(key(theirs[2]))[2] == 0
+        client.close()
+        other.close()
+
     def test_from_a_fifo_there(self, two: Any) -> None:
         here, there = two
         ours, theirs = caps(here), caps(there, kind=3, size=100)

@@ -3,6 +3,7 @@
 import socket
 import ssl
 import stat
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -17,7 +18,9 @@ from ibpfs.depot.capability import Capability
 from ibpfs.depot.client import DepotClient
 from ibpfs.depot.pinning import fingerprint_of, fingerprints_of
 from ibpfs.depot.server.certificate import BadCertificate, fingerprint, tls_context
-from ibpfs.depot.tls import NoTls, WrongCertificate
+from ibpfs.depot.server.depot import Depot, open_depot
+from ibpfs.depot.server.settings import Settings
+from ibpfs.depot.tls import HANDSHAKE_LIMIT, NoTls, WrongCertificate, client_context
 from ibpfs.depot.wire import DepotUnreachable
 
 MIB = 1 << 20
@@ -67,6 +70,8 @@ async def test_the_life_of_an_allocation_through_tls(start_depot: Start) -> None
     depot = start_depot()
     pin = await fingerprint_of(Address.parse(depot.address))
     assert pin == fingerprint(depot.store)
+    assert await fingerprints_of([depot.address], wanted=False) == {}
+    assert await fingerprints_of([str(secure(depot.address))], wanted=False)
     async with DepotClient(Address.parse(depot.address), fingerprint=pin) as client:
         caps = await client.allocate(8 * MIB, 600)
         assert not caps.read.secure
@@ -188,9 +193,108 @@ def test_nonsense_for_a_handshake(start_depot: Start) -> None:
     assert " WARNING " not in depot.errors.read_text()
 
 
-def test_half_a_handshake_is_given_up(start_depot: Start) -> None:
-    depot = start_depot("--listen", "127.0.0.1:0", "--idle-timeout", "0.3")
-    half = depot.connect()
-    half.send(b"\x16\x03\x01\x02\x00")
-    half.rest()
-    half.close()
+@asynccontextmanager
+async def served(store: Path, **options: Any) -> AsyncIterator[Depot]:
+    """A depot in this very loop, so that its waits take no time."""
+    settings = Settings(store=store, listen=(("127.0.0.1", 0),), capacity=1 << 20, **options)
+    with open_depot(settings, trio.current_time) as depot:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(depot.serve)
+            yield depot
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("pause", [100.0, 2.0])
+async def test_a_slow_handshake_is_given_up(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, pause: float
+) -> None:
+    """Silent, or a byte now and then; and nothing is waited for behind it."""
+    async with served(tmp_path) as depot:
+        place = Address.parse(depot.address)
+        stream = await trio.open_tcp_stream(place.host, place.port)
+        began = trio.current_time()
+        async with stream, trio.open_nursery() as nursery:
+            nursery.start_soon(_dribble, stream, b"\x16\x03\x01\x02\x00" + bytes(100), pause)
+            assert await stream.receive_some(1) == b""
+            assert trio.current_time() - began == pytest.approx(HANDSHAKE_LIMIT, abs=0.1)
+            nursery.cancel_scope.cancel()
+
+
+async def _dribble(stream: trio.SocketStream, data: bytes, pause: float) -> None:
+    for byte in data:
+        await stream.send_all(bytes([byte]))
+        await trio.sleep(pause)
+
+
+def test_old_versions_and_new_handshakes_are_refused(start_depot: Start, tmp_path: Path) -> None:
+    for context in (tls_context(tmp_path), client_context()):
+        assert context is not None
+        assert context.options & ssl.OP_NO_RENEGOTIATION
+    depot = start_depot()
+    old = client_context()
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", port_of(depot)), timeout=10) as sock, pytest.raises(ssl.SSLError):
+        old.wrap_socket(sock)
+    recent = client_context()
+    recent.maximum_version = ssl.TLSVersion.TLSv1_2
+    client = depot.client_over(recent.wrap_socket(socket.create_connection(("127.0.0.1", port_of(depot)), timeout=10)))
+    assert client.code("1 4 1 1 10") == 1
+    client.close()
+
+
+async def test_nothing_is_said_to_another_certificate(tmp_path: Path, nursery: trio.Nursery) -> None:
+    context = tls_context(tmp_path)
+    assert context is not None
+    said: list[bytes] = []
+    over = trio.Event()
+
+    async def listen(stream: trio.SocketStream) -> None:
+        tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        async with tls:
+            said.append(bytes(await tls.receive_some()))
+        over.set()
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, listen, [listener])
+    place = Address("127.0.0.1", listener.socket.getsockname()[1])
+    async with DepotClient(place, fingerprint=bytes(32)) as client:
+        with pytest.raises(WrongCertificate):
+            await client.status()
+    await over.wait()
+    assert said == [b""]
+
+
+async def test_a_full_depot_is_asked_again(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """It has no handshake to spare for those it sends away."""
+    async with served(tmp_path, max_connections=1) as depot:
+        place = Address.parse(depot.address)
+        holder = await trio.open_tcp_stream(place.host, place.port)
+        await holder.send_all(b"1 4 3 10\n")
+        assert await holder.receive_some(100) == b"1 1 \n"
+        async with DepotClient(place, fingerprint=fingerprint(tmp_path)) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(_close_after, holder, 0.2)
+            assert (await client.status()).total_bytes == 1 << 20
+        holder = await trio.open_tcp_stream(place.host, place.port)
+        await holder.send_all(b"1 4 3 10\n")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_close_after, holder, 0.2)
+            assert await fingerprint_of(place) == fingerprint(tmp_path)
+
+
+async def _close_after(stream: trio.SocketStream, seconds: float) -> None:
+    await trio.sleep(seconds)
+    await stream.aclose()
+
+
+async def test_all_capabilities_of_an_ibps_depot_are_secure(start_depot: Start) -> None:
+    depot = start_depot()
+    async with DepotClient(secure(depot.address)) as client:
+        caps = await client.allocate(100, 600)
+        alias = await client.alias(caps.manage.wire_key)
+        assert alias.read.secure
+        renamed = await client.rename(caps.manage.wire_key)
+        assert renamed.read.secure
+        assert (await client.split(renamed.manage.wire_key, 10, 60)).write.secure

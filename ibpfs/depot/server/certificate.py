@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ibpfs.depot.server.syncing import sync_directory
+from ibpfs.depot.tls import harden
 from ibpfs.errors import IbpfsError
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def tls_context(store: Path) -> ssl.SSLContext | None:
             log.warning("no TLS: cannot write %s (%s)", path, error.strerror)
             return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    harden(context)
     context.num_tickets = 0  # they would come between commands, where a client takes bytes for a goodbye
     try:
         context.load_cert_chain(path)

@@ -149,7 +149,9 @@ async def _at_other_depot(
     limit = max(talk.limit(request), float(request.target_timeout)) + _SLACK
     place = capability.host, capability.port
     await talk.flush()
-    async with talk.shared.courier.connected(Purpose.COPY, *place, talk.peer.origin, limit) as peer:
+    async with talk.shared.courier.connected(
+        Purpose.COPY, *place, talk.peer.origin, limit, secure=capability.secure
+    ) as peer:
         yield OtherDepot(peer, limit)
 
 

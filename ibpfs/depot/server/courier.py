@@ -16,7 +16,7 @@ from ibpfs.depot.server.peer import Peer, PeerGone, PeerStuck
 from ibpfs.depot.server.reach import Purpose, Reach, embedded_ipv4, plain_ip
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.connection import Connection, Role
-from ibpfs.depot.wire.errors import ErrorCode, RemoteProtocolError, error_for
+from ibpfs.depot.wire.errors import DepotUnreachable, ErrorCode, OutOfSockets, RemoteProtocolError, error_for
 
 CONNECT_LIMIT = 10.0
 
@@ -37,10 +37,13 @@ class Courier:
 
     @asynccontextmanager
     async def connected(
-        self, purpose: Purpose, host: str, port: int, origin: Ip | None, limit: float
+        self, purpose: Purpose, host: str, port: int, origin: Ip | None, limit: float, *, secure: bool = False
     ) -> AsyncIterator[Peer]:
+        """`secure`: through TLS or not at all."""
         peer = Peer(await self._connect(purpose, host, port, origin, min(limit, CONNECT_LIMIT)))
         try:
+            if secure:
+                await _secure(peer, host, min(limit, CONNECT_LIMIT))
             yield peer
         except PeerStuck:
             raise error_for(ErrorCode.SERVER_TIMEOUT) from None
@@ -72,6 +75,15 @@ class Courier:
     def _permits(self, purpose: Purpose, ip: Ip, port: int, origin: Ip | None) -> bool:
         inner = embedded_ipv4(ip)
         return all(self.reach.permits(purpose, one, port, origin) for one in (ip, inner) if one is not None)
+
+
+async def _secure(peer: Peer, name: str, limit: float) -> None:
+    try:
+        await peer.secure(name, limit)
+    except OutOfSockets:
+        raise OtherRefused(int(ErrorCode.OUT_OF_SOCKETS)) from None
+    except DepotUnreachable:
+        raise error_for(ErrorCode.CONNECTION) from None
 
 
 async def _try(ip: Ip, port: int) -> trio.socket.SocketType | None:

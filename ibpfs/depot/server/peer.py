@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 import trio
 
 from ibpfs.depot.server.access import Ip, plain_ip
-from ibpfs.depot.tls import HANDSHAKE_LIMIT, RECORD, TlsSocket
+from ibpfs.depot.tls import HANDSHAKE_LIMIT, RECORD, TlsSocket, secured
 
 READ_SIZE = 64 * 1024
 SENDFILE_SIZE = 1 << 20
@@ -55,8 +55,17 @@ class Peer:
         self._tls = None
         if first == RECORD:
             self._sock = secure = TlsSocket(sock, context, server_side=True)
-            with _bounded(HANDSHAKE_LIMIT if limit is None else min(limit, HANDSHAKE_LIMIT)):
-                await secure.handshake()
+            try:
+                with _bounded(HANDSHAKE_LIMIT if limit is None else min(limit, HANDSHAKE_LIMIT)):
+                    await secure.handshake()
+            except PeerStuck:  # there is no way to tell it anything
+                raise PeerGone("no TLS handshake in time") from None
+
+    async def secure(self, name: str, limit: float) -> None:
+        """To a depot: TLS with it from now on, whatever certificate it shows. Raises DepotUnreachable, OutOfSockets."""
+        assert not isinstance(self._sock, TlsSocket)
+        with _bounded(limit):
+            self._sock = await secured(self._sock, name, None)
 
     async def receive_into(self, buffer: memoryview, limit: float | None) -> int:
         """At least one byte."""
