@@ -156,7 +156,7 @@ class Services:
     async def _add_depot(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
         labels = request.get("labels") or {}
         address = Address.parse(str(request.get("address")))
-        pin = await fingerprint_of(address)
+        pin = await fingerprint_of(address, wanted=request.get("tls") is not False)
         named = {str(key): str(value) for key, value in labels.items()}
         return _depot(self._parts.depots.add(str(address), named, pin))
 
@@ -175,6 +175,7 @@ def _depot(depot: Depot) -> dict[str, Any]:
         "free_bytes": depot.free_bytes if depot.status else None,
         "embedded": depot.embedded,
         "tls": depot.is_pinned,
+        "open": depot.is_open,
         "role": depot.role,
         "labels": dict(depot.labels),
         "trouble": depot.trouble or None,

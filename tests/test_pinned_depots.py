@@ -95,7 +95,7 @@ async def test_a_depot_that_is_added_is_pinned(tmp_path: Path) -> None:
         secure = sealed.replace("ibp:", "ibps:")
         async with opened(paths) as volume:
             add = volume.services.commands()["depots-add"]
-            assert (await add({"address": secure}, lambda *_: None))["tls"]
+            assert (await add({"address": secure, "tls": False}, lambda *_: None))["tls"]
             with pytest.raises(UsageError, match="already"):
                 await add({"address": sealed}, lambda *_: None)
     assert pins(paths) == [(plain, None), (secure, fingerprint(tmp_path / "two"))]

@@ -15,13 +15,14 @@ from ibpfs_tools.unlocking import Secrets, secret_options
 @click.argument("volume")
 @click.option("--add", "address", metavar="ibp[s]://HOST:PORT",
               help="Add a depot; new bytes may go there from now on, through TLS if it offers that.")
+@click.option("--no-tls", is_flag=True, help="Do not ask the depot that is added whether it offers TLS.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
-def depots(volume: str, address: str | None, as_json: bool, secrets: Secrets) -> None:
+def depots(volume: str, address: str | None, no_tls: bool, as_json: bool, secrets: Secrets) -> None:
     """List the depots of VOLUME (a volume or a mount point)."""
     paths = find_asked(volume)
     if address:
-        ask(paths, "depots-add", secrets, address=address)
+        ask(paths, "depots-add", secrets, address=address, tls=not no_tls)
     found: list[dict[str, Any]] = ask(paths, "depots", secrets)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -29,6 +30,11 @@ def depots(volume: str, address: str | None, as_json: bool, secrets: Secrets) ->
     for depot in found:
         free = depot.get("free_bytes")
         room = "free space not known" if free is None else f"{format_size(free)} free"
-        own = " (the volume's own)" if depot.get("embedded") else " (TLS)" if depot.get("tls") else ""
         trouble = f"; {depot['trouble']}" if depot.get("trouble") else ""
-        click.echo(f"{depot['id']:>3}  {depot['state']:<10}  {depot['address']}{own}, {room}{trouble}")
+        click.echo(f"{depot['id']:>3}  {depot['state']:<10}  {depot['address']}{_way(depot)}, {room}{trouble}")
+
+
+def _way(depot: dict[str, Any]) -> str:
+    if depot.get("embedded"):
+        return " (the volume's own)"
+    return " (TLS)" if depot.get("tls") else " (no TLS: open to who listens on the way)" if depot.get("open") else ""

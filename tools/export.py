@@ -1,6 +1,5 @@
 """ibpfs export: a file of a mounted volume as an exNode that LoRS and libdlt can read."""
 
-import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def export(
     given = exnode if all_rights else exnode.read_only()
     save(target, given, notation_of(target) or Notation.XML, overwrite=force)
     note(f"{target}: {format_size(exnode.size)} in {len(exnode.mappings)} allocations, in clear", pace)
-    if any(is_local(Address.of(one.capability)) for one in exnode.mappings if one.capability):
+    if any(Address.of(one.capability).is_local for one in exnode.mappings if one.capability):
         note(f"{target}: names a depot of this computer, which others cannot reach; --depot names another", pace)
 
 
@@ -88,10 +87,3 @@ def depots_of(rows: list[dict[str, Any]]) -> list[Address]:
     """Return the volume's depots that take bytes, its own last: others cannot reach it."""
     usable = [row for row in rows if row["role"] == "active" and row["address"].startswith("ibp")]
     return [Address.parse(row["address"]) for row in sorted(usable, key=lambda row: bool(row["embedded"]))]
-
-
-def is_local(address: Address) -> bool:
-    try:
-        return ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        return address.host in ("", "localhost")

@@ -2,11 +2,13 @@
 
 import grp
 import pwd
+from functools import partial
 
 import click
 import trio
 
 from ibpfs.config import VolumePaths, find_volume
+from ibpfs.depot.address import Address
 from ibpfs.depot.pinning import fingerprints_of
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.creation import CreatedVolume, create_volume
@@ -30,6 +32,7 @@ from ibpfs_tools.commands import caller, command, read_passphrase_file
     type=int,
     help="How many depots must have a byte before fsync returns.  [default: copies - 1, at least 1]",
 )
+@click.option("--no-tls", is_flag=True, help="Do not ask depots whether they offer TLS: ibp:// stays without.")
 @click.option("--plain", is_flag=True, help="Do not encrypt what is stored on depots; only check it.")
 @click.option(
     "--passphrase-file",
@@ -48,6 +51,7 @@ def mkfs(
     depots: tuple[str, ...],
     copies: int | None,
     min_copies: int | None,
+    no_tls: bool,
     plain: bool,
     passphrase_file: str | None,
     ask: bool,
@@ -61,10 +65,11 @@ def mkfs(
     The recovery string is printed once. It opens the volume when the key file or the passphrase is lost.
     """
     paths = find_volume(volume, create=True)
+    pins = trio.run(partial(fingerprints_of, depots, wanted=not no_tls)) if depots else {}
     made = create_volume(
         paths,
         depots=depots,
-        fingerprints=trio.run(fingerprints_of, depots) if depots else {},
+        fingerprints=pins,
         copies=copies,
         min_copies=min_copies,
         plain=plain,
@@ -75,6 +80,9 @@ def mkfs(
         click.echo(made.recovery)
         return
     _tell(paths, made, volume, depots, key_file=not (passphrase_file or ask))
+    for address in depots:
+        if address not in pins and not Address.parse(address).is_local:
+            click.echo(f"{address}: without TLS, whoever listens on the way can read and delete what is kept there")
 
 
 def _passphrase(file: str | None, ask: bool) -> bytes | None:

@@ -43,7 +43,7 @@ def trim(
     """  # fmt: skip
     if not (numbers or depots or dead or keep):
         raise UsageError("say what is to go: --mapping, --depot, --dead or --keep")
-    places = {Address.parse(word) for word in depots}
+    places = {Address.parse(word).place for word in depots}
     left = []
 
     def work(exnode: ExNode) -> ExNode:
@@ -73,7 +73,7 @@ def choose(
     """Return the mappings that are to go, by number."""
     mappings = exnode.mappings
     gone = set(numbers)
-    gone |= {n for n, one in enumerate(mappings) if one.capability and Address.of(one.capability) in places}
+    gone |= {n for n, one in enumerate(mappings) if one.capability and Address.of(one.capability).place in places}
     lost = {n for n, one in enumerate(health or []) if one.alive is False}
     if dead:
         gone |= lost

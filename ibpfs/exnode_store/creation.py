@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -113,7 +113,7 @@ def parse_recovery(text: str) -> bytes:
 
 
 def _check_copies(depots: Sequence[str], copies: int | None, min_copies: int | None) -> tuple[int, int]:
-    places = [replace(Address.parse(text), secure=False) for text in depots]
+    places = [Address.parse(text).place for text in depots]
     if len(set(places)) != len(places):
         raise UsageError("a depot is named twice")
     there = max(len(places), 1)

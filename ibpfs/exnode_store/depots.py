@@ -177,7 +177,7 @@ class DepotSet:
     def add(self, address: str, labels: Mapping[str, str], fingerprint: bytes | None = None) -> Depot:
         """Take a depot into the volume, pinned if a fingerprint is given; UsageError when it is one already."""
         text = str(Address.parse(address))
-        place = text.partition(":")[2]  # however it is spoken to
+        place = text.partition(":")[2]  # however it is spoken to; an embedded one may have no port yet
         if any(depot.address.partition(":")[2] == place for depot in self._depots.values()):
             raise UsageError(f"{text} is a depot of this volume already")
         with self._db.transaction() as db:

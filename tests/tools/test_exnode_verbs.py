@@ -151,6 +151,24 @@ def test_copies_more_and_less(call: Call, file: Path, depots: list[DepotProcess]
     assert call("trim", "x.xnd", "-m", "99")[0] == 2
 
 
+def test_through_tls(call: Call, file: Path, depots: list[DepotProcess]) -> None:
+    """What went to ibps:// comes back through TLS; it is the same depot however it is spoken to."""
+    first, second = (depot.address for depot in depots[:2])
+    secure = first.replace("ibp:", "ibps:")
+    for document in ("in.xnd", "in.json"):
+        assert call("upload", file, "-o", document, "--depot", secure)[0] == 0
+        assert document.endswith(".json") or "ibp://" not in Path(document).read_text()
+        assert all(one.capability and one.capability.secure for one in read(Path(document).read_bytes()).mappings)
+        assert {row["depot"] for row in listing(call, document)["mappings"]} == {secure}
+        assert call("download", document, "-o", f"{document}.out")[0] == 0
+        assert Path(f"{document}.out").read_bytes() == file.read_bytes()
+        assert call("refresh", document)[0] == 0
+        assert call("augment", document, "--depot", first)[0] == 1
+        assert call("augment", document, "--depot", first, "--depot", second)[0] == 0
+        assert call("trim", document, "--depot", first)[0] == 0
+        assert {row["depot"] for row in listing(call, document)["mappings"]} == {second}
+
+
 def test_trim_gives_back(call: Call, file: Path, depots: list[DepotProcess], places: list[str]) -> None:
     call("upload", file, "-c", "2", "-o", "x.xnd", *places)
     Path("old.xnd").write_bytes(Path("x.xnd").read_bytes())

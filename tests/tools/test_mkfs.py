@@ -30,6 +30,17 @@ def test_a_volume(tmp_path: Path) -> None:
     assert (again.returncode, again.stderr) == (1, f"mkfs.ibpfs: {tmp_path}/v: is a volume already\n")
 
 
+def test_depots_without_tls_are_named(tmp_path: Path) -> None:
+    done = mkfs(str(tmp_path / "v"), "--no-tls", "--depot", "ibp://192.0.2.1", "--depot", "ibp://127.0.0.1")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "without TLS" in line]
+    assert line.startswith("ibp://192.0.2.1: ")
+    refused = mkfs(str(tmp_path / "w"), "--no-tls", "--depot", "ibps://127.0.0.1:1")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "nobody answers there who speaks TLS" in refused.stderr
+    assert not (tmp_path / "w").exists()
+
+
 def test_passphrase_from_standard_input(tmp_path: Path) -> None:
     done = mkfs(str(tmp_path / "v"), "--passphrase-file", "-", "-q", text="hush\n")
     assert done.returncode == 0, done.stderr

@@ -71,20 +71,20 @@ class _Placer:
             address = self._next(turn, taken)
             if address is None:
                 raise trouble or NoSpace("every depot that is given has these bytes already; name others")
-            taken.add(address)
+            taken.add(address.place)
             try:
                 return await self._put_on(address, length, fill)
             except (DepotError, DepotUnreachable) as error:
                 self._depots.note(address, error)
                 trouble = error
             except IbpfsError:
-                taken.discard(address)
+                taken.discard(address.place)
                 raise
 
     def _next(self, turn: int, taken: set[Address]) -> Address | None:
         shift = turn % len(self._addresses)
         turned = self._addresses[shift:] + self._addresses[:shift]
-        free = [address for address in turned if address not in taken]
+        free = [address for address in turned if address.place not in taken]
         return min(free, key=lambda address: self._depots.rank(address)[0], default=None)
 
     async def _put_on(
@@ -290,7 +290,7 @@ def _stored(mapping: Mapping) -> int:
 def _holders(exnode: ExNode, range_: Mapping) -> set[Address]:
     """The depots that have some of these bytes: another copy there would die with the first."""
     return {
-        Address.of(one.capability)
+        Address.of(one.capability).place
         for one in exnode.mappings
         if one.capability and one.offset < range_.stop and range_.offset < one.stop
     }
