@@ -1,0 +1,18 @@
+"""`tools/bench`: the command with its benchmarks."""
+
+import click
+
+from ibpfs_tools import exits
+from ibpfs_tools.benchmarks.depot import depot
+from ibpfs_tools.commands import CONTEXT
+
+
+@click.group("bench", context_settings=CONTEXT)
+def bench() -> None:
+    """Measure ibpfs beside what the machine can do and beside its peers."""
+
+
+bench.add_command(depot)
+
+if __name__ == "__main__":
+    exits.run(bench, exits.COMMAND)
