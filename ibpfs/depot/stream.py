@@ -18,6 +18,7 @@ from ibpfs.depot.tls import TlsSocket, secured
 from ibpfs.depot.wire import (
     NEED_DATA,
     Connection,
+    DepotRefused,
     DepotUnreachable,
     ErrorCode,
     NoRoom,
@@ -206,7 +207,17 @@ def _unreachable(address: Address) -> Iterator[None]:
     except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
         raise DepotUnreachable(f"{address}: the connection was dropped") from error
     except OSError as error:
+        if _nobody_listens(error):
+            raise DepotRefused(f"{address}: nobody listens there") from error
         raise DepotUnreachable(f"{address}: {error.strerror or error}") from error
+
+
+def _nobody_listens(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):  # one for each address of a name
+        return all(_nobody_listens(one) for one in error.exceptions)
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):  # by TCP or a Unix socket; without a socket
+        return True
+    return isinstance(error, OSError) and error.errno is None and _nobody_listens(error.__cause__)
 
 
 async def _open(address: Address) -> trio.socket.SocketType:

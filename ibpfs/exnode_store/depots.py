@@ -11,7 +11,7 @@ import trio
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.client import DepotClient, DepotStatus
-from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.depot.wire import DepotError, DepotRefused, DepotUnreachable
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.placement import FAILED, OK, STUTTERING, Candidate
@@ -47,25 +47,36 @@ class Depot:
         self.is_pinned = False  # spoken to through TLS, and known by its fingerprint
         self.is_open = False  # what is said to it, capabilities too, can be read on the way
         self._down_since: float | None = None
+        self._refused = False
         self.turned = trio.Event()  # set, and replaced, when it begins or ceases to answer
 
     @property
     def state(self) -> str:
-        """ok, stuttering (it failed just now) or failed (for FAILED_AFTER seconds and more)."""
+        """ok, stuttering (it failed just now) or failed (nobody listens there, or for FAILED_AFTER seconds and more).
+
+        The embedded one is started again at once when nobody listens, and may be waited for.
+        """
         if self._down_since is None:
             return OK
-        return FAILED if trio.current_time() - self._down_since > FAILED_AFTER else STUTTERING
+        return FAILED if self.is_away or (self._refused and not self.embedded) else STUTTERING
+
+    @property
+    def is_away(self) -> bool:
+        """For longer than it takes to start it again."""
+        return self._down_since is not None and trio.current_time() - self._down_since > FAILED_AFTER
 
     def answered(self, seconds: float) -> None:
         if self._down_since is not None:
             _log.info("depot %s answers again", self.address)
             self._turn()
         self._down_since = None
+        self._refused = False
         self.trouble = ""
         self.latency = 0.8 * self.latency + 0.2 * seconds
 
-    def silent(self, trouble: str) -> None:
+    def silent(self, trouble: str, *, refused: bool = False) -> None:
         self.trouble = trouble
+        self._refused = refused
         if self._down_since is None:
             self._down_since = trio.current_time()
             self._turn()
@@ -90,7 +101,7 @@ class Depot:
             self.silent(f"no answer for {limit:.0f} s")
             raise DepotUnreachable(f"{self.address}: no answer for {limit:.0f} s") from None
         except DepotUnreachable as error:
-            self.silent(str(error))
+            self.silent(str(error), refused=isinstance(error, DepotRefused))
             raise
         except DepotError:
             self.answered(0.0)

@@ -17,7 +17,7 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, Replica
-from ibpfs.exnode_store.placement import FAILED, OK, order_replicas, usable_bytes
+from ibpfs.exnode_store.placement import FAILED, OK, STUTTERING, order_replicas, usable_bytes
 from ibpfs.exnode_store.sealing import Buffer
 
 _log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class Transfer:
 
     def _worth_waiting(self, replicas: Sequence[Replica]) -> bool:
         known = {depot.id: depot for depot in self._depots}
-        return any(one.depot in known and known[one.depot].state == "stuttering" for one in replicas)
+        return any(one.depot in known and known[one.depot].state == STUTTERING for one in replicas)
 
     async def _load_from(self, replica: Replica, start: int, stop: int) -> Loaded:
         depot = self._depots.get(replica.depot)

@@ -19,6 +19,7 @@ from ibpfs.depot.wire import (
     AllocationKind,
     BadRequest,
     CapabilityNotFound,
+    DepotRefused,
     DepotUnreachable,
     LeaseTooLong,
     NoRoom,
@@ -260,11 +261,22 @@ async def test_a_depot_that_is_not_there(tmp_path: Path) -> None:
                 await client.status()
 
 
+async def test_where_nobody_listens_is_told_from_silence(tmp_path: Path) -> None:
+    for address in (Address(path=str(tmp_path / "none")), Address("127.0.0.1", 1), Address("localhost", 1)):
+        async with DepotClient(address) as client:
+            with pytest.raises(DepotRefused):
+                await client.status()
+    async with DepotClient(Address("no.such.host.invalid", 1)) as client:
+        with pytest.raises(DepotUnreachable) as error:
+            await client.status()
+    assert not isinstance(error.value, DepotRefused)
+
+
 async def test_a_socket_whose_path_is_longer_than_addresses_may_be(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
     async with DepotClient(Address(path=str(deep / "depot.sock"))) as client:
-        with pytest.raises(DepotUnreachable, match="No such file"):
+        with pytest.raises(DepotRefused, match="nobody listens"):
             await client.status()
         listening = trio.socket.socket(trio.socket.AF_UNIX)
         with listening:

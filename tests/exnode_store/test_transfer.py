@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from ibpfs.config import VolumePaths
-from ibpfs.errors import NoSpace
+from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.allocator import SEGMENT_SIZE
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.transfer import Transfer
@@ -134,6 +134,23 @@ async def test_a_missed_append_takes_no_copy_from_what_was_committed_before(volu
         await now.files.drop()
         assert await now.files.read(before, 0, 10) == b"before"
         assert await now.files.read(after, 0, 10) == b"after"
+
+
+async def test_a_read_from_a_depot_on_which_nobody_listens_fails_at_once(tmp_path: Path) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume, depots=[f"unix:{tmp_path}/depot/depot.sock"])
+    async with run_stack(volume) as now:
+        async with run_depot(tmp_path / "depot"):
+            await now.depots.wait_for_any(5)
+            ino = now.create(b"file").ino
+            await now.files.write(ino, 0, b"x" * 1000)
+            await now.files.drop()
+        with pytest.raises(DataError), trio.fail_after(5):  # a depot that is only silent is waited for twice as long
+            await now.files.read(ino, 0, 1000)
+        assert [depot.state for depot in now.depots] == ["failed"]
+        async with run_depot(tmp_path / "depot"):
+            await now.depots.wait_for_any(5)
+            assert await now.files.read(ino, 0, 1000) == b"x" * 1000
 
 
 async def test_a_full_segment_is_closed_at_once_and_holds_nothing_back(volume: VolumePaths) -> None:

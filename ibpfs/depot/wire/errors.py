@@ -122,6 +122,10 @@ class DepotUnreachable(IbpfsError):
     """No connection, or it broke: the depot may or may not have done what was asked."""
 
 
+class DepotRefused(DepotUnreachable):
+    """Nobody listens at the depot's address: it is known to be down."""
+
+
 class ProtocolError(IbpfsError):
     """Somebody left the protocol."""
 
