@@ -20,9 +20,11 @@ sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 # Prints the packages that the tests need besides.
 missing_to_test() {
-    for pair in fio rsync sqlite3 getfacl:acl getfattr:attr strace tcpdump git ps:procps fuser:psmisc setpriv:util-linux; do
-        command -v "${pair%%:*}" >/dev/null 2>&1 || echo "${pair##*:}"
+    for pair in fio rsync sqlite3 getfacl:acl getfattr:attr strace tcpdump git ps:procps fuser:psmisc setpriv:util-linux \
+        make bonnie++ dbench procmail npm; do
+        PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null 2>&1 || echo "${pair##*:}"
     done
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
 }
 
 # Installs its arguments; without the right to, says what to ask for.
@@ -35,7 +37,11 @@ install_missing() {
     command -v apt-get >/dev/null 2>&1 || { echo "missing: $*; install them and run this again" >&2; exit 1; }
     echo "installing: $*"
     export DEBIAN_FRONTEND=noninteractive
+    # A database server that is there for the tests alone makes no database of its own, and does not start.
+    quiet=/etc/postgresql-common/createcluster.d/ibpfs-tests.conf
+    case " $* " in *" postgresql "*) mkdir -p "${quiet%/*}" && echo 'create_main_cluster = false' >"$quiet" ;; esac
     { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } >/dev/null || exit 1
+    rm -f "$quiet"
 }
 
 # Has updatedb, whose configuration this is, leave mounted volumes alone: it would read every name each night.
