@@ -7,7 +7,7 @@ its connection. Raises only DepotError and DepotUnreachable.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeAlias, TypeVar
 
 import trio
 
@@ -40,6 +40,7 @@ _OLDEST: Final = (
 )  # fmt: skip
 
 _Reply = TypeVar("_Reply", bound=ev.Reply)
+_Feature: TypeAlias = tuple[type[ev.Command], bool]  # a command, and whether with digests
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +86,7 @@ class DepotClient(ProtocolCommands):
         self.address = address
         self._pool = ConnectionPool(address, max_connections, pin=fingerprint, silence_limit=silence_limit)
         self._version: int | None = None  # None until the depot has answered in one
-        self._missing: set[type[ev.Command]] = set()  # what it does not offer
+        self._missing: set[_Feature] = set()  # what it does not offer
 
     async def __aenter__(self) -> Self:
         return self
@@ -215,13 +216,19 @@ class DepotClient(ProtocolCommands):
 
     def _learn(self, version: int) -> None:
         self._version = version
-        self._pool.keep = version > 0
+        self._pool.keep_connections(version > 0)
 
     async def _load_into(self, command: ev.Load, into: memoryview) -> None:
         reply = await self._carry(command, (), into, repeatable=True)
-        if isinstance(reply, ev.Failed) and reply.code == -19:
+        if isinstance(reply, ev.Failed) and reply.code in self._nothing_there:
             raise ShortLoad
         _expect(reply, ev.Loading)
+
+    @property
+    def _nothing_there(self) -> tuple[int, ...]:
+        """What a LOAD behind the last byte is answered with; the oldest depots have waited for more."""
+        waited = (ErrorCode.SERVER_TIMEOUT,) if self._version == 0 else ()
+        return (ErrorCode.WOULD_EXCEED_LIMIT, *waited)
 
     async def _call(
         self,
@@ -234,18 +241,19 @@ class DepotClient(ProtocolCommands):
         patience: float = 0.0,
         stepwise: bool = False,
     ) -> _Reply:
-        if type(command) in self._missing:
+        feature = _feature(command)
+        if feature in self._missing:
             raise error_for(ErrorCode.UNKNOWN_FUNCTION)
         try:
             reply = await self._carry(
                 command, data, into, repeatable=repeatable, patience=patience, stepwise=stepwise, may_be_short=True
             )
         except Unanswered:
-            if self._version != 0 or isinstance(command, _OLDEST):
+            if self._version != 0 or (isinstance(command, _OLDEST) and feature == (type(command), False)):
                 raise
             reply = ev.Failed(ErrorCode.UNKNOWN_FUNCTION)  # the oldest depots hang up instead of saying so
         if isinstance(reply, ev.Failed) and reply.code == ErrorCode.UNKNOWN_FUNCTION:
-            self._missing.add(type(command))
+            self._missing.add(feature)
         reply = _expect(reply, expected)
         if isinstance(reply, ev.Allocated) and self.address.secure:
             return replace(reply, capabilities=reply.capabilities.secured())
@@ -264,7 +272,8 @@ class DepotClient(ProtocolCommands):
         stepwise: bool = False,
         may_be_short: bool = False,
     ) -> ev.Reply:
-        fresh = False
+        # A depot of unknown age may be about to close the connection, as the oldest do after each reply.
+        fresh = self._version is None and not repeatable
         for tries_left in reversed(range(_CONNECTION_TRIES)):
             is_new = True
             try:
@@ -294,6 +303,10 @@ class DepotClient(ProtocolCommands):
             raise busy
         _log.debug("%s: out of sockets, again in %.2f s", self.address, busy.backoff)
         await trio.sleep(max(busy.backoff, 0.05))
+
+
+def _feature(command: ev.Command) -> _Feature:
+    return type(command), getattr(command, "checksum", None) is not None
 
 
 def _wire_duration(duration: int, version: int) -> int:

@@ -25,7 +25,7 @@ class ConnectionPool:
         silence_limit: float = SILENCE_LIMIT,
     ) -> None:
         self.address = address
-        self.keep = True  # False for depots that take one command per connection
+        self._keep = True
         self._pin = pin
         self._silence_limit = silence_limit
         self._slots = trio.Semaphore(max_connections)
@@ -48,11 +48,15 @@ class ConnectionPool:
                 raise
             self._give_back(stream)
 
+    def keep_connections(self, keep: bool) -> None:
+        """Not for depots that take one command per connection."""
+        self._keep = keep
+        if not keep:
+            self._close_idle()
+
     def drop(self) -> None:
         """Closes every connection, those in use too: their commands end with DepotUnreachable."""
-        for _, stream in self._idle:
-            stream.close()
-        self._idle.clear()
+        self._close_idle()
         for stream in list(self._busy):
             self._discard(stream)
 
@@ -72,7 +76,7 @@ class ConnectionPool:
         return stream, True
 
     def _give_back(self, stream: DepotStream) -> None:
-        if stream not in self._busy or not (self.keep and stream.usable):
+        if stream not in self._busy or not (self._keep and stream.usable):
             self._discard(stream)
             return
         self._busy.remove(stream)
@@ -80,6 +84,11 @@ class ConnectionPool:
         self._idle.append((now, stream))
         while self._idle[0][0] < now - _IDLE_LIMIT:
             self._idle.pop(0)[1].close()
+
+    def _close_idle(self) -> None:
+        for _, stream in self._idle:
+            stream.close()
+        self._idle.clear()
 
     def _discard(self, stream: DepotStream) -> None:
         self._busy.discard(stream)

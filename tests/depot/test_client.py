@@ -32,6 +32,8 @@ L = f"{K.key} {K.type_key}".encode()
 CAPS = b"1 " + b"".join(b"ibp://127.0.0.1:16714/1#%b/3862277/%b " % (k, k) for k in (b"READ", b"WRITE", b"MANAGE"))
 PROBED = b"1 1 0 204 1000 583 2 1 \n"
 PROBE = b"0 9 %b 40 3 0 0 0 0\n" % L
+INQUIRE = b"1 4 0 1 ibp 0\n"
+INQUIRED = b"1 41 \nVS:1.4:1.0 CT:1000 UT:30 AT:970 DR:5 RE \n"
 
 
 class Peer:
@@ -314,11 +316,11 @@ async def test_a_kept_connection_closed_under_a_command_is_retried_once(depot: S
 @pytest.mark.parametrize("again", [True, False])
 async def test_a_store_is_sent_again_only_after_a_goodbye(depot: StartDepot, again: bool) -> None:
     store = b"0 2 %b 3 0\nabc" % L
-    scripts = [hangs_up(PROBE, PROBED, store, b"-66 0.1\n" if again else b"")]
+    scripts = [hangs_up(INQUIRE, INQUIRED, store, b"-66 0.1\n" if again else b"")]
     if again:
         scripts.append(says(store, b"1 \n1 3 \n"))
     async with depot(*scripts) as client:
-        await client.probe(K)
+        await client.status()
         if again:
             assert await client.store(K, [b"abc"]) == 3
         else:
@@ -327,21 +329,18 @@ async def test_a_store_is_sent_again_only_after_a_goodbye(depot: StartDepot, aga
 
 
 async def test_a_permanent_lease_is_not_asked_for_twice(depot: StartDepot) -> None:
-    async with depot(hangs_up(PROBE, PROBED, b"1 1 0 2 1 -1 5 0\n", b""), says(PROBE, PROBED)) as client:
-        await client.probe(K)
+    async with depot(hangs_up(INQUIRE, INQUIRED, b"1 1 0 2 1 -1 5 0\n", b""), says(PROBE, PROBED)) as client:
+        await client.status()
         with pytest.raises(DepotUnreachable):
             await client.allocate(5, None)
         await client.probe(K)
 
 
 async def test_a_depot_that_was_cut_off_once_is_not_taken_for_an_old_one(depot: StartDepot) -> None:
-    inquire = b"1 4 0 1 ibp 0\n"
-    text = b"VS:1.4:1.0 CT:1000 UT:30 AT:970 DR:5 RE \n"
-    report = b"1 %d \n" % len(text) + text
     scripts = [
-        hangs_up(inquire, b""),
+        hangs_up(INQUIRE, b""),
         hangs_up(b"0 4 1 ibp 0\n", b"1 0 1 0 5 \n"),
-        says(inquire, report, PROBE, PROBED, b"1 1 0 2 1 9 9 0\n", CAPS + b"\n"),
+        says(INQUIRE, INQUIRED, PROBE, PROBED, b"1 1 0 2 1 9 9 0\n", CAPS + b"\n"),
     ]
     async with depot(*scripts) as client:
         assert (await client.status()).total_bytes == 1 << 20
@@ -380,7 +379,7 @@ async def test_the_oldest_depots_are_spoken_to_in_their_way(depot: StartDepot) -
         hangs_up(b"1 1 0 2 1 600 100 0\n", b""),
         hangs_up(b"0 1 2 1 600 100 0\n", CAPS.rstrip() + b"\n"),
         stores,
-        hangs_up(b"1 4 0 1 ibp 0\n", b""),
+        hangs_up(INQUIRE, b""),
         hangs_up(b"0 4 1 ibp 0\n", b"500 100 500 100 864000 1.3.1  \n\0"),
         hangs_up(PROBE, b"1 1 1 0 100 599 2 1 \n"),
         hangs_up(b"0 9 %b 43 3 100 700 2 0\n" % L, b"1 \n"),
@@ -393,6 +392,36 @@ async def test_the_oldest_depots_are_spoken_to_in_their_way(depot: StartDepot) -
         await client.change(K, duration=700)
         with pytest.raises(LeaseTooLong):
             await client.allocate(100, None)
+
+
+async def test_an_old_depot_that_closes_late(depot: StartDepot) -> None:
+    """As UTK's does: its last reply is read, and the connection back in the pool, before it closes."""
+    scripts = [
+        hangs_up(b"1 1 0 2 1 600 100 0\n", b""),
+        says(b"0 1 2 1 600 100 0\n", CAPS + b"\n"),
+        says(b"0 2 %b 3 0\n" % L, b"1 \n", b"abc", b"1 3\n"),
+    ]
+    async with depot(*scripts) as client:
+        await client.allocate(100, 600)
+        assert await client.store(K, [b"abc"]) == 3
+
+
+async def test_nothing_is_sent_only_once_on_a_connection_that_may_be_closing(depot: StartDepot) -> None:
+    async with depot(says(PROBE, PROBED), says(b"0 2 %b 3 0\nabc" % L, b"1 \n1 3 \n")) as client:
+        await client.probe(K)
+        assert await client.store(K, [b"abc"]) == 3
+
+
+async def test_an_old_depot_has_waited_in_vain_behind_the_last_byte(depot: StartDepot) -> None:
+    scripts = [
+        hangs_up(INQUIRE, b""),
+        hangs_up(b"0 4 1 ibp 0\n", b"500 100 500 100 864000 1.3.1  \n\0"),
+        hangs_up(b"0 8 %b 10 1 0\n" % L, b" -46 \n"),
+    ]
+    async with depot(*scripts) as client:
+        await client.status()
+        with pytest.raises(ShortLoad):
+            await client.load(K, 10, 1)
 
 
 async def test_a_cancelled_command_takes_its_connection_along(depot: StartDepot) -> None:

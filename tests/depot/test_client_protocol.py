@@ -178,7 +178,12 @@ async def test_what_is_not_offered_is_asked_once(nursery: trio.Nursery) -> None:
                 await client.alias(manage)
         with pytest.raises(NotOffered):
             await client.rename(manage)
-    assert len(asked) == 2
+        with pytest.raises(NotOffered):
+            await client.store_checked(manage, b"x", Checksum(DigestType.MD5, 16))
+        refused = len(asked)
+        with pytest.raises(NotOffered):  # said by the depot: STORE without digests is another command
+            await client.store(manage, [b"x"])
+    assert (refused, len(asked)) == (3, 4)
     nursery.cancel_scope.cancel()
 
 
@@ -203,5 +208,7 @@ async def test_the_oldest_depots_hang_up_instead(nursery: trio.Nursery) -> None:
                 await client.write(key, 0, [b"x"])
         with pytest.raises(NotOffered):
             await client.allocate(10, 60, checksum=Checksum(DigestType.MD5, 16))
+        with pytest.raises(NotOffered):
+            await client.store_checked(key, b"x", Checksum(DigestType.MD5, 16))
     assert len([line for line in asked[before:] if b" 13 " in line]) == 1
     nursery.cancel_scope.cancel()

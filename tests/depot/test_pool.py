@@ -129,7 +129,7 @@ async def test_dropped_connections_are_not_kept_and_a_closed_pool_gives_none(tmp
 async def test_a_depot_of_one_command_per_connection(tmp_path: Path) -> None:
     async with listening(tmp_path) as (address, _):
         pool = ConnectionPool(address)
-        pool.keep = False
+        pool.keep_connections(False)
         async with pool.connection() as (first, _new):
             pass
         async with pool.connection() as (second, new):
