@@ -50,7 +50,7 @@ class Operations(pyfuse3.Operations):
         self.deadlines = Deadlines.of(options)
         self.enable_writeback_cache = options.writeback
         self.read_only = options.read_only
-        self.atime = options.atime
+        self.noatime = options.noatime
         self.sync = options.sync
         self.initialized = trio.Event()
         self._names = names
@@ -325,11 +325,11 @@ class Operations(pyfuse3.Operations):
 
     def _touch(self, ino: int) -> None:
         """Note an access, as relatime has it, since the kernel does not."""
-        if self.read_only or self.atime == "noatime":
+        if self.read_only or self.noatime:
             return
         inode, now = self._files.inode(ino), time.time_ns()
         newest = max(inode.mtime_ns, inode.ctime_ns)
-        if self.atime == "strictatime" or inode.atime_ns <= newest or inode.atime_ns + _DAY_NS < now:
+        if inode.atime_ns <= newest or inode.atime_ns + _DAY_NS < now:
             with suppress(NotFound):
                 self._files.change(ino, AttributeChange(atime_ns=now, ctime_ns=inode.ctime_ns))
 

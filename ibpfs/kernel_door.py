@@ -17,7 +17,7 @@ from ibpfs.cache.files import FileCache
 from ibpfs.errors import VolumeError
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.fuse_ops import Operations
-from ibpfs.mount_options import KERNEL_WORDS, MountOptions
+from ibpfs.mount_options import MountOptions
 
 _log = logging.getLogger(__name__)
 
@@ -106,12 +106,8 @@ class KernelDoor:
         entry = kernel.mount_at(self.mountpoint)
         if entry is None:
             return
-        flags = 0
-        for word in entry.options:
-            flags |= KERNEL_WORDS.get(word, (0, 0))[0]
-        options = MountOptions(kernel_flags=flags)
         self._operations.read_only = "ro" in entry.options
-        self._operations.atime = options.atime if flags & _ATIME_FLAGS else "strictatime"
+        self._operations.noatime = "noatime" in entry.options
 
     async def drop_caches(self) -> None:
         """Have the kernel forget names, attributes and pages of this mount."""
@@ -126,9 +122,6 @@ class KernelDoor:
                     return
                 # In a thread: the kernel may wait for an answer of ours meanwhile.
                 await trio.to_thread.run_sync(_invalidate, entries, some)
-
-
-_ATIME_FLAGS = KERNEL_WORDS["noatime"][0] | KERNEL_WORDS["relatime"][0] | KERNEL_WORDS["strictatime"][0]
 
 
 def _invalidate(entries: list[tuple[int, bytes]], inodes: list[int]) -> None:

@@ -82,10 +82,9 @@ class MountOptions:
     kernel_words: tuple[str, ...] = ()
 
     @property
-    def atime(self) -> Literal["noatime", "relatime", "strictatime"]:
-        if self.kernel_flags & MS_NOATIME:
-            return "noatime"
-        return "strictatime" if self.kernel_flags & MS_STRICTATIME else "relatime"
+    def noatime(self) -> bool:
+        """Else relatime: reads from the kernel's page cache never reach us, so that there is no strictatime."""
+        return bool(self.kernel_flags & MS_NOATIME)
 
 
 def parse_mount_options(words: Iterable[str], *, sloppy: bool = False) -> MountOptions:
