@@ -17,6 +17,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 
 from ibpfs.cache.files import FileCache
 from ibpfs.errors import NoAttribute, NotFound
+from ibpfs.exnode_store import acl
 from ibpfs.exnode_store.attributes import MAX_NAME, AttributeChange, Inode, NewInode
 from ibpfs.exnode_store.namespace import DOT_DOT, Namespace, without_privileges
 from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
@@ -186,7 +187,18 @@ class Operations(pyfuse3.Operations):
     @answered()
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._without_capability.discard(inode)
-        self._names.setxattr(inode, name, value)
+        keep = name != acl.ACCESS or self._keeps_set_gid(inode, ctx)
+        self._names.setxattr(inode, name, value, keep_set_gid=keep)
+
+    def _keeps_set_gid(self, ino: int, ctx: RequestContext) -> bool:
+        """Whether a caller who sets the mode by a list may leave the set-gid bit; chmod's the kernel takes itself."""
+        inode = self._names.inode(ino)
+        if not inode.mode & stat.S_ISGID or ctx.uid == 0 or ctx.gid == inode.gid:
+            return True
+        try:
+            return inode.gid in pyfuse3.get_sup_groups(ctx.pid)
+        except (OSError, RuntimeError):  # another process namespace, or gone
+            return False
 
     @answered()
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:

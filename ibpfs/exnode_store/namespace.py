@@ -190,9 +190,19 @@ class Namespace:
         """Raises NoAttribute."""
         return self._xattrs.get(ino, name)
 
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> Inode:
-        """Set an attribute; `flags` are xattrs.CREATE and REPLACE. An access list moves the mode's bits."""
-        return self._xattrs.set(ino, name, value, flags)
+    def setxattr(
+        self, ino: int, name: bytes, value: bytes, flags: int = 0, *, keep_set_gid: bool = True
+    ) -> Inode:
+        """Set an attribute; `flags` are xattrs.CREATE and REPLACE. An access list moves the mode's bits.
+
+        `keep_set_gid` is false for a list from a caller who could not chmod to set-gid either.
+        """
+        with self._db.transaction():
+            inode = self._xattrs.set(ino, name, value, flags)
+            if keep_set_gid:
+                return inode
+            inode.mode &= ~stat.S_ISGID
+            return self._inodes.save(inode)
 
     def listxattr(self, ino: int) -> list[bytes]:
         """The names that are set, trusted ones too."""

@@ -127,6 +127,13 @@ def test_an_access_list_moves_the_mode_and_chmod_the_list(names: Namespace, file
     assert names.inode(file).mode == stat.S_IFREG | 0o4600
 
 
+def test_a_list_from_outside_of_the_group_takes_set_gid(names: Namespace, file: int) -> None:
+    names.change(file, AttributeChange(mode=0o2750))
+    assert names.setxattr(file, acl.ACCESS, LIST).mode & stat.S_ISGID
+    assert not names.setxattr(file, acl.ACCESS, LIST, keep_set_gid=False).mode & stat.S_ISGID
+    assert stat.S_IMODE(names.inode(file).mode) == 0o764
+
+
 def test_a_list_that_says_no_more_than_the_mode_is_not_kept(names: Namespace, file: int) -> None:
     names.setxattr(file, acl.ACCESS, LIST)
     assert names.setxattr(file, acl.ACCESS, TRIVIAL).mode == stat.S_IFREG | 0o640
