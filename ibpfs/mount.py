@@ -22,6 +22,7 @@ import trio
 
 from ibpfs import kernel
 from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.compactor import Compactor
 from ibpfs.cache.dirty import RecordMemory
 from ibpfs.cache.files import FileCache
 from ibpfs.cache.flusher import Flusher, Sealer
@@ -36,6 +37,7 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.keys import VolumeKeys, open_slots
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.merging import Merging
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
 from ibpfs.exnode_store.transfer import Transfer
@@ -117,7 +119,8 @@ async def _rooms(
         transfer = Transfer(db, ledger, depots)
         reader = SliceReader(ledger.segment_length, transfer, keys, clean)
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
-        flusher = Flusher(db, ledger, transfer, spool, memory, clean, _sealer(config, keys, db))
+        sealer = _sealer(config, keys, db)
+        flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
         transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()
@@ -126,11 +129,12 @@ async def _rooms(
             _log.info("%s: %s of an earlier mount wait in the spool and are uploaded now", paths.root,
                       format_size(recovered))  # fmt: skip
         warmer = Warmer(db, ledger, depots, transfer)
-        for task in (flusher.run, files.run, reader.serve, warmer.run):
+        compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
+        for task in (flusher.run, files.run, reader.serve, warmer.run, compactor.run):
             nursery.start_soon(task)
         nursery.start_soon(_watch_suspends, depots)
         try:
-            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer)
+            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor)
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()

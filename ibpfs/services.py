@@ -14,6 +14,7 @@ import trio
 
 from ibpfs import __version__
 from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.compactor import Compactor
 from ibpfs.cache.files import FileCache
 from ibpfs.cache.flusher import Flusher
 from ibpfs.config import VolumePaths
@@ -49,6 +50,7 @@ class Parts:
     flusher: Flusher
     files: FileCache
     warmer: Warmer
+    compactor: Compactor
 
 
 class Services:
@@ -66,6 +68,7 @@ class Services:
             "stat": self._stat,
             "flush": self._flush,
             "drop-cache": self._drop_cache,
+            "compact": self._compact,
             "depots": self._list_depots,
             "depots-add": self._add_depot,
             "remount": self._remount,
@@ -83,6 +86,7 @@ class Services:
             "cache_bytes": parts.clean.used,
             "files": parts.db.files,
             "used_bytes": parts.files.used_bytes,
+            "segments": parts.ledger.segments,
             "under_replicated_bytes": parts.warmer.under_replicated_bytes,
             "earliest_lease_end": earliest_lease_end(parts.db),
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
@@ -149,6 +153,23 @@ class Services:
             await self.flush(progress)
         with trio.fail_after(PATIENCE):
             await self._parts.files.drop()
+
+    async def _compact(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        parts = self._parts
+        await self.flush(progress)
+        merged = await parts.compactor.compact(lambda done, total: progress(done, total, "merging slices"))
+        packed = await parts.warmer.pack_all(lambda done, total: progress(done, total, "packing segments"))
+        await parts.db.sync()
+        return {
+            "files": merged.files,
+            "slices_before": merged.slices_before,
+            "slices_after": merged.slices_after,
+            "written_bytes": merged.written,
+            "packed_bytes": packed,
+            "segments": parts.ledger.segments,
+            "used_bytes": parts.files.used_bytes,
+            "damaged": merged.damaged,
+        }
 
     async def _list_depots(self, _: Mapping[str, Any], __: Progress) -> list[dict[str, Any]]:
         return [_depot(depot) for depot in self._parts.depots]

@@ -21,7 +21,7 @@ from .cache.stack import run_depot
 
 STATUS_KEYS = {
     "volume", "mountpoint", "pid", "pids", "dirty_bytes", "spool_bytes", "files", "used_bytes",
-    "under_replicated_bytes", "earliest_lease_end", "depots", "version", "installed_version",
+    "segments", "under_replicated_bytes", "earliest_lease_end", "depots", "version", "installed_version",
 }  # fmt: skip
 
 
@@ -91,6 +91,30 @@ async def test_drop_cache_leaves_no_clean_byte(tmp_path: Path) -> None:
         assert asked == 1
         assert (volume.parts.clean.used, volume.parts.files.dirty_bytes) == (0, 0)
         assert (await volume.parts.files.read(ino, 0, 30)) == b"changed through mmapxxxxxxxxxx"
+
+
+async def test_compact_merges_packs_and_releases(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        parts = volume.parts
+        ino = await write(volume, b"log", b"")
+        for number in range(40):  # each in a segment of its own
+            await parts.files.write(ino, number * 1000, b"%02d" % number * 500)
+            await parts.flusher.finish(5)
+        await parts.files.write(ino, 0, b"dirty")
+        shown = await parts.files.read(ino, 0, 100_000)
+        told: list[tuple[int, int, str]] = []
+        result = await ask(volume, "compact", lambda *step: told.append(step))
+        assert (result["files"], result["slices_before"], result["slices_after"]) == (1, 41, 1)
+        assert (result["written_bytes"], result["damaged"]) == (40_000, [])
+        assert {text for _, _, text in told} >= {"", "merging slices"}
+        after = await ask(volume, "status")
+        assert (result["segments"], result["used_bytes"]) == (after["segments"], after["used_bytes"])
+        assert after["segments"] < 3
+        assert len([one for one in (parts.paths.depot / "allocations").rglob("*") if one.is_file()]) < 3
+        await ask(volume, "drop-cache")
+        assert await parts.files.read(ino, 0, 100_000) == shown
+        again = await ask(volume, "compact")
+        assert (again["files"], again["written_bytes"], again["packed_bytes"]) == (0, 0, 0)
 
 
 async def test_flush_gives_up_when_nothing_arrives(tmp_path: Path, autojump_clock: object) -> None:

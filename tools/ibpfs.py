@@ -6,6 +6,7 @@ from ibpfs import __version__
 from ibpfs_tools import exits
 from ibpfs_tools.augment import augment
 from ibpfs_tools.commands import CONTEXT
+from ibpfs_tools.compact import compact
 from ibpfs_tools.depots import depots
 from ibpfs_tools.download import download
 from ibpfs_tools.drop_cache import drop_cache
@@ -31,7 +32,7 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, depots):
+for verb in (status, stat, flush, drop_cache, compact, depots):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export):
     ibpfs.add_command(verb)

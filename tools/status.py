@@ -43,7 +43,7 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
     waiting = found["dirty_bytes"] + found["spool_bytes"]
     lines = [
         f"{found['volume']}: {where}",
-        f"  files           {found['files']}, {format_size(found['used_bytes'])}",
+        f"  files           {found['files']}, {format_size(found['used_bytes'])}{_segments(found)}",
         f"  to be uploaded  {format_size(found['dirty_bytes'])}; the spool has {format_size(found['spool_bytes'])}"
         if waiting
         else "  to be uploaded  nothing, all is on the depots",
@@ -60,6 +60,10 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
     if running != installed:
         lines.append(f"  version         {running} is running, {installed} is installed: unmount and mount again")
     return lines
+
+
+def _segments(found: dict[str, Any]) -> str:
+    return f" in {found['segments']} segments" if "segments" in found else ""  # an older process does not say
 
 
 def _lease(end: float | None, now: float) -> str:

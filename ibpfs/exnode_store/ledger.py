@@ -26,6 +26,7 @@ class Ledger(Segments):
         super().__init__(db, now)
         self._maps: OrderedDict[int, ExtentMap[SliceRef]] = OrderedDict()
         self._map_pieces = 0
+        self.touched: set[int] = set()  # files whose slices became more, or died in part; compaction takes them away
 
     # Reading
 
@@ -104,14 +105,7 @@ class Ledger(Segments):
         if not parts or self._db.value("SELECT 1 FROM inodes WHERE ino = ? AND nlink >= 0", (new.ino,)) is None:
             return 0
         mapped = sum(stop - start for start, stop in parts)
-        form = new.form
-        row = self._db.execute(
-            "INSERT INTO slices (slice_id, epoch, origin, function, frame_size, length, stored_length, digest,"
-            " digest_name, segment, segment_offset, mapped, born, seq)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (form.slice_id, form.epoch, form.origin, form.function, form.frame_size, form.length, form.stored_length,
-             new.digest, DIGEST_NAME, segment, new.segment_offset, mapped, self._db.seq, self._db.seq),
-        ).lastrowid  # fmt: skip
+        row = self.add_slice(new.form, new.digest, segment, new.segment_offset, mapped)
         for start, stop in parts:
             self._clear(new.ino, start, stop)
             self._db.execute(
@@ -123,8 +117,22 @@ class Ledger(Segments):
             "UPDATE inodes SET allocated = allocated + ?, size = max(size, ?) WHERE ino = ?",
             (mapped, parts[-1][1], new.ino),
         )
-        self._forget_map(new.ino)
-        return form.stored_length
+        self.forget_map(new.ino)
+        if new.start:
+            self.touched.add(new.ino)
+        return new.form.stored_length
+
+    def add_slice(self, form: SliceForm, check: bytes, segment: int, offset: int, mapped: int) -> int:
+        """Part of the transaction that maps `mapped` bytes of it; the segment's row is the caller's."""
+        row = self._db.execute(
+            "INSERT INTO slices (slice_id, epoch, origin, function, frame_size, length, stored_length, digest,"
+            " digest_name, segment, segment_offset, mapped, born, seq)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (form.slice_id, form.epoch, form.origin, form.function, form.frame_size, form.length, form.stored_length,
+             check, DIGEST_NAME, segment, offset, mapped, self._db.seq, self._db.seq),
+        ).lastrowid  # fmt: skip
+        assert row is not None
+        return row
 
     def _uncovered(self, new: NewSlice) -> list[tuple[int, int]]:
         """The runs of the slice that neither a truncation nor a younger mapping has taken."""
@@ -159,20 +167,23 @@ class Ledger(Segments):
                     )
             gone = min(end, stop) - max(at, start)
             self._db.execute("UPDATE inodes SET allocated = allocated - ? WHERE ino = ?", (gone, ino))
-            self._let_go(row, gone)
+            if self.let_go(row, gone):
+                self.touched.add(ino)
 
-    def _let_go(self, row: int, gone: int) -> None:
+    def let_go(self, row: int, gone: int) -> bool:
+        """So many bytes of the slice are mapped no more; True when others still are."""
         mapped, stored_length, segment = self._db.execute(
             "UPDATE slices SET mapped = mapped - ?, seq = ? WHERE id = ? RETURNING mapped, stored_length, segment",
             (gone, self._db.seq, row),
         ).fetchall()[0]
         if mapped > 0:
-            return
+            return True
         self._db.execute("DELETE FROM slices WHERE id = ?", (row,))
         self._db.execute(
             "UPDATE segments SET live = live - ?, seq = ? WHERE id = ?", (stored_length, self._db.seq, segment)
         )
         self._release_if_dead(segment)
+        return False
 
     def move(self, segment: int, length: int, moves: Sequence[tuple[int, int]]) -> None:
         """Slices, (row, new offset), now also lie in `segment`, whose new length is `length`: refer to them there."""
@@ -219,7 +230,7 @@ class Ledger(Segments):
                 )
             if not spooled:
                 db.execute("UPDATE inodes SET spooled = max(spooled, ?) WHERE ino = ?", (covers, ino))
-        self._forget_map(ino)
+        self.forget_map(ino)
         return more
 
     def pass_by(self, ino: int, seq: int) -> None:
@@ -235,7 +246,7 @@ class Ledger(Segments):
                 removed += self._unmap_void(ino, covers, start, MOST_ROWS - removed)
             if removed < MOST_ROWS and self._is_settled(ino):
                 db.execute("DELETE FROM voids WHERE ino = ?", (ino,))
-        self._forget_map(ino)
+        self.forget_map(ino)
         return removed >= MOST_ROWS
 
     def _is_settled(self, ino: int) -> bool:
@@ -274,10 +285,10 @@ class Ledger(Segments):
             )
             for at, stop in rows:
                 self._clear(ino, max(at, start), stop)
-            self._forget_map(ino)
+            self.forget_map(ino)
             return len(rows)
 
-    def _forget_map(self, ino: int) -> None:
+    def forget_map(self, ino: int) -> None:
         dropped = self._maps.pop(ino, None)
         if dropped is not None:
             self._map_pieces -= len(dropped)

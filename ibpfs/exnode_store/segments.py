@@ -28,6 +28,10 @@ class Segments:
             self._lengths[segment] = known
         return known
 
+    def forget_length(self, segment: int) -> None:
+        """A transaction has changed it."""
+        self._lengths.pop(segment, None)
+
     def replicas(self, segment: int) -> list[Replica]:
         known = self._replicas.get(segment)
         if known is None:
@@ -66,6 +70,12 @@ class Segments:
             " WHERE s.length > 0 GROUP BY s.id HAVING count(r.id) < p.copies)"
         )
         return lacking
+
+    @property
+    def segments(self) -> int:
+        """How many there are, open ones too."""
+        count: int = self._db.value("SELECT count(*) FROM segments")
+        return count
 
     def packing(self) -> list[tuple[int, int, int, int]]:
         """(segment, policy, length, live) of every closed segment."""

@@ -5,7 +5,7 @@ What is due is decided by pure functions below; the class carries it out. Works 
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from ibpfs.depot.capability import CapabilitySet
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.allocator import SHORT_LEASE, Allocator, Policy
+from ibpfs.exnode_store.compaction import plan_packing
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
@@ -30,9 +31,6 @@ LOOK_EVERY = 5.0
 _CHUNK = 1024 * 1024
 #: Segments that one look repairs; the rest is for the next.
 _REPAIRS = 20
-#: A segment shorter than this is small; so many small ones of a policy may stand.
-SMALL = 4 * 1024 * 1024
-SMALL_SEGMENTS = 16
 #: Stored bytes that one append of compaction moves, and one look.
 _MOVE_AT_ONCE = 4 * 1024 * 1024
 _SLICES_AT_ONCE = 256
@@ -59,21 +57,6 @@ def renewal_due(replica: Replica, now: float) -> bool:
 def most_endangered(shortages: Iterable[Shortage]) -> list[Shortage]:
     """In the order of repair: the one that misses most first."""
     return sorted(shortages, key=lambda one: (-one.missing, one.segment))
-
-
-def plan_compaction(segments: Sequence[tuple[int, int, int, int]]) -> list[int]:
-    """Return the segments whose live bytes are to be moved together, of (segment, policy, length, live).
-
-    Those that are half dead; and the small ones of a policy, once there are more than SMALL_SEGMENTS of them. Empty
-    when what would be moved does not make up for the work.
-    """
-    half_dead = [segment for segment, _, length, live in segments if live * 2 < length]
-    small: dict[int, list[int]] = {}
-    for segment, policy, length, live in segments:
-        if length < SMALL and live * 2 >= length:
-            small.setdefault(policy, []).append(segment)
-    crowded = [segment for group in small.values() if len(group) > SMALL_SEGMENTS for segment in group]
-    return half_dead + crowded
 
 
 def chunks(runs: Sequence[StoredRun], length: int, size: int) -> list[tuple[int, int, list[StoredRun]]]:
@@ -114,6 +97,7 @@ class Warmer:
         self._depots = depots
         self._transfer = transfer
         self._allocator = Allocator(db, ledger, depots)
+        self._packing = trio.Lock()
         self._damaged: set[int] = set()  # segments that cannot be compacted; tried again by the next mount
 
     async def run(self) -> None:
@@ -165,7 +149,7 @@ class Warmer:
             with _later():
                 await self.renew()
                 await self.repair()
-                await self.compact(_MOVE_PER_LOOK)
+                await self.pack(_MOVE_PER_LOOK)
 
     async def renew(self) -> None:
         """Renew every lease that is due on a depot that answers."""
@@ -211,11 +195,15 @@ class Warmer:
 
     # Compaction: stored bytes move as they are, no key is needed
 
-    async def compact(self, most: int) -> int:
+    async def pack(self, most: int) -> int:
         """Move live slices out of half-dead and small segments, at most about `most` bytes; return how many."""
+        async with self._packing:
+            return await self._pack(most)
+
+    async def _pack(self, most: int) -> int:
         moved = 0
         packing = {row[0]: row for row in self._ledger.packing()}
-        for segment in plan_compaction(list(packing.values())):
+        for segment in plan_packing(list(packing.values())):
             if moved >= most:
                 break
             policy = self._transfer.policy(packing[segment][1])
@@ -230,6 +218,18 @@ class Warmer:
                 _log.info("segment %d: not compacted yet: %s", segment, error)
                 break
         return moved
+
+    async def pack_all(self, progress: Callable[[int, int], None]) -> int:
+        """Pack until there is nothing worth it, and release what that frees; return the stored bytes moved."""
+        await self._transfer.close_old(every=True)
+        live = {segment: live for segment, _, _, live in self._ledger.packing()}
+        total, done = sum(live[segment] for segment in plan_packing(self._ledger.packing())), 0
+        while moved := await self.pack(_MOVE_PER_LOOK):
+            done += moved
+            progress(min(done, total), total)
+            await self._transfer.close_old(every=True)
+        await self.release_orphans()
+        return done
 
     async def _move(self, segment: int, policy: Policy) -> int:
         batch: list[StoredRun] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.compactor import Compactor
 from ibpfs.cache.dirty import RecordMemory
 from ibpfs.cache.files import FileCache
 from ibpfs.cache.flusher import Flusher, Sealer
@@ -22,6 +23,7 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.keys import open_slots
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.merging import Merging
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
 from ibpfs.exnode_store.transfer import Transfer
@@ -38,6 +40,7 @@ class Stack:
     depots: DepotSet
     transfer: Transfer
     warmer: Warmer
+    compactor: Compactor
     flusher: Flusher
     files: FileCache
     recovered: int
@@ -83,8 +86,9 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIt
         ledger.abandon_pending()
         recovered = files.recover()
         warmer = Warmer(db, ledger, depots, transfer)
-        for task in (flusher.run, files.run, reader.serve, warmer.run):
+        compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
+        for task in (flusher.run, files.run, reader.serve, warmer.run, compactor.run):
             nursery.start_soon(task)
-        yield Stack(db, names, ledger, depots, transfer, warmer, flusher, files, recovered)
+        yield Stack(db, names, ledger, depots, transfer, warmer, compactor, flusher, files, recovered)
         nursery.cancel_scope.cancel()
     db._connection.close()  # not Database.close: a kill folds no WAL

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from ibpfs.config import VolumePaths
 from ibpfs.depot.capability import Key
+from ibpfs.exnode_store.compaction import SMALL_SEGMENTS, plan_packing
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.ledger_rows import Replica, StoredRun
-from ibpfs.exnode_store.warmer import SMALL_SEGMENTS, Shortage, chunks, most_endangered, plan_compaction, renewal_due
+from ibpfs.exnode_store.warmer import Shortage, chunks, most_endangered, renewal_due
 from tests.cache.stack import Stack, run_depot, run_stack
 
 KEY = Key("key", "1")
@@ -43,16 +44,6 @@ def test_what_misses_most_is_repaired_first() -> None:
     assert [one.segment for one in order] == [2, 1, 3]
 
 
-def test_half_dead_segments_are_compacted() -> None:
-    assert plan_compaction([(1, 1, 100 << 20, 49 << 20), (2, 1, 100 << 20, 51 << 20)]) == [1]
-
-
-def test_small_segments_are_compacted_when_there_are_many() -> None:
-    small = [(number, 1, 1000, 900) for number in range(SMALL_SEGMENTS + 1)]
-    assert plan_compaction(small[1:]) == []
-    assert plan_compaction(small) == list(range(SMALL_SEGMENTS + 1))
-
-
 @pytest.fixture
 def volume(tmp_path: Path) -> VolumePaths:
     paths = VolumePaths(tmp_path / "volume")
@@ -72,9 +63,9 @@ async def test_compaction_moves_live_slices_and_releases_the_rest(volume: Volume
             now.files.unlinked(now.names.unlink(1, b"%d" % name))
             del inos[name]
         with trio.fail_after(5):
-            while plan_compaction(now.ledger.packing()) != [old]:
+            while plan_packing(now.ledger.packing()) != [old]:
                 await trio.sleep(0.01)
-        await now.warmer.compact(1 << 30)
+        await now.warmer.pack(1 << 30)
         assert now.ledger.segment_length(old) == 0
         await now.files.drop()
         for name, ino in inos.items():
@@ -122,8 +113,8 @@ async def test_small_segments_stay_while_a_depot_is_away(volume: VolumePaths) ->
             await now.files.write(ino, 0, bytes(1000))
             await now.files.fsync(ino)
         assert await now.flusher.finish(5)
-        assert len(plan_compaction(now.ledger.packing())) > SMALL_SEGMENTS
-        assert await now.warmer.compact(1 << 30) == 0
+        assert len(plan_packing(now.ledger.packing())) > SMALL_SEGMENTS
+        assert await now.warmer.pack(1 << 30) == 0
 
 
 async def test_orphans_of_a_depot_that_is_away_do_not_keep_others(volume: VolumePaths) -> None:

@@ -14,6 +14,7 @@ STATUS: dict[str, Any] = {
     "spool_bytes": 0,
     "files": 3,
     "used_bytes": 2048,
+    "segments": 2,
     "under_replicated_bytes": 0,
     "earliest_lease_end": None,
     "depots": [{"id": 1, "address": "ibp://a:1", "state": "ok", "free_bytes": 1 << 30}],
@@ -23,6 +24,7 @@ STATUS: dict[str, Any] = {
 def test_all_is_well() -> None:
     lines = describe(STATUS, 0, "1.0")
     assert lines[0] == "/v: mounted on /m (process 7)"
+    assert "3, 2.0 KiB in 2 segments" in lines[1]
     assert "nothing, all is on the depots" in lines[2]
     assert "permanent" in lines[4]
     assert "ibp://a:1, 1.0 GiB free" in lines[5]

@@ -1,0 +1,246 @@
+"""Compaction of files: extents in too many or half-dead slices are read, sealed as new slices, and mapped to those.
+
+Runs beside the flusher in whoever owns the volume, for files that nobody has written for a while; at once when asked.
+What is due is found from the ledger alone, so nothing is lost with the process: the next one looks through all files.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import trio
+
+from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.flusher import Flusher, Sealer
+from ibpfs.cache.frames import SliceReader
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.errors import DataError, NoSpace
+from ibpfs.exnode_store.allocator import Policy
+from ibpfs.exnode_store.compaction import SLACK, Extent, Merge, is_urgent, may_be_due, plan_merges
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import SliceRef
+from ibpfs.exnode_store.merging import MOST_EXCHANGED, WINDOW, Crowd, Merged, Merging
+from ibpfs.exnode_store.sealing import digest, seal
+from ibpfs.exnode_store.transfer import Transfer
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between looks, and how long a file must have been left alone: well done within the hour that is promised.
+LOOK_EVERY = 60.0
+IDLE = 1800.0
+#: File bytes a second: while nothing else goes to the depots, and while something does.
+_RATE = 16 * 1024 * 1024
+_RATE_BESIDE = 1024 * 1024
+#: Between two looks at a few hundred inodes, when a mount looks through all of them.
+_PAUSE = 0.05
+#: Files that are remembered as due later; with more, all files are looked through again instead.
+_MOST_NOTED = 100_000
+#: A plan that others' writes disturbed is made again so many times when compaction was asked for.
+_PASSES = 3
+_BETWEEN_CHECKPOINTS = 32
+
+
+@dataclass
+class Outcome:
+    """What was done: files that had extents merged, slices that they had and have now, file bytes written anew."""
+
+    files: int = 0
+    slices_before: int = 0
+    slices_after: int = 0
+    written: int = 0
+    damaged: list[str] = field(default_factory=list)  # files that are as they were, and why
+
+
+class Compactor:
+    """One per open volume. `run` is its task."""
+
+    def __init__(
+        self, merging: Merging, ledger: Ledger, transfer: Transfer, reader: SliceReader, clean: CleanCache,
+        sealer: Sealer, flusher: Flusher,
+    ) -> None:  # fmt: skip
+        self._merging = merging
+        self._ledger = ledger
+        self._transfer = transfer
+        self._reader = reader
+        self._clean = clean
+        self._sealer = sealer
+        self._flusher = flusher
+        self._noted: dict[int, float] = {}  # crowded files, and when (monotonic) somebody wrote them last
+        self._looked_to: int | None = 0  # inodes up to this number were looked at since the mount; None: all
+        self._working = trio.Lock()
+        self._damaged: set[int] = set()  # files with bytes that no depot has sound; tried again by the next mount
+
+    async def run(self) -> None:
+        """Look and merge until cancelled."""
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            await self.look()
+            for ino in self._due():
+                if not await self._merge_gently(ino):
+                    break
+
+    # What is due
+
+    async def look(self) -> None:
+        """Note the crowded files among those that were written since the last look; and among all after a mount."""
+        while self._ledger.touched:
+            self._note(self._merging.touched(), age=lambda _: 0.0)
+            await trio.lowlevel.checkpoint()
+        while self._looked_to is not None:
+            crowds, self._looked_to = self._merging.behind(self._looked_to)
+            self._note(crowds, age=_age)
+            await trio.sleep(_PAUSE)
+        if len(self._noted) > _MOST_NOTED:
+            self._noted.clear()
+            self._looked_to = 0
+
+    def _note(self, crowds: list[Crowd], age: Callable[[Crowd], float]) -> None:
+        now = trio.current_time()
+        for crowd in crowds:
+            if not _may_be_due(crowd):
+                self._noted.pop(crowd.ino, None)
+            elif is_urgent(crowd.slices, crowd.allocated):
+                self._noted[crowd.ino] = -math.inf
+            else:
+                self._noted[crowd.ino] = now - age(crowd)
+
+    def _due(self) -> list[int]:
+        last = trio.current_time() - IDLE
+        return [ino for ino, since in self._noted.items() if since <= last and ino not in self._damaged]
+
+    # At once
+
+    async def compact(self, progress: Callable[[int, int], None]) -> Outcome:
+        """Merge whatever is due in any file, however young. Raises what keeps it from going on."""
+        outcome = Outcome()
+        due = await self._all_due()
+        for done, ino in enumerate(due):
+            progress(done, len(due))
+            before = self._merging.slices(ino)
+            try:
+                written = sum([await self._merge(ino) for _ in range(_PASSES)])
+            except DataError as error:
+                outcome.damaged.append(f"inode {ino}: {error}")
+                continue
+            if written:
+                outcome.files += 1
+                outcome.written += written
+                outcome.slices_before += before
+                outcome.slices_after += self._merging.slices(ino)
+        return outcome
+
+    async def _all_due(self) -> list[int]:
+        due: list[int] = []
+        last: int | None = 0
+        while last is not None:
+            crowds, last = self._merging.behind(last)
+            due += [one.ino for one in crowds if _may_be_due(one)]
+            await trio.lowlevel.checkpoint()
+        return due
+
+    # Merging
+
+    async def _merge_gently(self, ino: int) -> bool:
+        """Merge a file's poor extents, slowly; False when the depots or the local disk are not ready for it."""
+        try:
+            await self._merge(ino, gently=True)
+        except DataError as error:
+            _log.info("inode %d: not compacted: %s", ino, error)
+            self._damaged.add(ino)
+        except (DepotError, DepotUnreachable, NoSpace, OSError) as error:
+            _log.info("inode %d: not compacted yet: %s", ino, error)
+            return False
+        self._noted.pop(ino, None)
+        return True
+
+    async def _merge(self, ino: int, *, gently: bool = False) -> int:
+        """Carry out the plan for a file, a window of extents after the other; return the file bytes written anew."""
+        written = start = 0
+        async with self._working:
+            while True:
+                extents = self._merging.extents(ino, start)
+                for merge in plan_merges(extents, SLACK if not start and len(extents) < WINDOW else 1):
+                    await self._write(ino, merge)
+                    written += merge.size
+                    if gently:
+                        await trio.sleep(merge.size / (_RATE_BESIDE if self._flusher.dirty_bytes else _RATE))
+                if len(extents) < WINDOW:
+                    break
+                start = extents[-1].stop
+        return written
+
+    async def _write(self, ino: int, merge: Merge) -> None:
+        number = self._merging.policy(ino)
+        if number is None:  # unlinked meanwhile
+            return
+        policy = self._transfer.policy(number)
+        answering = self._transfer.answering()
+        answer = "depot answers" if answering == 1 else "depots answer"
+        if answering < policy.copies:  # what is mapped now may have more copies than what would replace it
+            raise DepotUnreachable(f"{policy.copies} copies are wanted and {answering} {answer}")
+        data = await self._read(merge.parts)
+        if data is not None:
+            await self._store(ino, merge.parts, policy, data)
+
+    async def _read(self, parts: Sequence[Extent]) -> bytearray | None:
+        """The bytes of the extents, one behind the other; None when they moved away meanwhile."""
+        refs = self._merging.refs(parts)
+        wanted = sorted(zip(_offsets(parts), parts, strict=True), key=lambda one: _place(refs.get(one[1].slice)))
+        data = bytearray(sum(part.size for part in parts))
+        for count, (at, part) in enumerate(wanted):
+            if not count % _BETWEEN_CHECKPOINTS:
+                await trio.lowlevel.checkpoint()
+            ref = refs.get(part.slice)
+            if ref is None:
+                return None
+            try:
+                data[at : at + part.size] = await self._reader.read(ref, part.offset, part.offset + part.size)
+            except DataError:
+                if _place(self._merging.refs([part]).get(part.slice)) != _place(ref):
+                    return None
+                raise
+        return data
+
+    async def _store(self, ino: int, parts: Sequence[Extent], policy: Policy, data: bytearray) -> None:
+        form = self._sealer.form(len(data))
+        pieces = seal(form, self._sealer.keys.slice_key(form.epoch, form.slice_id), data)
+        check = digest(self._sealer.digest_seed, pieces)
+        segment, offset = await self._transfer.append(policy, pieces, form.stored_length)
+        try:
+            if not segment.sound:
+                raise DepotUnreachable("not all depots took the bytes")
+            first, *others = _batches(list(zip(parts, _offsets(parts), strict=True)))
+            with self._transfer.committing(segment) as row:
+                new = Merged(form, check, row, offset, offset + form.stored_length)
+                mapped = self._merging.exchange(ino, first, new, None)
+            for batch in others:
+                await trio.lowlevel.checkpoint()
+                mapped = self._merging.exchange(ino, batch, new, mapped)
+            await trio.to_thread.run_sync(self._clean.append, row, offset, pieces)
+        finally:
+            await self._transfer.release(segment)
+
+
+def _age(crowd: Crowd) -> float:
+    """Seconds since the file was changed last, by its own account; 0 when a clock was put back since."""
+    return max(0.0, time.time() - crowd.ctime_ns / 1e9)
+
+
+def _may_be_due(crowd: Crowd) -> bool:
+    return may_be_due(crowd.extents, crowd.slices, crowd.allocated, crowd.dead)
+
+
+def _offsets(parts: Sequence[Extent]) -> list[int]:
+    """Where each begins when one stands behind the other."""
+    return list(accumulate((part.size for part in parts[:-1]), initial=0))
+
+
+def _batches(placed: Sequence[tuple[Extent, int]]) -> list[Sequence[tuple[Extent, int]]]:
+    return [placed[at : at + MOST_EXCHANGED] for at in range(0, len(placed), MOST_EXCHANGED)]
+
+
+def _place(ref: SliceRef | None) -> tuple[int, int]:
+    return (0, 0) if ref is None else (ref.segment, ref.segment_offset)

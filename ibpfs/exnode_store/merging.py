@@ -1,0 +1,199 @@
+"""The ledger's part in compaction: which files may be due, what they consist of, the exchange of their mappings.
+
+Synchronous, like the ledger; every change is one transaction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ibpfs.exnode_store.compaction import Extent
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import SliceRef
+from ibpfs.exnode_store.sealing import SliceForm
+
+#: Extents that one transaction exchanges: each takes up to four rows.
+MOST_EXCHANGED = 240
+#: Extents of a file that are looked at together.
+WINDOW = 16384
+#: Inodes, or slices, that one query looks at.
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """A file's extents in figures: enough to tell whether a plan is worth making."""
+
+    ino: int
+    extents: int
+    slices: int
+    allocated: int
+    dead: int  # dead bytes of its worst half-dead slice
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A new slice that holds extents of a file, sealed and acknowledged; its segment ends behind it at `end`."""
+
+    form: SliceForm
+    digest: bytes
+    segment: int
+    segment_offset: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """Bytes [start, stop) of a file, from `offset` of the new slice."""
+
+    start: int
+    stop: int
+    offset: int
+    covers: int
+
+
+class Merging:
+    """Queries and the one change, on the ledger's tables."""
+
+    def __init__(self, db: Database, ledger: Ledger) -> None:
+        self._db = db
+        self._ledger = ledger
+
+    # Finding
+
+    def touched(self) -> list[Crowd]:
+        """Some of the files whose slices became more since they were asked for last; empty when there are no more."""
+        touched = self._ledger.touched
+        some = [touched.pop() for _ in range(min(_AT_ONCE, len(touched)))]
+        return self._crowds(f"i.ino IN ({', '.join('?' * len(some))})", some) if some else []
+
+    def behind(self, ino: int) -> tuple[list[Crowd], int | None]:
+        """The next files by number, and the last number that was looked at; None when there are no more."""
+        last = self._db.value(
+            "SELECT max(ino) FROM (SELECT ino FROM inodes WHERE ino > ? ORDER BY ino LIMIT ?)", (ino, _AT_ONCE)
+        )
+        return ([], None) if last is None else (self._crowds("i.ino > ? AND i.ino <= ?", (ino, last)), last)
+
+    def _crowds(self, which: str, parameters: Sequence[int]) -> list[Crowd]:
+        rows = self._db.rows(
+            "SELECT i.ino, count(*), count(DISTINCT m.slice), sum(m.stop - m.start),"
+            " max(CASE WHEN s.mapped * 2 < s.length THEN s.length - s.mapped ELSE 0 END), i.ctime_ns"
+            " FROM inodes i JOIN mappings m ON m.ino = i.ino JOIN slices s ON s.id = m.slice"
+            f" WHERE {which} AND i.nlink > 0 GROUP BY i.ino",
+            tuple(parameters),
+        )
+        return [Crowd(*row) for row in rows]
+
+    def extents(self, ino: int, start: int) -> list[Extent]:
+        """The first WINDOW extents of a file at `start` and beyond; none while a truncation is being finished."""
+        if self._ledger.voids(ino):
+            return []
+        rows = self._db.rows(
+            "SELECT m.start, m.stop, m.slice, m.slice_offset, s.length, s.mapped"
+            " FROM mappings m JOIN slices s ON s.id = m.slice WHERE m.ino = ? AND m.start >= ? ORDER BY m.start"
+            " LIMIT ?",
+            (ino, start, WINDOW),
+        )
+        return [Extent(*row) for row in rows]
+
+    def refs(self, parts: Sequence[Extent]) -> dict[int, SliceRef]:
+        """The slices of these extents that there still are, where they lie now."""
+        rows = sorted({part.slice for part in parts})
+        found: dict[int, SliceRef] = {}
+        for at in range(0, len(rows), _AT_ONCE):
+            some = rows[at : at + _AT_ONCE]
+            for row, *form, segment, offset in self._db.rows(
+                "SELECT id, slice_id, origin, epoch, function, frame_size, length, segment, segment_offset FROM slices"
+                f" WHERE id IN ({', '.join('?' * len(some))})",
+                tuple(some),
+            ):
+                found[row] = SliceRef(row, SliceForm(*form), segment, offset)
+        return found
+
+    def slices(self, ino: int) -> int:
+        count: int = self._db.value("SELECT count(DISTINCT slice) FROM mappings WHERE ino = ?", (ino,))
+        return count
+
+    # Exchanging
+
+    def policy(self, ino: int) -> int | None:
+        """The file's policy; None when it has no name any more."""
+        number: int | None = self._db.value("SELECT policy FROM inodes WHERE ino = ? AND nlink > 0", (ino,))
+        return number
+
+    def exchange(self, ino: int, parts: Sequence[tuple[Extent, int]], new: Merged, row: int | None) -> int | None:
+        """Let those of the extents that are still mapped as planned refer to the new slice, at the offsets given.
+
+        `row` is the new slice's, once it has one. Returns it; None when nothing is mapped to it. What the file shows
+        does not change, nor its times, nor which spool records count as contained.
+        """
+        with self._db.transaction() as db:
+            kept = self._as_planned(ino, parts)
+            row = self._hold(new, row, sum(part.size for part, _, _ in kept))
+            if row is None:
+                return None
+            for part, _, _ in kept:
+                db.execute("DELETE FROM mappings WHERE ino = ? AND start = ?", (ino, part.start))
+                self._ledger.let_go(part.slice, part.size)
+            settled: int = db.value("SELECT spooled FROM inodes WHERE ino = ?", (ino,)) or 0
+            for run in _joined(kept, settled):
+                db.execute(
+                    "INSERT INTO mappings (ino, start, stop, slice, slice_offset, covers, seq)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (ino, run.start, run.stop, row, run.offset, run.covers, db.seq),
+                )
+        self._ledger.forget_map(ino)
+        return row
+
+    def _as_planned(self, ino: int, parts: Sequence[tuple[Extent, int]]) -> list[tuple[Extent, int, int]]:
+        """(extent, offset in the new slice, covers) of those that nobody has changed since they were planned."""
+        if self._ledger.voids(ino):
+            return []
+        kept = []
+        for part, at in parts:
+            found = self._db.row(
+                "SELECT stop, slice, slice_offset, covers FROM mappings WHERE ino = ? AND start = ?", (ino, part.start)
+            )
+            if found is not None and found[:3] == (part.stop, part.slice, part.offset):
+                kept.append((part, at, found[3]))
+        return kept
+
+    def _hold(self, new: Merged, row: int | None, mapped: int) -> int | None:
+        """The new slice's row, with so many more bytes mapped; None when nothing is."""
+        db = self._db
+        if row is not None:
+            changed = db.execute(
+                "UPDATE slices SET mapped = mapped + ?, seq = ? WHERE id = ?", (mapped, db.seq, row)
+            ).rowcount
+            return row if changed else None
+        db.execute(
+            "UPDATE segments SET length = max(length, ?), live = live + ?, seq = ? WHERE id = ?",
+            (new.end, new.form.stored_length if mapped else 0, db.seq, new.segment),
+        )
+        self._ledger.forget_length(new.segment)
+        if not mapped:
+            return None
+        return self._ledger.add_slice(new.form, new.digest, new.segment, new.segment_offset, mapped)
+
+
+def _joined(kept: Sequence[tuple[Extent, int, int]], settled: int) -> list[_Run]:
+    """Mappings for the extents: one for those that follow each other in the file and in the slice.
+
+    Only where no spool record can tell their `covers` apart: when they are the same, or when all records so far are
+    settled (seq <= `settled`), and so neither replayed nor on their way.
+    """
+    runs: list[_Run] = []
+    for part, at, covers in kept:
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and last.stop == part.start
+            and last.offset + last.stop - last.start == at
+            and (covers == last.covers or max(covers, last.covers) <= settled)
+        ):
+            last.stop = part.stop
+            last.covers = max(covers, last.covers)
+        else:
+            runs.append(_Run(part.start, part.stop, at, covers))
+    return runs
