@@ -1,10 +1,8 @@
 """`ibpfs-depot`: the command line of the bundled depot."""
 
-import logging
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +11,22 @@ import trio
 
 from ibpfs.depot.server.depot import DEFAULT_PORT, StoreLocked, run
 from ibpfs.depot.server.settings import DEFAULT_MAX_LEASE, Settings
+from ibpfs.depot.server.supervisor import inherited_sockets
 from ibpfs.errors import UsageError
-from ibpfs.quantities import parse_duration, parse_size
-from ibpfs_tools import exits
+from ibpfs_tools import depot_config, exits
 from ibpfs_tools.commands import command
-from ibpfs_tools.depot_rules import rules, rules_from
+from ibpfs_tools.depot_limits import limits
+from ibpfs_tools.depot_logs import FORMATS, start_logging
+from ibpfs_tools.depot_rules import RULES, rules, rules_from
+from ibpfs_tools.depot_stat import stat
+from ibpfs_tools.depot_types import DURATION, SIZE, Place
+from ibpfs_tools.depot_units import units
 from ibpfs_tools.undelete import undelete
 
 EXIT_STORE_LOCKED = 3
+NO_SETTINGS = ("config", "log_format", "verbose")  # of the depot, but of this process
 SWITCH_INTERVAL = 0.0005  # a sync thread that is done must not wait 5 ms for the interpreter
 
-
-class Quantity(click.ParamType[int]):
-    """A number with a unit, as `parse` reads it."""
-
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else int(self._parse(str(value)))
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Place(click.ParamType[tuple[str, int]]):
-    """HOST:PORT, an IPv6 host in brackets."""
-
-    name = "HOST:PORT"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        host, colon, port = str(value).rpartition(":")
-        if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
-            self.fail(f"{value!r} is not HOST:PORT", param, ctx)
-        return host.strip("[]"), int(port)
-
-
-SIZE, DURATION = Quantity("SIZE", parse_size), Quantity("DURATION", parse_duration)
 
 EPILOG = """\b
 Exit codes: 0 ended as asked, 1 could not start or went wrong, 2 wrong call, 3 another depot uses the store.
@@ -77,44 +51,68 @@ Exit codes: 0 ended as asked, 1 could not start or went wrong, 2 wrong call, 3 a
               help="Whether leases may have no end.  [default: only with --unix and without --max-lease]")
 @click.option("--grace", type=DURATION, default="1d", show_default=True, metavar="DURATION",
               help="How long an ended allocation can still be renewed.")
-@click.option("--max-connections", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--idle-timeout", type=click.FloatRange(min=0, min_open=True), default=120, show_default=True,
-              metavar="SECONDS", help="Close TCP connections that are idle, or stuck, for so long.")
 @click.option("--tls/--no-tls", default=True, show_default=True,
               help="Also speak TLS on the TCP port, with a certificate that is made and kept in the store.")
 @click.option("--exit-when-unused", type=click.FloatRange(min=0), metavar="SECONDS",
               help="End when nobody has been connected for so long.")
+@click.option("--metrics", type=Place(), metavar="HOST:PORT",
+              help="Serve metrics for Prometheus there.  [default: nowhere]")
+@limits
 @rules
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", is_eager=True,
+              callback=depot_config.use,
+              help="Settings in TOML, with the names of these options; what the command line says goes first. SIGHUP "
+                   "has them read again.")
+@click.option("--log-format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True,
+              help="Of the lines on standard error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
-def depot(
-    listen: tuple[tuple[str, int], ...], unix: Path | None, public: tuple[str, int] | None, store: Path | None,
-    capacity: int | None, max_lease: int | None, permanent: bool | None, grace: int,
-    max_connections: int, idle_timeout: float, tls: bool, exit_when_unused: float | None, verbose: bool,
-    **lists: Any,
-) -> None:  # fmt: skip
+def depot(**options: Any) -> None:
     """Lease disk space to anyone who speaks IBP.
 
     Prints one line with its address when it is ready. Ends on SIGTERM or SIGINT.
 
-    "ibpfs-depot undelete" lists allocations whose lease ended, and brings them back: see its --help.
+    "ibpfs-depot stat" shows a depot in numbers, "ibpfs-depot undelete" lists allocations whose lease ended and brings
+    them back, "ibpfs-depot units" prints units for systemd: see their --help.
     """
+    inherited = inherited_sockets()
+    settings = settings_from(options, inherited)
+    _prepare_process()
+    start_logging(options["log_format"], verbose=options["verbose"])
+    try:
+        trio.run(run, settings, _announce, lambda: _reread(inherited), restrict_keyboard_interrupt_to_checkpoints=True)
+    except StoreLocked as error:
+        raise exits.ExitWith(str(error), EXIT_STORE_LOCKED) from None
+
+
+def settings_from(options: dict[str, Any], inherited: tuple[int, ...] = ()) -> Settings:
+    """What the command line and the configuration file add up to."""
+    given = {name: value for name, value in options.items() if name not in (*RULES, *NO_SETTINGS)}
+    unix, max_lease, permanent = given["unix"], given["max_lease"], given["permanent"]
     if permanent is None:
         permanent = unix is not None and max_lease is None
     if max_lease is None and not permanent:
         max_lease = DEFAULT_MAX_LEASE
-    settings = Settings(
-        store=store or _default_store(),
-        listen=listen or (() if unix else (("127.0.0.1", DEFAULT_PORT),)),
-        unix=unix.absolute() if unix else None,
-        public=public, capacity=capacity, max_lease=max_lease, permanent=permanent, grace=grace,
-        max_connections=max_connections, idle_timeout=idle_timeout, tls=tls, exit_when_unused=exit_when_unused,
-        **rules_from(**lists),
-    )  # fmt: skip
-    _prepare_process(verbose)
+    somewhere = unix or inherited
+    return Settings(**given | {
+        "store": given["store"] or _default_store(),
+        "listen": given["listen"] or (() if somewhere else (("127.0.0.1", DEFAULT_PORT),)),
+        "unix": unix.absolute() if unix else None,
+        "max_lease": max_lease,
+        "permanent": permanent,
+        "inherited": inherited,
+        **rules_from(options),
+    })  # fmt: skip
+
+
+def _reread(inherited: tuple[int, ...]) -> Settings:
+    """The command line, and the configuration file as it is now."""
     try:
-        trio.run(run, settings, _announce, restrict_keyboard_interrupt_to_checkpoints=True)
-    except StoreLocked as error:
-        raise exits.ExitWith(str(error), EXIT_STORE_LOCKED) from None
+        options = depot.make_context("ibpfs-depot", sys.argv[1:]).params
+    except click.ClickException as error:
+        raise UsageError(error.format_message()) from None
+    settings = settings_from(options, inherited)
+    start_logging(options["log_format"], verbose=options["verbose"])
+    return settings
 
 
 def _announce(address: str) -> None:
@@ -129,21 +127,19 @@ def _default_store() -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "ibpfs-depot"
 
 
-def _prepare_process(verbose: bool) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+def _prepare_process() -> None:
     os.umask(0o077)
     sys.setswitchinterval(SWITCH_INTERVAL)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+VERBS = {"stat": stat, "undelete": undelete, "units": units}
+
+
 def main() -> None:
-    if sys.argv[1:2] == ["undelete"]:
-        exits.run(undelete, exits.COMMAND, sys.argv[2:])
+    if (verb := VERBS.get("".join(sys.argv[1:2]))) is not None:
+        exits.run(verb, exits.COMMAND, sys.argv[2:])
     exits.run(depot, exits.COMMAND)
 
 

@@ -40,22 +40,26 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def rules_from(
-    resources: tuple[str, ...], allow: tuple[str, ...], copy_allow: tuple[str, ...], copy_deny: tuple[str, ...],
-    raw_allow: tuple[str, ...], raw_deny: tuple[str, ...], password_file: Path | None,
-) -> dict[str, Any]:  # fmt: skip
+RULES = ("resources", "allow", "copy_allow", "copy_deny", "raw_allow", "raw_deny", "password_file")
+
+
+def rules_from(options: dict[str, Any]) -> dict[str, Any]:
     """The settings that follow from the options."""
     return {
-        "resources": tuple(map(parse_resource, resources)),
-        "access": _access(allow),
+        "resources": tuple(map(parse_resource, options["resources"])),
+        "access": _access(options["allow"]),
         "reach": Reach(
-            copy_allowed=tuple(map(Places.parse, copy_allow)),
-            copy_denied=tuple(map(Places.parse, copy_deny)),
-            raw_allowed=tuple(map(Places.parse, raw_allow)),
-            raw_denied=tuple(map(Places.parse, raw_deny)),
+            copy_allowed=tuple(map(Places.parse, options["copy_allow"])),
+            copy_denied=tuple(map(Places.parse, options["copy_deny"])),
+            raw_allowed=tuple(map(Places.parse, options["raw_allow"])),
+            raw_denied=tuple(map(Places.parse, options["raw_deny"])),
         ),
-        "password": password_file.read_text(encoding="utf-8").split("\n", 1)[0].strip() if password_file else None,
+        "password": _password(options["password_file"]),
     }
+
+
+def _password(file: Path | None) -> str | None:
+    return file.read_text(encoding="utf-8").split("\n", 1)[0].strip() if file else None
 
 
 def parse_resource(text: str) -> tuple[Path, int | None]:

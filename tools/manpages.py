@@ -7,11 +7,14 @@ from pathlib import Path
 import click
 
 from ibpfs_tools.depot import depot
+from ibpfs_tools.depot_stat import stat
+from ibpfs_tools.depot_units import units
 from ibpfs_tools.fsck import fsck
 from ibpfs_tools.ibpfs import ibpfs
 from ibpfs_tools.mkfs import mkfs
 from ibpfs_tools.mount import mount
 from ibpfs_tools.umount import umount
+from ibpfs_tools.undelete import undelete
 
 #: command, name, section
 PAGES: tuple[tuple[click.Command, str, int], ...] = (
@@ -20,6 +23,9 @@ PAGES: tuple[tuple[click.Command, str, int], ...] = (
     (umount, "umount.ibpfs", 8),
     (fsck, "fsck.ibpfs", 8),
     (depot, "ibpfs-depot", 8),
+    (stat, "ibpfs-depot stat", 8),
+    (undelete, "ibpfs-depot undelete", 8),
+    (units, "ibpfs-depot units", 8),
     (ibpfs, "ibpfs", 1),
 )
 
@@ -27,14 +33,14 @@ PAGES: tuple[tuple[click.Command, str, int], ...] = (
 def pages() -> Iterator[tuple[str, str]]:
     """Yield file names and texts."""
     for command, name, section in PAGES:
-        yield f"{name}.{section}", page(command, name, section)
+        yield f"{_title(name)}.{section}", page(command, name, section)
 
 
 def page(command: click.Command, name: str, section: int) -> str:
     """Return one man page in the man(7) macros."""
     context = click.Context(command, info_name=name, **command.context_settings)
-    lines = [f'.TH "{name.upper()}" "{section}" "" "ibpfs" "ibpfs"', ".SH NAME"]
-    lines += [f"{_plain(name)} \\- {_plain(command.get_short_help_str(200).rstrip('.'))}", ".SH SYNOPSIS"]
+    lines = [f'.TH "{_title(name).upper()}" "{section}" "" "ibpfs" "ibpfs"', ".SH NAME"]
+    lines += [f"{_plain(_title(name))} \\- {_plain(command.get_short_help_str(200).rstrip('.'))}", ".SH SYNOPSIS"]
     lines += [f".B {_plain(name)}", _plain(" ".join(command.collect_usage_pieces(context))), ".SH DESCRIPTION"]
     lines += _prose(command.help or "")
     lines += [".SH OPTIONS", *_options(command, context)]
@@ -42,8 +48,12 @@ def page(command: click.Command, name: str, section: int) -> str:
         lines += [".SH COMMANDS", *_verbs(command, context)]
     if command.epilog:
         lines += [".SH NOTES", *_prose(command.epilog)]
-    others = ", ".join(f"\\fB{_plain(other)}\\fR({at})" for _, other, at in PAGES if other != name)
+    others = ", ".join(f"\\fB{_plain(_title(other))}\\fR({at})" for _, other, at in PAGES if other != name)
     return "\n".join([*lines, ".SH SEE ALSO", others]) + "\n"
+
+
+def _title(name: str) -> str:
+    return name.replace(" ", "-")
 
 
 def _verbs(group: click.Group, context: click.Context, before: str = "") -> Iterator[str]:

@@ -235,8 +235,8 @@ def any_depot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     process.tls = request.param == "tls"
     yield process
     assert process.stop() == 0
-    assert " ERROR " not in process.errors.read_text()
-    assert " WARNING " not in process.errors.read_text()
+    assert "level=error" not in process.errors.read_text()
+    assert "level=warning" not in process.errors.read_text()
 
 
 class Complaints(logging.Handler):

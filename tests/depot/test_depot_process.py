@@ -66,7 +66,7 @@ class TestKilled:
             assert client.load(read, 0, len(data)) == data
         client.close()
         assert again.stop() == 0
-        assert " WARNING " not in depot.errors.read_text()
+        assert "level=warning" not in depot.errors.read_text()
 
     def test_a_store_cut_off_by_the_kill(self, start_depot: Start, tmp_path: Path) -> None:
         depot = start_depot()

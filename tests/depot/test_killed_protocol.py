@@ -195,7 +195,7 @@ def test_killed(start_depot: Start, round_: int) -> None:
         load.verify(client)
     client.close()
     assert again.stop() == 0
-    assert " WARNING " not in again.errors.read_text()
+    assert "level=warning" not in again.errors.read_text()
     left = [path.name for path in (again.store / "allocations").rglob("*.new")]
     assert left == []
 

@@ -20,7 +20,7 @@ CAPABILITY_KEY = re.compile(rb"1#[A-Za-z0-9+-]{32}|/(READ|WRITE|MANAGE)\b")
 ALONE = """mount --make-rprivate /
 for place in $(awk '$3 == "fuse.ibpfs" { print $2 }' /proc/mounts); do umount -l "$place" 2>/dev/null; done
 """
-_ALARM = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback|Exception ignored")
+_ALARM = re.compile(r" (WARNING|ERROR|CRITICAL) | level=(warning|error|critical) |Traceback|Exception ignored")
 
 
 class Depot:

@@ -32,7 +32,7 @@ def depots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DepotProce
     yield started
     for depot in started:
         assert depot.stop() == 0
-        assert " WARNING " not in depot.errors.read_text()
+        assert "level=warning" not in depot.errors.read_text()
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from ibpfs.depot.wire.connection import Connection, Role
 
 BATCH_BYTES = 256 * 1024  # of replies
 BATCH_FILES = 256
-RECEIVE_BUFFER = 256 * 1024
-LONGEST_LIMIT = 3600.0
 
 
 class Conversation:
@@ -26,17 +24,20 @@ class Conversation:
     ) -> None:
         self.peer = peer
         self.shared = shared
-        self.connection = Connection(Role.SERVER)
+        self.connection = Connection(Role.SERVER, shared.max_line)
         self.desk = Desk(shared.resources, place, Unsynced())
         self.intake = Intake(shared, self.flush)
         self._idle_limit = idle_limit
         self._out = bytearray()
-        self._buffer: memoryview | None = None
+        self._held = 0  # of the memory for what is in flight
+        self.refused: int | None = None  # with which number, since it was last set to None
 
     # --- replies ------------------------------------------------------------------------------------------
 
     def reply(self, reply: ev.Reply, data: bytes = b"") -> None:
         """`data` go right behind it."""
+        if isinstance(reply, ev.Failed):
+            self.refused = reply.code
         self._out += self.connection.send(reply)
         self._out += data
 
@@ -68,20 +69,51 @@ class Conversation:
         return event
 
     async def _receive(self) -> bool:
-        limit = self.shared.progress_limit if self.connection.mid_line else self._idle_limit
+        self._hold(self.connection.buffered)
+        waits = not (self.connection.mid_line or self.connection.outstanding)
         try:
-            data = await self.peer.receive(limit)
+            data = await (self._receive_next() if waits else self.peer.receive(self.shared.progress_limit))
         except PeerStuck:
+            self._dismissed("idle" if waits else "slow")
+            return False
+        if data is None:
+            self._dismissed("full")
             return False
         if data:
             self.connection.receive_data(data)
         else:
             self.connection.receive_eof()
-        return True
+        return self._hold(self.connection.buffered)
+
+    async def _receive_next(self) -> bytes | None:
+        """Between two commands. None when the place is needed for somebody else."""
+        self.peer.pace.begin()
+        if self.peer.local:
+            return await self.peer.receive(self._idle_limit)
+        data = None
+        with self.shared.door.idle():
+            data = await self.peer.receive(self._idle_limit)
+        self.peer.pace.begin()
+        return data
+
+    def _hold(self, count: int) -> bool:
+        fits = self.peer.in_flight.change(self._held, count)
+        self._held = count
+        if not fits:
+            self._dismissed("memory")
+        return fits
+
+    def _dismissed(self, reason: str) -> None:
+        self.shared.counters.dismissed[reason] += 1
+
+    def end(self) -> None:
+        self.desk.unsynced.close()
+        self._hold(0)
 
     async def next_piece(self, limit: float) -> memoryview:
-        """Of the data behind a line; valid until the next call."""
-        if buffered := self.connection.take_raw(RECEIVE_BUFFER):
+        """Of the data behind a line; to be used before anything is waited for."""
+        if buffered := self.connection.take_raw(len(self.buffer)):
+            self._hold(self.connection.buffered)
             return memoryview(buffered)
         await self.flush()
         room = self.buffer[: self.connection.raw_remaining]
@@ -91,17 +123,15 @@ class Conversation:
 
     @property
     def buffer(self) -> memoryview:
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(RECEIVE_BUFFER))
-        return self._buffer
+        """Of all connections: what is in it is used before anything is waited for."""
+        return self.shared.buffer
 
     # --- deadlines ----------------------------------------------------------------------------------------
 
     def limit(self, request: ev.Command) -> float:
         """Seconds without progress."""
-        return min(request.timeout, LONGEST_LIMIT) if request.timeout else self.shared.progress_limit
+        return min(request.timeout, self.shared.longest_timeout) if request.timeout else self.shared.progress_limit
 
     def patience(self, request: ev.Command) -> float:
         """Seconds to wait at a queue; 0 = not at all."""
-        return min(request.timeout, LONGEST_LIMIT)
-
+        return min(request.timeout, self.shared.longest_timeout)

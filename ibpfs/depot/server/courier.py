@@ -73,6 +73,8 @@ class Courier:
         return permitted
 
     def _permits(self, purpose: Purpose, ip: Ip, port: int, origin: Ip | None) -> bool:
+        if port in self.reach.admin_ports and _is_own(ip):
+            return False
         inner = embedded_ipv4(ip)
         return all(self.reach.permits(purpose, one, port, origin) for one in (ip, inner) if one is not None)
 
@@ -84,6 +86,16 @@ async def _secure(peer: Peer, name: str, limit: float) -> None:
         raise OtherRefused(int(ErrorCode.OUT_OF_SOCKETS)) from None
     except DepotUnreachable:
         raise error_for(ErrorCode.CONNECTION) from None
+
+
+def _is_own(ip: Ip) -> bool:
+    """Whether it is an address of this machine: one can bind to no other."""
+    with socket.socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((str(ip), 0))
+        except OSError:
+            return False
+    return True
 
 
 async def _try(ip: Ip, port: int) -> trio.socket.SocketType | None:

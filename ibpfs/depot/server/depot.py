@@ -1,9 +1,7 @@
-"""The depot as a whole: lock, store, listeners, sessions, and when it ends."""
+"""The depot as a whole: store, listeners, sessions, and when it ends."""
 
 import errno
-import fcntl
 import logging
-import os
 import random
 import signal
 import socket
@@ -11,32 +9,33 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 import trio
 
 from ibpfs.depot.capability import render_place
+from ibpfs.depot.server import operator
 from ibpfs.depot.server.access import plain_ip
 from ibpfs.depot.server.certificate import tls_context
 from ibpfs.depot.server.courier import Courier
 from ibpfs.depot.server.leases import LeaseRules
-from ibpfs.depot.server.listeners import Listener, listen_tcp, listen_unix
-from ibpfs.depot.server.operator import SOCKET, answer
-from ibpfs.depot.server.operator import ask as ask_operator
-from ibpfs.depot.server.operator import serve as serve_operator
-from ibpfs.depot.server.peer import Peer
+from ibpfs.depot.server.listeners import Listener, inherit, listen_tcp, listen_unix
+from ibpfs.depot.server.locking import StoreLocked, locked
+from ibpfs.depot.server.peer import Peer, origin_of
 from ibpfs.depot.server.reach import Reach
 from ibpfs.depot.server.resources import Resources, rid_of
 from ibpfs.depot.server.session import Session
-from ibpfs.depot.server.settings import Settings
+from ibpfs.depot.server.settings import AT_START, Settings
 from ibpfs.depot.server.shared import Shared
 from ibpfs.depot.server.store import AllocationStore
+from ibpfs.depot.server.supervisor import Supervisor
 from ibpfs.depot.server.syncing import SyncThreads, Unsynced, settle_now
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.connection import Connection, Role
 from ibpfs.errors import IbpfsError
+
+__all__ = ["DEFAULT_PORT", "Depot", "SteadyClock", "StoreLocked", "open_depot", "operate", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -45,33 +44,30 @@ LONGEST_REAP_PAUSE = 30.0
 SHORTEST_REAP_PAUSE = 0.5
 BACKOFF_PER_REJECT = 0.1
 LONGEST_BACKOFF = 30.0
-LOCK_ATTEMPTS = 5
-LOCK_PAUSE = 0.04
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class StoreLocked(IbpfsError):
-    """Another depot serves this store."""
-
-
-async def run(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM, SIGINT or, if so set, until nobody is connected. `announce` gets the address when ready."""
+async def run(
+    settings: Settings, announce: Callable[[str], None], reread: Callable[[], Settings] | None = None
+) -> None:
+    """Serves until SIGTERM, SIGINT or, if so set, until nobody is connected. `announce` gets the address when ready.
+    On SIGHUP `reread` says the settings anew; an IbpfsError of it leaves them as they are."""
+    supervisor = Supervisor()
     with ExitStack() as stack:
         for directory in (settings.store, *(one for one, _ in settings.resources)):
-            stack.enter_context(_locked(directory))
+            stack.enter_context(locked(directory))
         depot = stack.enter_context(open_depot(settings, SteadyClock()))
-        operator = None
-        if settings.exit_when_unused is None:  # otherwise it is a volume's own, and has no operator
-            operator = listen_unix(settings.store / SOCKET).sock
-            stack.callback((settings.store / SOCKET).unlink, missing_ok=True)
-            stack.enter_context(closing(operator))
+        questions = listen_unix(settings.store / operator.SOCKET).sock
+        stack.callback((settings.store / operator.SOCKET).unlink, missing_ok=True)
+        stack.enter_context(closing(questions))
         async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, nursery.cancel_scope)
-            if operator is not None:
-                nursery.start_soon(depot.serve_operator, operator)
+            await nursery.start(_obey_signals, nursery.cancel_scope, depot, supervisor, reread)
+            nursery.start_soon(depot.serve_operator, questions)
             announce(depot.address)
+            supervisor.ready(f"serves {depot.address}")
             await depot.serve()
             nursery.cancel_scope.cancel()
+        supervisor.stopping()
 
 
 @contextmanager
@@ -80,22 +76,32 @@ def open_depot(settings: Settings, clock: Callable[[], float]) -> "Iterator[Depo
     resources = _open_resources(settings, clock)
     with ExitStack() as stack:
         listeners: list[Listener] = []
-        for host, port in settings.listen:
-            listeners.append(listen_tcp(host, port, settings.store))
-            stack.enter_context(closing(listeners[-1].sock))
+        for listener in _listeners(settings):
+            listeners.append(listener)
+            stack.enter_context(closing(listener.sock))
         if settings.unix is not None:
-            listeners.append(listen_unix(settings.unix))
             stack.callback(settings.unix.unlink, missing_ok=True)
-            stack.enter_context(closing(listeners[-1].sock))
+        metrics = listen_tcp(*settings.metrics) if settings.metrics is not None else None
+        if metrics is not None:
+            stack.enter_context(closing(metrics.sock))
         syncs = stack.enter_context(SyncThreads())
         shared = Shared(
-            resources, syncs, settings.idle_timeout, settings.access, Courier(_reach(settings, listeners)),
-            settings.password, frozenset(_places(settings, listeners)),
+            resources, syncs, settings, Courier(_reach(settings, listeners, metrics)),
+            frozenset(_places(settings, listeners)),
         )  # fmt: skip
         for store in resources:
             store.deleted = shared.tell_deleted
-        tls = tls_context(settings.store) if settings.tls and settings.listen else None
-        yield Depot(settings, listeners, shared, tls)
+        on_tcp = any(listener.place is not None for listener in listeners)
+        tls = tls_context(settings.store) if settings.tls and on_tcp else None
+        yield Depot(settings, listeners, shared, tls, metrics)
+
+
+def _listeners(settings: Settings) -> Iterator[Listener]:
+    yield from map(inherit, settings.inherited)
+    for host, port in settings.listen:
+        yield listen_tcp(host, port, settings.store)
+    if settings.unix is not None:
+        yield listen_unix(settings.unix)
 
 
 def _open_resources(settings: Settings, clock: Callable[[], float]) -> Resources:
@@ -118,37 +124,47 @@ def _places(settings: Settings, listeners: list[Listener]) -> Iterator[tuple[str
             yield listener.place
 
 
-def _reach(settings: Settings, listeners: list[Listener]) -> Reach:
+def _reach(settings: Settings, listeners: list[Listener], metrics: Listener | None) -> Reach:
     """A depot that is there for this machine alone may copy within it."""
     addresses = [plain_ip(str(x.sock.getsockname()[0])) for x in listeners if x.place is not None]
     on_loopback = not addresses or any(address.is_loopback for address in addresses)
-    return replace(settings.reach, on_loopback=on_loopback, own=frozenset(addresses))
+    admin_ports = {metrics.place[1]} if metrics is not None and metrics.place is not None else set()
+    return replace(
+        settings.reach, on_loopback=on_loopback, own=frozenset(addresses),
+        admin_ports=settings.reach.admin_ports | admin_ports,
+    )  # fmt: skip
 
 
 def operate(settings: Settings, request: dict[str, Any]) -> dict[str, Any]:
     """Puts a request of the operator to the depot that runs on the store, or does it where none runs."""
     try:
-        with _locked(settings.store):
+        with locked(settings.store):
             unsynced = Unsynced()
             try:
-                said = answer(_open_resources(settings, SteadyClock()), request, unsynced)
+                said = operator.answer(_open_resources(settings, SteadyClock()), request, unsynced)
                 settle_now(unsynced)
                 return said
             finally:
                 unsynced.close()
     except StoreLocked:
-        return ask_operator(settings.store, request)
+        return operator.ask(settings.store, request)
 
 
 class Depot:
     """`serve` accepts connections until cancelled or unused."""
 
     def __init__(
-        self, settings: Settings, listeners: list[Listener], shared: Shared, tls: ssl.SSLContext | None = None
+        self,
+        settings: Settings,
+        listeners: list[Listener],
+        shared: Shared,
+        tls: ssl.SSLContext | None,
+        metrics: Listener | None,
     ) -> None:
         self._settings = settings
         self._tls = tls
         self._listeners = listeners
+        self._metrics = metrics
         self._shared = shared
         self._sessions = 0
         self._rejected = 0
@@ -157,11 +173,19 @@ class Depot:
     @property
     def address(self) -> str:
         place = self._first_place()
-        return f"unix:{self._settings.unix}" if place is None else f"ibp://{render_place(*place)}"
+        if place is not None:
+            return f"ibp://{render_place(*place)}"
+        return f"unix:{self._settings.unix or self._listeners[0].sock.getsockname()}"
+
+    @property
+    def metrics_place(self) -> tuple[str, int] | None:
+        return self._metrics.place if self._metrics is not None else None
 
     async def serve(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._reap)
+            if self._metrics is not None:
+                nursery.start_soon(self._serve_metrics, self._metrics.sock)
             for listener in self._listeners:
                 nursery.start_soon(self._accept, listener, nursery)
             if self._settings.exit_when_unused is not None:
@@ -170,17 +194,46 @@ class Depot:
                 nursery.cancel_scope.cancel()
 
     async def serve_operator(self, listener: socket.socket) -> None:
-        await serve_operator(self._shared.resources, self._shared.syncs, listener)
+        shared = self._shared
+        await operator.serve(shared.resources, shared.syncs, listener, shared.counters)
+
+    async def _serve_metrics(self, listener: socket.socket) -> None:
+        from ibpfs.depot.server import metrics  # a volume's own depot starts quicker without
+
+        shared = self._shared
+        host, port = listener.getsockname()[:2]
+        log.info("metrics served at=%s", render_place(host, port))
+        await metrics.serve(metrics.page_of(shared.resources, shared.counters, shared.syncs.durations), listener)
+
+    def reload(self, settings: Settings) -> None:
+        """What can only be set at the start is named in the log, and stays."""
+        before = self._settings
+        for name in (one.name for one in fields(Settings) if one.name in AT_START):
+            if getattr(settings, name) != getattr(before, name):
+                log.warning("a setting takes effect at the next start setting=%s", name.replace("_", "-"))
+                settings = replace(settings, **{name: getattr(before, name)})
+        self._settings = settings
+        self._shared.adopt(settings)
+        self._shared.courier.reach = _reach(settings, self._listeners, self._metrics)
+        for store in self._shared.resources:
+            store.grace = settings.grace
+            if (settings.max_lease, settings.permanent) != (before.max_lease, before.permanent):
+                store.rules = LeaseRules(settings.max_lease, settings.permanent)
+        if settings.capacity != before.capacity:
+            self._shared.resources.first.set_capacity(settings.capacity)
 
     async def serve_socket(self, sock: trio.socket.SocketType, place: tuple[str, int]) -> None:
         """One connection to its end. Closes the socket."""
-        peer = Peer(sock, None if sock.family == socket.AF_UNIX else self._tls)
+        shared = self._shared
+        peer = Peer(sock, None if sock.family == socket.AF_UNIX else self._tls, shared.manners)
         # Local users are not sent away for being idle: their being connected is what keeps the depot alive.
         idle_limit = None if peer.local else self._settings.idle_timeout
         self._count(1)
         try:
-            await Session(peer, self._shared, place, idle_limit=idle_limit).serve()
+            with shared.door.inside(peer.origin):
+                await Session(peer, shared, place, idle_limit=idle_limit).serve()
         except Exception:
+            shared.counters.failed_sessions += 1
             log.exception("session failed")
         finally:
             peer.close()
@@ -198,10 +251,12 @@ class Depot:
                     log.warning("cannot accept: %s", error)
                     await trio.sleep(BACKOFF_PER_REJECT)
                 continue  # otherwise the peer went away while it was in the queue
-            if self._sessions >= self._settings.max_connections:
+            if (reason := self._shared.door.refusal(origin_of(accepted))) is not None:
+                self._shared.counters.refused[reason] += 1
                 await self._reject(accepted)
             else:
                 self._rejected = 0
+                self._shared.counters.accepted += 1
                 nursery.start_soon(self.serve_socket, accepted, self._place(listener, accepted))
 
     async def _reject(self, sock: trio.socket.SocketType) -> None:
@@ -223,6 +278,7 @@ class Depot:
 
     def _count(self, change: int) -> None:
         before, self._sessions = self._sessions, self._sessions + change
+        self._shared.counters.connections = self._sessions
         if not (before and self._sessions):
             self._moved.set()
             self._moved = trio.Event()
@@ -255,34 +311,31 @@ class SteadyClock:
         return self._offset + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(store / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if not _lock(fd):
-            raise StoreLocked(f"another depot serves {store}")
-        yield
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    # Whoever asks whether a depot runs holds the lock for an instant: that is no other depot.
-    for _ in range(LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(LOCK_PAUSE)
-        else:
-            return True
-    return False
-
-
-async def _stop_on_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _obey_signals(
+    scope: trio.CancelScope,
+    depot: Depot,
+    supervisor: Supervisor,
+    reread: Callable[[], Settings] | None,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
+            if number == signal.SIGHUP:
+                if reread is not None:
+                    _reload(depot, supervisor, reread)
+                continue
             log.info("stopping on %s", signal.Signals(number).name)
             scope.cancel()
             return
+
+
+def _reload(depot: Depot, supervisor: Supervisor, reread: Callable[[], Settings]) -> None:
+    supervisor.reloading()
+    try:
+        depot.reload(reread())
+    except (IbpfsError, OSError) as error:
+        log.error("the settings stay as they were: %s", error)
+    else:
+        log.info("settings read again")
+    supervisor.ready(f"serves {depot.address}")

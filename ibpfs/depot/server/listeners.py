@@ -29,9 +29,9 @@ class Listener:
         return self.place is not None and self.place[0] in ("0.0.0.0", "::", "")
 
 
-def listen_tcp(host: str, port: int, store: Path) -> Listener:
+def listen_tcp(host: str, port: int, store: Path | None = None) -> Listener:
     """Port 0: the port of the last start if it is free, else one of the system's choice; recorded in the store."""
-    if port:
+    if port or store is None:
         return _bind_tcp(host, port)
     recorded = _recorded_port(store)
     try:
@@ -86,6 +86,22 @@ def _bind_unix(sock: socket.socket, path: Path) -> None:
             os.close(directory)
     finally:
         os.umask(mask)
+
+
+def inherit(descriptor: int) -> Listener:
+    """A socket that the service manager listens on."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise CannotListen(f"descriptor {descriptor} was passed on, and is no socket: {_reason(error)}") from None
+    listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if sock.type != socket.SOCK_STREAM or not listening:
+        sock.close()
+        raise CannotListen(f"descriptor {descriptor} was passed on, and is no listening stream socket")
+    if sock.family == socket.AF_UNIX:
+        return Listener(sock, None)
+    host, port = sock.getsockname()[:2]
+    return Listener(sock, (host, port))
 
 
 def _recorded_port(store: Path) -> int:

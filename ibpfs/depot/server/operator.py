@@ -1,4 +1,4 @@
-"""What the operator of a depot may do with ended leases, in a running depot or in one that stands still.
+"""What the operator of a depot may ask and do, in a running depot or in one that stands still.
 
 A running depot listens on a socket in its store, for its own user alone: a line of JSON in, a line of JSON out.
 """
@@ -14,7 +14,9 @@ from typing import Any
 
 import trio
 
+from ibpfs.depot.server import stat
 from ibpfs.depot.server.allocation import PERMANENT, Allocation
+from ibpfs.depot.server.counters import Counters
 from ibpfs.depot.server.resources import Resources
 from ibpfs.depot.server.store import AllocationStore
 from ibpfs.depot.server.syncing import SyncThreads, Unsynced
@@ -73,8 +75,10 @@ def undelete(resources: Resources, name: str, seconds: float | None, unsynced: U
 
 
 def answer(resources: Resources, request: dict[str, Any], unsynced: Unsynced) -> dict[str, Any]:
-    """`{"do": "ended"}` or `{"do": "undelete", "name": ..., "seconds": ...}`."""
+    """`{"do": "stat"}`, `{"do": "ended"}` or `{"do": "undelete", "name": ..., "seconds": ...}`."""
     try:
+        if request.get("do") == "stat":
+            return {"stat": stat.standing(resources)}
         if request.get("do") == "ended":
             return {"ended": ended(resources)}
         if request.get("do") == "undelete":
@@ -86,19 +90,23 @@ def answer(resources: Resources, request: dict[str, Any], unsynced: Unsynced) ->
     return {"error": "not understood"}
 
 
-async def serve(resources: Resources, syncs: SyncThreads, listener: socket.socket) -> None:
+async def serve(
+    resources: Resources, syncs: SyncThreads, listener: socket.socket, counters: Counters
+) -> None:
     """One question a connection, until cancelled."""
     sock = trio.socket.from_stdlib_socket(listener)
     while True:
         accepted, _ = await sock.accept()
         with accepted, trio.move_on_after(_PATIENCE):
             try:
-                await _serve_one(resources, syncs, accepted)
+                await _serve_one(resources, syncs, accepted, counters)
             except OSError as error:
                 log.warning("an operator's question failed: %s", error)
 
 
-async def _serve_one(resources: Resources, syncs: SyncThreads, sock: trio.socket.SocketType) -> None:
+async def _serve_one(
+    resources: Resources, syncs: SyncThreads, sock: trio.socket.SocketType, counters: Counters
+) -> None:
     line = b""
     while not line.endswith(b"\n") and len(line) < _MAX_LINE:
         piece = await sock.recv(_MAX_LINE)
@@ -107,7 +115,10 @@ async def _serve_one(resources: Resources, syncs: SyncThreads, sock: trio.socket
         line += piece
     unsynced = Unsynced()
     try:
-        said = answer(resources, json.loads(line), unsynced)
+        request = json.loads(line)
+        said = answer(resources, request, unsynced)
+        if "stat" in said:
+            said["stat"] = stat.running(resources, counters, syncs.durations)
     except ValueError:
         said = {"error": "not understood"}
     if unsynced:

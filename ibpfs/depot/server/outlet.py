@@ -20,7 +20,7 @@ from ibpfs.depot.wire.protocol import AllocationKind
 INLINE = 64 * 1024  # below it, copying into memory beats sendfile's extra system calls
 BATCH = 256 * 1024
 _PIECE = 256 * 1024
-_MEMORY = 1 << 20
+_MEMORY = 64 * 1024
 
 
 class Source:
@@ -44,7 +44,7 @@ class Source:
     async def pour(self, peer: Peer, limit: float, checksum: Checksum | None = None) -> None:
         """To a socket, with digests between the bytes if `checksum` says so."""
         if checksum is not None:
-            await self._pour_framed(peer, limit, Framer(checksum))
+            await self._pour_framed(peer, limit, checksum)
             return
         waiting = bytearray()
         for offset, length in self.spans:
@@ -58,8 +58,11 @@ class Source:
         if waiting:
             await peer.send(waiting, limit)
 
-    async def _pour_framed(self, peer: Peer, limit: float, framer: Framer) -> None:
-        for piece in self.pieces():
+    async def _pour_framed(self, peer: Peer, limit: float, checksum: Checksum) -> None:
+        framer = Framer(checksum)
+        # With its digests a piece is no longer than without: blocks of one byte must not cost memory and time.
+        share = checksum.block_size / (checksum.block_size + 2 * checksum.digest_size)
+        for piece in self.pieces(max(1, int(_PIECE * share))):
             await peer.send(framer.feed(piece), limit)
         await peer.send(framer.finish(), limit)
 

@@ -1,4 +1,5 @@
-"""The socket of one session, with every wait bounded. The only code of the server that reads or writes one."""
+"""The socket of one session, with every wait bounded, every byte counted. The only code of the server that reads or
+writes one."""
 
 import math
 import os
@@ -6,11 +7,14 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 import trio
 
 from ibpfs.depot.server.access import Ip, plain_ip
+from ibpfs.depot.server.counters import Traffic
+from ibpfs.depot.server.pace import InFlight, Pace
 from ibpfs.depot.tls import HANDSHAKE_LIMIT, RECORD, TlsSocket, secured
 
 READ_SIZE = 64 * 1024
@@ -26,15 +30,34 @@ class PeerStuck(PeerGone):
     """It made no progress for too long."""
 
 
+class PeerGreedy(PeerGone):
+    """It takes what it asked for so slowly that too much of it waits in memory, with what waits for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """What is expected of all peers: `least` bytes a second, where they are waited for at all."""
+
+    least: float = 0.0
+    in_flight: InFlight = field(default_factory=lambda: InFlight(1 << 30))
+    traffic: Traffic = field(default_factory=Traffic)
+
+
 class Peer:
     """One socket. `limit` arguments are seconds without progress; None waits for ever. With `tls` the peer may
     begin with a TLS record, and is spoken to through TLS then."""
 
-    def __init__(self, sock: trio.socket.SocketType, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, sock: trio.socket.SocketType, tls: ssl.SSLContext | None = None, manners: Manners | None = None
+    ) -> None:
         self._sock: trio.socket.SocketType | TlsSocket = sock
         self._tls = tls
+        manners = manners or Manners()
+        self.pace = Pace(manners.least)
+        self.in_flight = manners.in_flight
+        self._traffic = manners.traffic
         self.local = sock.family == socket.AF_UNIX
-        self.origin = _origin(sock)  # None where the peer is a process of this machine
+        self.origin = origin_of(sock)  # None where the peer is a process of this machine
         if self.local:  # the default of 208 KiB halves the speed of loads
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         else:
@@ -44,19 +67,22 @@ class Peer:
         """b"" at the end of the stream."""
         if self._tls is not None:
             await self._meet(self._tls, limit)
-        with _bounded(limit):
-            return await self._sock.recv(READ_SIZE)
+        with self._bounded(limit):
+            data = await self._sock.recv(READ_SIZE)
+        self._came(len(data))
+        return data
 
     async def _meet(self, context: ssl.SSLContext, limit: float | None) -> None:
         sock = self._sock
         assert not isinstance(sock, TlsSocket)
-        with _bounded(limit):
+        with self._bounded(limit):
             first = await sock.recv(1, socket.MSG_PEEK)
         self._tls = None
         if first == RECORD:
             self._sock = secure = TlsSocket(sock, context, server_side=True)
+            self.pace.begin()
             try:
-                with _bounded(HANDSHAKE_LIMIT if limit is None else min(limit, HANDSHAKE_LIMIT)):
+                with self._bounded(HANDSHAKE_LIMIT if limit is None else min(limit, HANDSHAKE_LIMIT)):
                     await secure.handshake()
             except PeerStuck:  # there is no way to tell it anything
                 raise PeerGone("no TLS handshake in time") from None
@@ -64,24 +90,45 @@ class Peer:
     async def secure(self, name: str, limit: float) -> None:
         """To a depot: TLS with it from now on, whatever certificate it shows. Raises DepotUnreachable, OutOfSockets."""
         assert not isinstance(self._sock, TlsSocket)
-        with _bounded(limit):
+        with self._bounded(limit):
             self._sock = await secured(self._sock, name, None)
 
     async def receive_into(self, buffer: memoryview, limit: float | None) -> int:
-        """At least one byte."""
-        with _bounded(limit):
-            if received := await self._sock.recv_into(buffer):
-                return received
-        raise PeerGone("closed in the middle of the data")
+        """At least one byte. No other task runs between their arrival in `buffer` and the return."""
+        if isinstance(self._sock, TlsSocket):
+            with self._bounded(limit):
+                received = await self._sock.recv_into(buffer)
+        else:
+            received = await self._read_into(buffer, limit)
+        if not received:
+            raise PeerGone("closed in the middle of the data")
+        self._came(received)
+        return received
+
+    async def _read_into(self, buffer: memoryview, limit: float | None) -> int:
+        fd = self._sock.fileno()
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return os.readv(fd, [buffer])
+            except BlockingIOError:
+                with self._bounded(limit):
+                    await trio.lowlevel.wait_readable(fd)
+            except OSError as error:
+                raise PeerGone(str(error)) from None
 
     async def send(self, data: bytes | bytearray, limit: float | None, *, more: bool = False) -> None:
         """`more`: data follow at once, do not send a small segment for this."""
         flags = socket.MSG_MORE if more and not self.local else 0
-        with memoryview(data) as rest:
+        with memoryview(data) as rest, self.in_flight.holding(len(data)) as fits:
+            if not fits:
+                raise PeerGreedy("too much waits to be sent")
             sent = 0
             while sent < len(rest):
-                with _bounded(limit):
-                    sent += await self._sock.send(rest[sent:], flags)
+                with self._bounded(limit):
+                    count = await self._sock.send(rest[sent:], flags)
+                self._went(count)
+                sent += count
 
     async def send_file(self, fd: int, offset: int, length: int, limit: float | None) -> None:
         """From the page cache to the socket without passing through Python, but for TLS."""
@@ -92,11 +139,12 @@ class Peer:
         while offset < end:
             sent = self._try_sendfile(fd, offset, min(SENDFILE_SIZE, end - offset))
             if sent is None:
-                with _bounded(limit):
+                with self._bounded(limit):
                     await trio.lowlevel.wait_writable(self._sock.fileno())
                 continue
             if sent == 0:
                 raise PeerGone("the file is shorter than its header says")
+            self._went(sent)
             offset += sent
             await trio.lowlevel.checkpoint()
 
@@ -105,10 +153,11 @@ class Peer:
     ) -> None:
         end = offset + length
         while offset < end:
-            with _bounded(limit):
+            with self._bounded(limit):
                 sent = await sock.send_file(fd, offset, end - offset)
             if not sent:
                 raise PeerGone("the file is shorter than its header says")
+            self._went(sent)
             offset += sent
 
     def _try_sendfile(self, fd: int, offset: int, count: int) -> int | None:
@@ -132,23 +181,34 @@ class Peer:
     def close(self) -> None:
         self._sock.close()
 
+    def _came(self, count: int) -> None:
+        self._traffic.received += count
+        self.pace.moved(count)
 
-def _origin(sock: trio.socket.SocketType) -> Ip | None:
+    def _went(self, count: int) -> None:
+        self._traffic.sent += count
+        self.pace.moved(count)
+
+    @contextmanager
+    def _bounded(self, limit: float | None) -> Iterator[None]:
+        """The one place where a deadline that passed and a socket error become ours."""
+        began = trio.current_time()
+        try:
+            with trio.fail_after(math.inf if limit is None else self.pace.patience(limit)):
+                yield
+        except trio.TooSlowError:
+            raise PeerStuck("too slow") from None
+        except OSError as error:
+            raise PeerGone(str(error)) from None
+        finally:
+            self.pace.waited(trio.current_time() - began)
+
+
+def origin_of(sock: trio.socket.SocketType) -> Ip | None:
+    """None for a process of this machine, over the Unix socket."""
     if sock.family == socket.AF_UNIX:
         return None
     try:
         return plain_ip(str(sock.getpeername()[0]))
     except OSError:  # gone already
         return IPv4Address(0)
-
-
-@contextmanager
-def _bounded(limit: float | None) -> Iterator[None]:
-    """The one place where a deadline that passed and a socket error become ours."""
-    try:
-        with trio.fail_after(math.inf if limit is None else limit):
-            yield
-    except trio.TooSlowError:
-        raise PeerStuck("no progress") from None
-    except OSError as error:
-        raise PeerGone(str(error)) from None

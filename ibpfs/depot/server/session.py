@@ -2,12 +2,15 @@
 
 import hmac
 import logging
+import re
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 
 from ibpfs.depot.server import copies, transfers
 from ibpfs.depot.server.conversation import Conversation
 from ibpfs.depot.server.copies import CopyRefused
+from ibpfs.depot.server.counters import LOST, OK
 from ibpfs.depot.server.peer import Peer, PeerGone
 from ibpfs.depot.server.shared import Shared
 from ibpfs.depot.wire import events as ev
@@ -25,7 +28,7 @@ class Session:
         self, peer: Peer, shared: Shared, place: tuple[str, int], *, idle_limit: float | None
     ) -> None:
         self._talk = Conversation(peer, shared, place, idle_limit=idle_limit)
-        self._access = shared.access
+        self._shared = shared
 
     async def serve(self) -> None:
         """Until the peer closes, gets stuck, or does something after which it cannot be understood."""
@@ -36,7 +39,7 @@ class Session:
         except OSError as error:  # of a sync, mostly: what may not be durable must not be acknowledged
             log.error("disk error, connection dropped: %s", error)
         finally:
-            self._talk.desk.unsynced.close()
+            self._talk.end()
 
     async def _serve(self) -> None:
         talk = self._talk
@@ -51,14 +54,26 @@ class Session:
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
+        self._talk.peer.pace.begin()
         self._talk.reply(ev.Goodbye())
         await self._talk.flush()
         await self._talk.peer.linger(LINGER)
 
     async def _answer(self, request: ev.Request) -> None:
+        talk, result = self._talk, LOST
+        talk.refused = None
+        talk.peer.pace.begin()
+        try:
+            await self._try(request)
+            result = OK if talk.refused is None else result_name(talk.refused)
+        finally:
+            self._shared.counters.commands[_name(request), result] += 1
+        await talk.flush_if_much()
+
+    async def _try(self, request: ev.Request) -> None:
         talk = self._talk
         try:
-            if not self._access.permits(request, talk.peer.origin):
+            if not self._shared.access.permits(request, talk.peer.origin):
                 raise error_for(ErrorCode.INV_IP_ADDR)
             if (answer := _ANSWERS.get(type(request))) is not None:
                 await answer(talk, request)
@@ -68,7 +83,24 @@ class Session:
             talk.reply(ev.Failed(refusal.code, refusal.length))
         except DepotError as refusal:
             talk.reply(ev.Failed(refusal.code))
-        await talk.flush_if_much()
+
+
+def _name(request: ev.Request) -> str:
+    return command_name(type(request).__name__)
+
+
+@cache
+def command_name(event: str) -> str:
+    """`StatusInquire` is status_inquire."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", event).lower()
+
+
+@cache
+def result_name(code: int) -> str:
+    try:
+        return ErrorCode(code).name.lower()
+    except ValueError:  # another depot's, passed on
+        return "other"
 
 
 async def _change_limits(talk: Conversation, request: ev.StatusChange) -> None:

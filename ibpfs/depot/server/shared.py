@@ -1,15 +1,22 @@
 """What all sessions of a depot have in common, and the turns they take at one allocation."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from weakref import WeakValueDictionary
 
 import trio
 
 from ibpfs.depot.server.access import Access
 from ibpfs.depot.server.allocation import Allocation
+from ibpfs.depot.server.counters import Counters
 from ibpfs.depot.server.courier import Courier
+from ibpfs.depot.server.door import Door
+from ibpfs.depot.server.pace import InFlight
+from ibpfs.depot.server.peer import Manners
 from ibpfs.depot.server.resources import Resources
+from ibpfs.depot.server.settings import Settings
 from ibpfs.depot.server.syncing import SyncThreads
+
+RECEIVE_BUFFER = 256 * 1024
 
 
 class Gate:
@@ -31,17 +38,40 @@ class Gate:
 
 @dataclass(slots=True)
 class Shared:
-    """`progress_limit`: seconds, where a command names none. `password`: of STATUS CHANGE, None refuses it.
-    `places`: HOST, PORT pairs under which this depot is reached."""
+    """What follows from the settings changes with them, see `adopt`. `places`: HOST, PORT pairs under which this depot
+    is reached. `buffer`: for bytes on their way from a socket to a file, never held while anything is waited for."""
 
     resources: Resources
     syncs: SyncThreads
-    progress_limit: float
-    access: Access = field(default_factory=Access)
+    settings: InitVar[Settings]
     courier: Courier = field(default_factory=Courier)
-    password: str | None = None
     places: frozenset[tuple[str, int]] = frozenset()
+    counters: Counters = field(default_factory=Counters)
     gates: "WeakValueDictionary[bytes, Gate]" = field(default_factory=WeakValueDictionary)
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(RECEIVE_BUFFER)))
+    door: Door = field(init=False)
+    manners: Manners = field(init=False)
+    progress_limit: float = field(init=False)
+    longest_timeout: float = field(init=False)
+    max_line: int = field(init=False)
+    access: Access = field(init=False)
+    password: str | None = field(init=False, repr=False)
+
+    def __post_init__(self, settings: Settings) -> None:
+        self.door = Door(settings.max_connections, settings.max_connections_per_address)
+        self.manners = Manners(0, InFlight(settings.max_in_flight), self.counters.traffic)
+        self.adopt(settings)
+
+    def adopt(self, settings: Settings) -> None:
+        """Connections that are open keep their least speed and longest line."""
+        self.progress_limit = settings.idle_timeout
+        self.longest_timeout = settings.longest_timeout
+        self.max_line = settings.max_line
+        self.access = settings.access
+        self.password = settings.password
+        self.door.limit, self.door.per_address = settings.max_connections, settings.max_connections_per_address
+        self.manners.in_flight.limit = settings.max_in_flight
+        self.manners = replace(self.manners, least=settings.min_rate)
 
     def gate(self, allocation: Allocation) -> Gate:
         return self.gates.setdefault(allocation.id, Gate())

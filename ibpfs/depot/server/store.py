@@ -71,6 +71,7 @@ class AllocationStore:
     ) -> None:
         self.rid = rid
         self.deleted: Callable[[Allocation], None] = lambda _: None  # told of each allocation that goes
+        self.allocated_ever = self.ended = self.revoked = 0  # since the start
         self.rules = rules
         self.now = clock
         self.table = AllocationTable()
@@ -81,7 +82,7 @@ class AllocationStore:
         for allocation in scan(self.root):
             self.table.add(allocation)
         self._delete_orphans()
-        self.capacity = self._default_capacity() if capacity is None else capacity
+        self.set_capacity(capacity)
         log.info("store opened allocations=%d capacity=%d", len(self.table), self.capacity)
 
     # --- space --------------------------------------------------------------------------------------------
@@ -95,8 +96,8 @@ class AllocationStore:
         disk = os.statvfs(self.root)
         return disk.f_bavail * disk.f_frsize
 
-    def _default_capacity(self) -> int:
-        return int(DEFAULT_SHARE * (self._disk_free() + self.table.stored))
+    def set_capacity(self, capacity: int | None) -> None:
+        self.capacity = int(DEFAULT_SHARE * (self._disk_free() + self.table.stored)) if capacity is None else capacity
 
     def require_room(self, size: int, *, stable: bool) -> None:
         """A stable allocation may take the room of volatile ones."""
@@ -111,7 +112,8 @@ class AllocationStore:
             raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
         for allocation in plan:
             self.delete(allocation, Unsynced())
-        log.info("volatile allocations revoked count=%d for=%d bytes", len(plan), size)
+        self.revoked += len(plan)
+        log.info("volatile allocations revoked count=%d for_bytes=%d", len(plan), size)
         if size > self.free():  # what they promised was never on the disk
             raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
 
@@ -159,6 +161,7 @@ class AllocationStore:
     def add(self, allocation: Allocation, unsynced: Unsynced) -> None:
         self._create(allocation, unsynced)
         self.table.add(allocation)
+        self.allocated_ever += 1
 
     def _create(self, allocation: Allocation, unsynced: Unsynced) -> None:
         path = self.path(allocation)
@@ -225,6 +228,7 @@ class AllocationStore:
         ended = [one for one in self.table.ended_before(now - self.grace) if not one.gone]
         for allocation in ended:
             self.delete(allocation, Unsynced())  # one that went with its parent is gone already
+        self.ended += len(ended)
         if ended:
             log.info("ended allocations deleted count=%d", len(ended))
         return len(ended)

@@ -6,13 +6,14 @@ _COMPACT_AT = 64 * 1024
 
 
 class LineTooLong(Exception):
-    """Internal to the codec: more than MAX_LINE bytes without an LF."""
+    """Internal to the codec: too many bytes without an LF."""
 
 
 class ReceiveBuffer:
     """Consuming never moves the rest: a pipelined batch of lines costs one pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_line: int = MAX_LINE) -> None:
+        self._max_line = max_line
         self._bytes = bytearray()
         self._start = 0
         self._searched = 0
@@ -27,7 +28,7 @@ class ReceiveBuffer:
     def next_line(self) -> bytes | None:
         """The next line without its LF."""
         end = self._bytes.find(b"\n", max(self._start, self._searched))
-        if (len(self._bytes) if end < 0 else end) - self._start > MAX_LINE:
+        if (len(self._bytes) if end < 0 else end) - self._start > self._max_line:
             raise LineTooLong
         if end < 0:
             self._searched = len(self._bytes)

@@ -30,10 +30,10 @@ class Role(Enum):
 class Connection:
     """`must_close`: after what was sent or received, this connection carries no further command."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, max_line: int = MAX_LINE) -> None:
         self.role = role
         self.must_close = False
-        self._buffer = ReceiveBuffer()
+        self._buffer = ReceiveBuffer(max_line)
         self._eof = False
         self._outstanding: deque[ev.Request] = deque()  # commands whose last reply is still owed
         self._ready_passed = False  # the first of these has had its Ready
@@ -55,6 +55,11 @@ class Connection:
     def outstanding(self) -> int:
         """Commands that still wait for their last reply."""
         return len(self._outstanding)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that have come and are not consumed."""
+        return len(self._buffer)
 
     @property
     def mid_line(self) -> bool:

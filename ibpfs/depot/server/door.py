@@ -1,0 +1,78 @@
+"""Who is let in: connections in all and per address, and who goes when the house is full. Knows no socket."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from ibpfs.depot.server.access import Ip
+
+SHORTEST_IDLE = 1.0  # seconds; who has just said something is not sent away
+
+
+class Door:
+    """`limit` in all, `per_address` None = `DEFAULT_PER_ADDRESS`, but any number for this machine itself.
+
+    Whoever uses the Unix socket (origin None) is always let in.
+    """
+
+    DEFAULT_PER_ADDRESS = 256
+
+    def __init__(self, limit: int, per_address: int | None) -> None:
+        self.limit = limit
+        self.per_address = per_address
+        self._inside: Counter[Ip] = Counter()
+        self._connections = 0
+        self._idle: OrderedDict[trio.CancelScope, float] = OrderedDict()
+
+    def refusal(self, origin: Ip | None) -> str | None:
+        """Why one more connection from there is too many, or None."""
+        if origin is None:
+            return None
+        if self._inside[origin] >= self._limit_for(origin):
+            return "address"
+        if self._connections >= self.limit and not self._make_room():
+            return "all"
+        return None
+
+    def _limit_for(self, origin: Ip) -> int:
+        if self.per_address is not None:
+            return self.per_address
+        return self.limit if origin.is_loopback else self.DEFAULT_PER_ADDRESS
+
+    def _make_room(self) -> bool:
+        """Sends the one away that has been idle longest."""
+        if not self._idle:
+            return False
+        scope, since = next(iter(self._idle.items()))
+        if trio.current_time() - since < SHORTEST_IDLE:
+            return False
+        del self._idle[scope]
+        scope.cancel()
+        return True
+
+    @contextmanager
+    def inside(self, origin: Ip | None) -> Iterator[None]:
+        if origin is None:
+            yield
+            return
+        self._inside[origin] += 1
+        self._connections += 1
+        try:
+            yield
+        finally:
+            self._connections -= 1
+            self._inside[origin] -= 1
+            if not self._inside[origin]:
+                del self._inside[origin]
+
+    @contextmanager
+    def idle(self) -> Iterator[trio.CancelScope]:
+        """Between two commands, when one's place may be needed: the scope is cancelled then."""
+        with trio.CancelScope() as scope:
+            self._idle[scope] = trio.current_time()
+            try:
+                yield scope
+            finally:
+                self._idle.pop(scope, None)
