@@ -88,6 +88,8 @@ class Operations(pyfuse3.Operations):
             if name in (b".", b".."):
                 raise
             return _nothing()
+        if name == b"." and not inode.nlink:
+            raise FUSEError(errno.ENOENT)  # a file handle of what was removed: stale, though the forget is under way
         return self._handed_out(inode)
 
     @swallowed

@@ -144,12 +144,14 @@ async def test_an_unlinked_file_lives_while_the_kernel_knows_it(tmp_path: Path) 
     async with operations(tmp_path) as ops:
         opened, entry = await ops.create(ROOT, b"file", 0o600, os.O_RDWR, CTX)
         await ops.write(opened.fh, 0, b"text")
+        assert (await ops.lookup(entry.st_ino, b".", CTX)).st_ino == entry.st_ino
         await ops.unlink(ROOT, b"file", CTX)
+        await refused(errno.ENOENT, ops.lookup(entry.st_ino, b".", CTX))
         assert await ops.read(opened.fh, 0, 10) == b"text"
         await ops.release(opened.fh)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert (await ops.getattr(entry.st_ino, CTX)).st_nlink == 0
-        await ops.forget([(entry.st_ino, 1)])
+        await ops.forget([(entry.st_ino, 2)])
         await trio.testing.wait_all_tasks_blocked(0.01)
         await refused(errno.ENOENT, ops.getattr(entry.st_ino, CTX))
 
