@@ -30,16 +30,17 @@ class Door:
         """Why one more connection from there is too many, or None."""
         if origin is None:
             return None
-        if self._inside[origin] >= self._limit_for(origin):
+        limit = self._limit_for(origin)
+        if limit is not None and self._inside[origin] >= limit:
             return "address"
         if self._connections >= self.limit and not self._make_room():
             return "all"
         return None
 
-    def _limit_for(self, origin: Ip) -> int:
+    def _limit_for(self, origin: Ip) -> int | None:
         if self.per_address is not None:
             return self.per_address
-        return self.limit if origin.is_loopback else self.DEFAULT_PER_ADDRESS
+        return None if origin.is_loopback else self.DEFAULT_PER_ADDRESS
 
     def _make_room(self) -> bool:
         """Sends the one away that has been idle longest."""

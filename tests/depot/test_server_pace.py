@@ -1,0 +1,94 @@
+"""How slow peers may be, what they may hold, and who is let in."""
+
+from ipaddress import ip_address
+
+import trio
+
+from ibpfs.depot.server.door import SHORTEST_IDLE, Door
+from ibpfs.depot.server.pace import ALWAYS, InFlight, Pace
+
+HERE, THERE, ELSEWHERE = ip_address("127.0.0.1"), ip_address("192.0.2.1"), ip_address("192.0.2.2")
+
+
+def test_who_trickles_runs_out_of_patience() -> None:
+    pace = Pace(100)
+    for _ in range(9):
+        pace.waited(1)
+        pace.moved(1)
+    assert 0.9 < pace.patience(10) < 1.1
+    pace.waited(2)
+    assert pace.patience(10) == 0
+    pace.begin()
+    assert pace.patience(10) == 10
+
+
+def test_who_is_fast_enough_is_waited_for_without_end() -> None:
+    pace = Pace(100)
+    for _ in range(1000):
+        pace.waited(9.9)
+        pace.moved(1000)
+        assert 0 < pace.patience(10) <= 10
+
+
+def test_no_least_rate() -> None:
+    pace = Pace(0)
+    pace.waited(1e6)
+    assert pace.patience(10) == 10
+
+
+def test_who_holds_little_is_never_the_one_to_go() -> None:
+    held = InFlight(3 * ALWAYS)
+    assert held.change(0, 3 * ALWAYS)
+    assert held.change(0, ALWAYS)
+    assert not held.change(0, ALWAYS + 1)
+    with held.holding(ALWAYS) as fits:
+        assert fits
+    assert held.held == 5 * ALWAYS + 1
+
+
+def test_connections_are_counted_per_address_and_in_all() -> None:
+    door = Door(3, 2)
+    with door.inside(THERE), door.inside(THERE):
+        assert door.refusal(THERE) == "address"
+        assert door.refusal(ELSEWHERE) is None
+        with door.inside(ELSEWHERE):
+            assert door.refusal(HERE) == "all"
+            assert door.refusal(None) is None
+        assert door.refusal(HERE) is None
+    assert door.refusal(THERE) is None
+
+
+def test_this_machine_may_have_all_connections() -> None:
+    door = Door(1000, None)
+    for origin, most in ((HERE, 1000), (THERE, Door.DEFAULT_PER_ADDRESS)):
+        guests = [door.inside(origin) for _ in range(most)]
+        for guest in guests[:-1]:
+            guest.__enter__()
+        assert door.refusal(origin) is None
+        guests[-1].__enter__()
+        assert door.refusal(origin) is not None
+        for guest in guests:
+            guest.__exit__(None, None, None)
+
+
+async def test_in_a_full_house_the_idlest_goes(autojump_clock: trio.testing.MockClock) -> None:
+    door, went = Door(2, None), []
+
+    async def idle(name: str, seconds: float) -> None:
+        await trio.sleep(seconds)
+        with door.inside(HERE), door.idle() as scope:
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+        went.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(idle, "second", 0.2)
+        nursery.start_soon(idle, "first", 0.1)
+        await trio.sleep(0.3)
+        assert door.refusal(HERE) == "all"
+        await trio.sleep(SHORTEST_IDLE)
+        assert door.refusal(THERE) is None
+        await trio.testing.wait_all_tasks_blocked()
+        assert went == ["first"]
+        with door.inside(THERE):
+            assert door.refusal(THERE) is None
