@@ -101,8 +101,13 @@ def error_of(function: Callable[..., object], *arguments: Any, **more: Any) -> s
     try:
         function(*arguments, **more)
     except OSError as error:
-        return errno.errorcode[error.errno or 0]
+        return name_of(error)
     return ""
+
+
+def name_of(error: OSError) -> str:
+    # Two names of one number; POSIX allows that, Linux has it.
+    return "EOPNOTSUPP" if error.errno == errno.EOPNOTSUPP else errno.errorcode[error.errno or 0]
 
 
 def become(uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
@@ -119,7 +124,7 @@ def as_user(uid: int, function: Callable[[], object], gid: int | None = None, gr
         try:
             return function()
         except OSError as error:
-            return errno.errorcode[error.errno or 0]
+            return name_of(error)
 
     return in_child(call)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .calls import EXCHANGE, NOREPLACE, error_of, opened, renameat2
+from .calls import EXCHANGE, NOREPLACE, error_of, in_child, opened, renameat2
 
 pytestmark = pytest.mark.mounted
 
@@ -165,8 +165,6 @@ def test_the_longest_names_change_places(place: Path) -> None:
 
 def test_many_at_once_lose_nothing(place: Path) -> None:
     """Processes move files back and forth between two directories; each file is always in one of them."""
-    from .calls import in_child
-
     for name in ("a", "b"):
         (place / name).mkdir()
     for number in range(20):

@@ -1,11 +1,12 @@
 """Extended attributes: names, sizes, flags, namespaces, types of files."""
 
+import ctypes
 import os
 from pathlib import Path
 
 import pytest
 
-from .calls import as_user, error_of, opened
+from .calls import as_user, checked, error_of, libc, opened
 
 pytestmark = pytest.mark.mounted
 
@@ -51,10 +52,6 @@ def test_through_descriptors_and_links(place: Path) -> None:
 
 
 def test_the_size_is_told_before_the_value(place: Path) -> None:
-    import ctypes
-
-    from .calls import checked, libc
-
     (place / "f").touch()
     os.setxattr(place / "f", "user.a", b"x" * 1000)
     path = os.fsencode(place / "f")
