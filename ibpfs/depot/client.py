@@ -22,6 +22,7 @@ from ibpfs.depot.wire import (
     Checksum,
     DepotUnreachable,
     ErrorCode,
+    NotOffered,
     OutOfSockets,
     Reliability,
     error_for,
@@ -176,8 +177,13 @@ class DepotClient(ProtocolCommands):
         await self._call(command, ev.Done)
 
     async def truncate(self, key: Key, size: int) -> None:
-        """Sets the maximum size, too."""
-        await self._call(ev.Truncate(key, size), ev.Done)
+        """Sets the maximum size, too. The oldest depots can do it only where no bytes are cut off."""
+        try:
+            await self._call(ev.Truncate(key, size), ev.Done)
+        except NotOffered:
+            if (await self.probe(key)).size > size:
+                raise
+            await self.change(key, max_size=size)
 
     # --- the depot ---
 

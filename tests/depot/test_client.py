@@ -23,6 +23,7 @@ from ibpfs.depot.wire import (
     DepotUnreachable,
     LeaseTooLong,
     NoRoom,
+    NotOffered,
     OutOfSockets,
     Reliability,
 )
@@ -412,16 +413,33 @@ async def test_nothing_is_sent_only_once_on_a_connection_that_may_be_closing(dep
         assert await client.store(K, [b"abc"]) == 3
 
 
+OLD = (hangs_up(INQUIRE, b""), hangs_up(b"0 4 1 ibp 0\n", b"500 100 500 100 864000 1.3.1  \n\0"))
+
+
 async def test_an_old_depot_has_waited_in_vain_behind_the_last_byte(depot: StartDepot) -> None:
-    scripts = [
-        hangs_up(INQUIRE, b""),
-        hangs_up(b"0 4 1 ibp 0\n", b"500 100 500 100 864000 1.3.1  \n\0"),
-        hangs_up(b"0 8 %b 10 1 0\n" % L, b" -46 \n"),
-    ]
-    async with depot(*scripts) as client:
+    async with depot(*OLD, hangs_up(b"0 8 %b 10 1 0\n" % L, b" -46 \n")) as client:
         await client.status()
         with pytest.raises(ShortLoad):
             await client.load(K, 10, 1)
+
+
+TRUNCATE = b"1 9 %b 45 204 0\n" % L
+
+
+async def test_an_old_depot_gives_back_the_room_behind_the_last_byte(depot: StartDepot) -> None:
+    change = b"0 9 %b 43 3 204 583 2 0\n" % L
+    scripts = [*OLD, hangs_up(TRUNCATE, b""), *[hangs_up(PROBE, PROBED)] * 2, hangs_up(change, b"1 \n")]
+    async with depot(*scripts) as client:
+        await client.status()
+        await client.truncate(K, 204)
+
+
+async def test_an_old_depot_cuts_no_bytes_off(depot: StartDepot) -> None:
+    longer = PROBED.replace(b"204", b"205")
+    async with depot(*OLD, hangs_up(TRUNCATE, b""), hangs_up(PROBE, longer)) as client:
+        await client.status()
+        with pytest.raises(NotOffered):
+            await client.truncate(K, 204)
 
 
 async def test_a_cancelled_command_takes_its_connection_along(depot: StartDepot) -> None:
