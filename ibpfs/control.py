@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 Command = Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
 
-_LONGEST_REQUEST = 64 * 1024
+#: An exNode that is imported, with all its capabilities. Who asks is this user, or root.
+_LONGEST_REQUEST = 128 * 1024 * 1024
 _PROGRESS_EVERY = 0.1
 _ALIVE_EVERY = 2.0
 #: Seconds without a sign of life after which an owner is taken for stuck.
@@ -94,9 +95,9 @@ def _peer(stream: trio.SocketStream) -> int:
 
 
 async def _receive(stream: trio.SocketStream) -> dict[str, Any] | None:
-    line = b""
+    line = bytearray()
     while not line.endswith(b"\n") and len(line) < _LONGEST_REQUEST:
-        chunk = await stream.receive_some(4096)
+        chunk = await stream.receive_some(65536)
         if not chunk:
             break
         line += chunk
@@ -155,7 +156,7 @@ async def _watch_end(stream: trio.SocketStream, scope: trio.CancelScope) -> None
 
 
 async def _send(stream: trio.SocketStream, message: Mapping[str, Any]) -> None:
-    with trio.CancelScope(shield=True), trio.move_on_after(5.0):  # half a line would be worse than a late one
+    with trio.CancelScope(shield=True), trio.move_on_after(20.0):  # half a line would be worse than a late one
         await stream.send_all(json.dumps(message).encode() + b"\n")
 
 

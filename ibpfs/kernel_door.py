@@ -109,6 +109,12 @@ class KernelDoor:
         self._operations.read_only = "ro" in entry.options
         self._operations.noatime = "noatime" in entry.options
 
+    async def forget(self, ino: int) -> None:
+        """Have the kernel ask again for what it knows of a file."""
+        async with self._invalidating:
+            if not self._closed:
+                await trio.to_thread.run_sync(_invalidate, [], [ino])
+
     async def drop_caches(self) -> None:
         """Have the kernel forget names, attributes and pages of this mount."""
         below = any(self.mountpoint in entry.mountpoint.parents for entry in kernel.mount_entries())

@@ -35,6 +35,7 @@ from ibpfs.depot.embedded import EmbeddedDepot, socket_of
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import VolumeKeys, open_slots
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.merging import Merging
@@ -109,6 +110,7 @@ async def _rooms(
     paths: VolumePaths, config: VolumeConfig, keys: VolumeKeys, db: Database, options: MountOptions
 ) -> AsyncIterator[tuple[Namespace, Parts]]:
     ledger = Ledger(db, time.time)
+    ledger.remove_empty_depots()
     names = Namespace(db, time.time_ns, ledger.unmap)
     clean = CleanCache(*_cache_settings(paths, config, db, options))
     spool = Spool(paths.spool, keys, config.uuid)
@@ -117,7 +119,8 @@ async def _rooms(
         if embedded is not None and embedded.address:
             _note_address(depots, embedded.address)
         transfer = Transfer(db, ledger, depots)
-        reader = SliceReader(ledger.segment_length, transfer, keys, clean)
+        imports = Imports(db, ledger, keys, config.uuid)
+        reader = SliceReader(ledger.segment_length, transfer, imports, clean)
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
         sealer = _sealer(config, keys, db)
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer)
@@ -134,7 +137,7 @@ async def _rooms(
             nursery.start_soon(task)
         nursery.start_soon(_watch_suspends, depots)
         try:
-            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor)
+            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports)
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()
@@ -236,6 +239,7 @@ async def serve(
         services = volume.services
         door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe)
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
+        services.exchange.forget_kernel = door.forget
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             volume.ownership.tell(MOUNTED, mountpoint)
             services.mountpoint = mountpoint
@@ -244,6 +248,7 @@ async def serve(
             finally:
                 volume.ownership.tell(DRAINING)
                 services.mountpoint = services.drop_kernel_caches = services.remounted = None
+                services.exchange.forget_kernel = None
             await _drain(volume, signals)
 
 

@@ -22,9 +22,11 @@ from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address
 from ibpfs.depot.pinning import fingerprint_of
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError
+from ibpfs.exchange import Exchange
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.description import describe, earliest_lease_end, summarize
+from ibpfs.exnode_store.imports import Imports, describe_imports
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
@@ -51,6 +53,7 @@ class Parts:
     files: FileCache
     warmer: Warmer
     compactor: Compactor
+    imports: Imports
 
 
 class Services:
@@ -61,6 +64,7 @@ class Services:
         self.mountpoint: Path | None = None
         self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
         self.remounted: Callable[[], None] | None = None
+        self.exchange = Exchange(parts.db, parts.ledger, parts.depots, parts.files, parts.imports)
 
     def commands(self) -> dict[str, Command]:
         return {
@@ -72,6 +76,7 @@ class Services:
             "depots": self._list_depots,
             "depots-add": self._add_depot,
             "remount": self._remount,
+            **self.exchange.commands(),
         }
 
     async def _status(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
@@ -106,12 +111,14 @@ class Services:
     def _attributes(self, ino: int) -> dict[str, Any]:
         inode = self._parts.files.inode(ino)
         dirty = self._parts.flusher.files.get(ino)
+        imported = describe_imports(self._parts.db, ino)
         return {
             "inode": ino,
             "size": inode.size,
             "allocated": inode.allocated,
             "dirty_bytes": dirty.dirty if dirty else 0,
             "policy": inode.policy,
+            **({} if imported is None else {"imported": imported}),
         }
 
     async def _flush(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import trio
 
 from ibpfs.config import parse_duration
 from ibpfs.depot.address import Address
-from ibpfs.errors import UsageError
+from ibpfs.errors import DataError, UsageError
 from ibpfs.exnode_store.documents.exnode import MAX_DOCUMENT, BadDocument, ExNode
 from ibpfs.exnode_store.documents.notation import Notation, notation_of, read, recognise, write
 from ibpfs.exnode_store.lors.depot_lists import ListedDepot, order, parse_labels, parse_list
@@ -54,8 +54,9 @@ class naming:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, BadDocument):
-            raise BadDocument(f"{self._path}: {error}") from None
+        for kind in (BadDocument, UsageError, DataError):
+            if isinstance(error, kind):
+                raise kind(f"{self._path}: {error}") from None
 
 
 def save(path: Path, exnode: ExNode, notation: Notation, *, overwrite: bool) -> None:

@@ -1,5 +1,7 @@
-"""ibpfs export: a file of a mounted volume as an exNode that LoRS and libdlt can read."""
+"""ibpfs export: a file of a mounted volume as an exNode."""
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,17 @@ import click
 
 from ibpfs.config import VolumePaths, format_size, load_config, parse_size
 from ibpfs.depot.address import Address
-from ibpfs.errors import UsageError, VolumeError
+from ibpfs.errors import UsageError
+from ibpfs.exnode_store.documents.exnode import ExNode
 from ibpfs.exnode_store.documents.notation import Notation, notation_of
+from ibpfs.exnode_store.lors.exporting import described, sealed_exnode, uncovered, windows
 from ibpfs.exnode_store.lors.outputs import refuse_existing
+from ibpfs.exnode_store.lors.plans import Range
 from ibpfs.exnode_store.lors.storing import Wishes, upload
-from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask
 from ibpfs_tools.commands import command
-from ibpfs_tools.exnodes import Pace, Places, depot_options, note, pace_options, run, save
+from ibpfs_tools.exnodes import Pace, Places, depot_options, naming, note, pace_options, run, save
+from ibpfs_tools.mounts import volume_holding
 from ibpfs_tools.unlocking import Secrets
 from ibpfs_tools.upload import lease_of
 
@@ -24,21 +29,26 @@ from ibpfs_tools.upload import lease_of
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="EXNODE",
               help="Where the exNode goes: XML for .xnd, JSON for .json.  [default: FILE's name and .xnd, here]")
 @click.option("--force", is_flag=True, help="Also over an exNode that exists.")
-@click.option("--decrypt", is_flag=True, help="Of a sealed volume: store a copy in clear.")
+@click.option("--with-keys", is_flag=True,
+              help="Of a sealed file: with the keys of its slices, so that whoever has the exNode can read this file.")
+@click.option("--decrypt", is_flag=True, help="Of a sealed file: store a copy in clear, for LoRS and libdlt.")
+@click.option("--copy", is_flag=True, help="Of a file in clear: store a copy, which stays as it is when FILE changes.")
 @click.option("--all-rights", is_flag=True,
-              help="With write and manage capabilities, to renew and delete the copy.  [default: read only]")
+              help="Of a copy: with write and manage capabilities, to renew and delete it.  [default: read only]")
 @click.option("-c", "--copies", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
-              help="On so many depots each byte.")
+              help="Of what is copied: on so many depots each byte.")
 @click.option("-b", "--block-size", default="4M", show_default=True, metavar="SIZE", help="Bytes of one allocation.")
 @click.option("-d", "--duration", default="30d", show_default=True, metavar="DURATION",
-              help="Lease the copy for so long, or as long as a depot does.")
+              help="For so long, or as long as a depot leases.")
 @depot_options
 @pace_options
 def export(
     file: Path,
     output: Path | None,
     force: bool,
+    with_keys: bool,
     decrypt: bool,
+    copy: bool,
     all_rights: bool,
     copies: int,
     block_size: str,
@@ -46,41 +56,89 @@ def export(
     places: Places,
     pace: Pace,
 ) -> None:
-    """Write an exNode for FILE, which is on a mounted volume, that LoRS, libdlt and 'ibpfs download' can read.
+    """Write an exNode for FILE, which is on a mounted volume.
 
-    The exNode names a copy of its own, in clear: one allocation per extent, beginning at byte 0, on the volume's depots
-    unless others are given. So it shows nothing of the volume's other files, stays as it is when FILE changes, and
-    ends with its leases. A file of a sealed volume is copied only with --decrypt.
+    Of a volume in clear (mkfs.ibpfs --plain), LoRS, libdlt and ibpfs can read it: it names windows on the volume's own
+    allocations, which depots close when FILE's bytes are deleted or moved, and copies where a depot has no windows.
+    Of a sealed volume, ibpfs alone can read it, on a volume with the keys, unless --with-keys puts them in or --decrypt
+    stores a copy in clear. Windows and copies can only be read, and end by themselves.
     """  # fmt: skip
-    paths = _volume_of(file)
-    if not (decrypt or load_config(paths).plain):
-        raise UsageError(f"{file}: is sealed; --decrypt stores a copy that everybody with the exNode can read")
+    paths = volume_holding(file)
     target = output or Path(f"{file.name}.xnd")
     refuse_existing(target, force)
-    addresses = places.addresses or depots_of(ask(paths, "depots", Secrets()))
     block = parse_size(block_size)
     if block < 1:
         raise UsageError("a block has at least one byte")
     wishes = Wishes(copies=copies, block=block, lease=lease_of(duration), streams=pace.streams)
-    exnode = run(
-        lambda depots, advance: upload(file, depots, addresses, wishes, advance),
-        f"exporting {file.name}",
-        pace,
-        addresses,
-    )
+    made = _Export(file, paths, wishes, places.addresses, pace)
+    plain = load_config(paths).plain
+    if decrypt or ((copy or all_rights) and plain):
+        exnode = made.copied()
+    elif plain:
+        exnode = made.clear()
+    elif copy or all_rights:
+        raise UsageError(f"{file}: is sealed; --decrypt stores a copy that everybody with the exNode can read")
+    else:
+        exnode = made.sealed(keys=with_keys)
     given = exnode if all_rights else exnode.read_only()
     save(target, given, notation_of(target) or Notation.XML, overwrite=force)
-    note(f"{target}: {format_size(exnode.size)} in {len(exnode.mappings)} allocations, in clear", pace)
+    _tell(target, exnode, pace, keys=with_keys)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """The ways to make an exNode of a file."""
+
+    file: Path
+    paths: VolumePaths
+    wishes: Wishes
+    addresses: list[Address]
+    pace: Pace
+
+    def sealed(self, *, keys: bool) -> ExNode:
+        parts = self._parts(sealed=True, keys=keys)
+        return sealed_exnode(self.file.name, self.file.stat(), parts)
+
+    def clear(self) -> ExNode:
+        """Windows, and copies of the rest."""
+        status = self.file.stat()
+        with naming(self.file):
+            parts = self._parts(sealed=False, keys=False)
+            rest = uncovered(parts, status.st_size)
+        mappings = windows(parts, int(time.time()))
+        if rest:
+            mappings += self._upload(rest).mappings
+        return described(self.file.name, status, mappings)
+
+    def copied(self) -> ExNode:
+        return self._upload(None)
+
+    def _parts(self, *, sealed: bool, keys: bool) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = ask(
+            self.paths, "export", Secrets(), title=f"exporting {self.file.name}", quiet=self.pace.quiet,
+            ino=self.file.stat().st_ino, sealed=sealed, keys=keys, seconds=self.wishes.lease,
+        )  # fmt: skip
+        return found
+
+    def _upload(self, ranges: list[Range] | None) -> ExNode:
+        addresses = self.addresses or depots_of(ask(self.paths, "depots", Secrets()))
+        return run(
+            lambda depots, advance: upload(self.file, depots, addresses, self.wishes, advance, ranges),
+            f"copying {self.file.name}",
+            self.pace,
+            addresses,
+        )
+
+
+def _tell(target: Path, exnode: ExNode, pace: Pace, *, keys: bool) -> None:
+    sealed = any(one.conditioned for one in exnode.mappings)
+    note(f"{target}: {format_size(exnode.size)} in {len(exnode.mappings)} allocations, "
+         f"{'sealed' if sealed else 'in clear'}", pace)  # fmt: skip
+    if sealed:
+        who = "whoever has it can read the file" if keys else "and only on a volume that has its keys (or --with-keys)"
+        note(f"{target}: is for ibpfs alone, LoRS and libdlt cannot read it; {who}", pace)
     if any(Address.of(one.capability).is_local for one in exnode.mappings if one.capability):
         note(f"{target}: names a depot of this computer, which others cannot reach; --depot names another", pace)
-
-
-def _volume_of(file: Path) -> VolumePaths:
-    place = mounts.absolute(str(file))
-    entry = mounts.mount_holding(place) or mounts.mount_holding(place.resolve())
-    if entry is None:
-        raise VolumeError(f"{file}: is not on a mounted volume of ibpfs; ibpfs upload takes any file")
-    return VolumePaths(Path(entry.source))
 
 
 def depots_of(rows: list[dict[str, Any]]) -> list[Address]:

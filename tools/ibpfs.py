@@ -13,6 +13,7 @@ from ibpfs_tools.drop_cache import drop_cache
 from ibpfs_tools.exnode import exnode
 from ibpfs_tools.export import export
 from ibpfs_tools.flush import flush
+from ibpfs_tools.import_ import import_
 from ibpfs_tools.ls import ls
 from ibpfs_tools.modify import modify
 from ibpfs_tools.refresh import refresh
@@ -34,7 +35,7 @@ def ibpfs() -> None:
 
 for verb in (status, stat, flush, drop_cache, compact, depots):
     ibpfs.add_command(verb)
-for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export):
+for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ibpfs.config import VolumePaths
-from ibpfs.errors import IbpfsError
+from ibpfs.errors import IbpfsError, VolumeError
 from ibpfs.kernel import FILE_SYSTEM_TYPE, MountEntry, mount_entries
 from ibpfs.ownership import MOUNTED, owner_of
 
@@ -37,6 +37,15 @@ def mount_holding(path: Path) -> MountEntry | None:
     """Return the mount of ibpfs that an absolute path lies in."""
     inside = [entry for entry in ibpfs_mounts() if path.is_relative_to(entry.mountpoint)]
     return max(inside, key=lambda entry: len(entry.mountpoint.parts), default=None)
+
+
+def volume_holding(path: Path) -> VolumePaths:
+    """Return the volume on whose mount a file is. VolumeError when it is on none."""
+    place = absolute(str(path))
+    entry = mount_holding(place) or mount_holding(place.resolve())
+    if entry is None:
+        raise VolumeError(f"{path}: is not on a mounted volume of ibpfs")
+    return VolumePaths(Path(entry.source))
 
 
 def absolute(word: str) -> Path:

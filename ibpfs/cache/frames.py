@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 from ibpfs.cache.blocks import BlockReader, Loaded, Part, StoredSource
 from ibpfs.cache.clean import Buffer, CleanCache
 from ibpfs.errors import DataError
-from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.sealing import PLAIN_XXH3, FrameError, SliceForm, unseal
 
 __all__ = ["FrameMemory", "Loaded", "SliceReader", "StoredSlice", "StoredSource"]
@@ -37,6 +36,12 @@ class StoredSlice(Protocol):
     def segment(self) -> int: ...
     @property
     def segment_offset(self) -> int: ...
+
+
+class SliceKeys(Protocol):
+    """Who knows the keys of sealed slices."""
+
+    def slice_key(self, epoch: int, slice_id: bytes) -> bytes: ...
 
 
 class FrameMemory:
@@ -80,7 +85,7 @@ class SliceReader:
         self,
         segment_length: Callable[[int], int],
         source: StoredSource,
-        keys: VolumeKeys,
+        keys: SliceKeys,
         cache: CleanCache,
         frame_memory: int = FRAME_MEMORY,
     ) -> None:
@@ -118,7 +123,7 @@ class SliceReader:
         self._blocks.drop()
 
     async def _fetch(self, ref: StoredSlice, numbers: list[int]) -> dict[int, bytes]:
-        key = b"" if ref.form.function == PLAIN_XXH3 else self._keys.slice_key(ref.form.epoch, ref.form.slice_id)
+        key = self._keys.slice_key(ref.form.epoch, ref.form.slice_id) if ref.form.is_sealed else b""
         try:
             stored = await self._stored(ref, numbers[0], numbers[-1] + 1)
         except DataError as error:

@@ -6,6 +6,7 @@ survives a kill of the process (I7); `sync` makes what was committed survive a p
 
 import errno
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 import trio
 
 from ibpfs.errors import NoSpace, VolumeError
-from ibpfs.exnode_store.schema import FEATURES, FORMAT, TABLES
+from ibpfs.exnode_store.schema import ADDED_TABLES, FEATURES, FORMAT, TABLES
 
 #: WAL bytes after which a passive checkpoint is due; 16 MiB keeps reads of the WAL index quick.
 CHECKPOINT_BYTES = 16 * 1024 * 1024
@@ -34,6 +35,7 @@ class Database:
         self._connection = _connect(path, read_only)
         self._read_only = read_only
         self.seq, self.next_ino, self.files = self._load_state()
+        _add_tables(self._connection, read_only)
         self._depth = 0
         self._synced_seq = self.seq
         self._sync_trouble = 0  # errno of the first sync that failed
@@ -167,13 +169,23 @@ def create_database(path: Path, facts: dict[str, str]) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     os.close(descriptor)
     connection = _connect(path, False)
-    connection.executescript(f"BEGIN; {TABLES} COMMIT;")
+    connection.executescript(f"BEGIN; {TABLES} {ADDED_TABLES} COMMIT;")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("INSERT INTO state (id, seq, next_ino, files, clean) VALUES (1, 0, 1, 0, 1)")
     connection.executemany("INSERT INTO volume (key, value) VALUES (?, ?)", list(facts.items()))
     connection.execute("COMMIT")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
+
+
+def _add_tables(connection: sqlite3.Connection, read_only: bool) -> None:
+    """What an older release did not have; where nothing may be written, empty and for this connection alone."""
+    have = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    wanted = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", ADDED_TABLES)
+    if have.issuperset(wanted):
+        return
+    text = re.sub(r"CREATE INDEX [^;]*;", "", ADDED_TABLES).replace("CREATE TABLE", "CREATE TEMP TABLE")
+    connection.executescript(text if read_only else f"BEGIN IMMEDIATE; {ADDED_TABLES} COMMIT;")
 
 
 def check_format(facts: dict[str, str], path: Path) -> None:

@@ -202,6 +202,24 @@ class DepotSet:
         self._warn_of_plain([self._depots[row]])
         return self._depots[row]
 
+    def foreign(self, address: Address) -> Depot:
+        """Where imported bytes are: one of the volume's depots, or one that takes nothing new."""
+        text = str(address)
+        place = text.partition(":")[2]  # however it is spoken to
+        known = next((depot for depot in self._depots.values() if depot.address.partition(":")[2] == place), None)
+        if known is not None:
+            return known
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, 0, '{}', 'draining', ?)"
+                " ON CONFLICT (address) DO UPDATE SET role = 'draining', seq = excluded.seq",
+                (text, db.seq),
+            )
+        row = db.value("SELECT id FROM depots WHERE address = ?", (text,))
+        self._start(row, text, 0, "draining", "{}", None)
+        self._warn_of_plain([self._depots[row]])
+        return self._depots[row]
+
     def moved(self, depot: Depot, address: str) -> None:
         """The depot listens somewhere else now; no exNode names its address."""
         depot.address = address

@@ -28,7 +28,9 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
         fsck_ledger.mappings, fsck_ledger.allocated, fsck_ledger.versions, fsck_segments.slices,
         fsck_segments.segments,
     )),
-    ("allocations", (fsck_segments.keys, fsck_segments.doubles, fsck_segments.stray_replicas)),
+    ("allocations", (
+        fsck_segments.keys, fsck_segments.stray_imports, fsck_segments.doubles, fsck_segments.stray_replicas,
+    )),
     # From here on things are released: all counts that say what lives are right by now.
     ("leftovers", (
         fsck_ledger.voids, fsck_ledger.unlinked, fsck_ledger.sizes, fsck_segments.open_segments,

@@ -142,7 +142,7 @@ class DataCheck:
             if depot.state != OK or depot.status is None:
                 raise DepotUnreachable(depot.trouble)
             try:
-                return await depot.call(lambda: depot.client.load(replica.read, start, stop - start))
+                return await depot.call(lambda: depot.client.load(replica.read, replica.base + start, stop - start))
             except DepotUnreachable:
                 continue
 

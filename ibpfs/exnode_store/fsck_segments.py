@@ -13,18 +13,19 @@ from ibpfs.exnode_store.fsck_faults import SEQ, Checkup, Fault
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import unpack_key
 from ibpfs.exnode_store.schema import CLOSED, OPEN
-from ibpfs.exnode_store.sealing import CHECKSUM_SIZE, FUNCTIONS, HEADER, PLAIN_XXH3, TAG_SIZE
+from ibpfs.exnode_store.sealing import CHECKSUM_SIZE, FUNCTIONS, HEADER, PLAIN_XXH3, RAW, TAG_SIZE
 
 _STORED_LENGTH = (
-    f"{HEADER.size} + length + ((length + frame_size - 1) / frame_size)"
-    f" * (CASE function WHEN {PLAIN_XXH3} THEN {CHECKSUM_SIZE} ELSE {TAG_SIZE} END)"
+    f"CASE function WHEN {RAW} THEN length ELSE {HEADER.size} + length + ((length + frame_size - 1) / frame_size)"
+    f" * (CASE function WHEN {PLAIN_XXH3} THEN {CHECKSUM_SIZE} ELSE {TAG_SIZE} END) END"
 )
 _MAPPED = "(SELECT coalesce(sum(m.stop - m.start), 0) FROM mappings m WHERE m.slice = s.id)"
 
 #: Replicas that share an allocation with an older one: the older one's id, the younger's, the older one's segment.
+#: Several imported ones may lie in one.
 _SHARED = (
     "SELECT first, id, first_segment FROM (SELECT id, segment, first_value(id) OVER same AS first,"
-    " first_value(segment) OVER same AS first_segment FROM replicas"
+    " first_value(segment) OVER same AS first_segment FROM replicas WHERE id NOT IN (SELECT replica FROM imported)"
     " WINDOW same AS (PARTITION BY depot, read_key ORDER BY id)) WHERE id != first AND segment {} first_segment"
 )
 
@@ -219,6 +220,22 @@ def stray_replicas(checkup: Checkup) -> Iterator[Fault]:
     for row, segment in db.rows("SELECT id, segment FROM replicas WHERE segment NOT IN (SELECT id FROM segments)"):
         what = f"{_place(checkup, 'replicas', row)}: of segment {segment}, which does not exist"
         yield Fault(what, "to be released", partial(_release, checkup, row))
+
+
+def stray_imports(checkup: Checkup) -> Iterator[Fault]:
+    """What was noted of replicas and slices that are gone, or moved to another segment's row."""
+    db = checkup.db
+    for (row,) in db.rows("SELECT replica FROM imported WHERE replica NOT IN (SELECT id FROM replicas)"):
+        repair = checkup.statement("DELETE FROM imported WHERE replica = ?", row)
+        yield Fault(f"replica {row}: is noted as imported and does not exist", "note removed", repair)
+    for row, segment in db.rows(
+        "SELECT i.replica, r.segment FROM imported i JOIN replicas r ON r.id = i.replica WHERE r.segment != i.segment"
+    ):
+        repair = checkup.statement("UPDATE imported SET segment = ?, seq = ? WHERE replica = ?", segment, SEQ, row)
+        yield Fault(f"replica {row}: is noted as imported for another segment", "note corrected", repair)
+    for (row,) in db.rows("SELECT slice FROM imported_keys WHERE slice NOT IN (SELECT id FROM slices)"):
+        repair = checkup.statement("DELETE FROM imported_keys WHERE slice = ?", row)
+        yield Fault(f"slice {row}: has an imported key and does not exist", "key removed", repair)
 
 
 def _is_last(checkup: Checkup, row: int) -> bool:

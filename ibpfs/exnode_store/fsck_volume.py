@@ -12,7 +12,7 @@ from ibpfs.depot.address import Address, BadAddress
 from ibpfs.errors import VolumeError
 from ibpfs.exnode_store.creation import EMBEDDED_ADDRESS, choose_function
 from ibpfs.exnode_store.fsck_faults import SEQ, Checkup, Fault, has_entries, show
-from ibpfs.exnode_store.sealing import FRAME_SIZE, FUNCTION_CODES
+from ibpfs.exnode_store.sealing import FRAME_SIZE, FUNCTION_CODES, RAW
 
 _COPY = "the exNode store's copy of volume.toml"
 
@@ -73,7 +73,7 @@ def facts(checkup: Checkup) -> Iterator[Fault]:
     config, _ = _parse(db.facts.get("volume_toml", ""), checkup.paths.properties)
     plain = config is not None and config.plain
     defaults: dict[str, tuple[str, Callable[[str], bool]]] = {
-        "function": (choose_function(plain), lambda text: text in FUNCTION_CODES),
+        "function": (choose_function(plain), lambda text: FUNCTION_CODES.get(text, RAW) != RAW),
         "frame_size": (str(FRAME_SIZE), lambda text: text.isdecimal() and 0 < int(text) <= 1 << 24),
         "policy_epoch": ("1", str.isdecimal),
         "features": ("", lambda text: True),

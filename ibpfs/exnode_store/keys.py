@@ -49,6 +49,17 @@ class VolumeKeys:
         """Wraps the random keys of spool files."""
         return derive(self._volume_key(epoch), b"spool")
 
+    def wrap_import(self, epoch: int, slice_id: bytes, key: bytes) -> bytes:
+        """The key of a slice that another volume sealed, as it stands in our store."""
+        nonce = os.urandom(12)
+        return nonce + AESGCM(derive(self._volume_key(epoch), b"imports")).encrypt(nonce, key, slice_id)
+
+    def unwrap_import(self, epoch: int, slice_id: bytes, wrapped: bytes) -> bytes:
+        try:
+            return AESGCM(derive(self._volume_key(epoch), b"imports")).decrypt(wrapped[:12], wrapped[12:], slice_id)
+        except (InvalidTag, ValueError):
+            raise VolumeError("the key of an imported slice is damaged") from None
+
     def _volume_key(self, epoch: int) -> bytes:
         try:
             return self.epochs[epoch]

@@ -10,7 +10,7 @@ from ibpfs.exnode_store.attributes import MAX_SIZE
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
 from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement, SliceRef
-from ibpfs.exnode_store.sealing import DIGEST_NAME, SliceForm
+from ibpfs.exnode_store.sealing import DIGEST_NAME, NO_DIGEST, SliceForm
 from ibpfs.exnode_store.segments import Segments
 
 #: A transaction that deletes mappings stops here; the rest is a state that a task advances.
@@ -123,13 +123,14 @@ class Ledger(Segments):
         return new.form.stored_length
 
     def add_slice(self, form: SliceForm, check: bytes, segment: int, offset: int, mapped: int) -> int:
-        """Part of the transaction that maps `mapped` bytes of it; the segment's row is the caller's."""
+        """Part of the transaction that maps `mapped` bytes of it; the segment's row is the caller's. `check` is empty
+        when others stored it."""
         row = self._db.execute(
             "INSERT INTO slices (slice_id, epoch, origin, function, frame_size, length, stored_length, digest,"
             " digest_name, segment, segment_offset, mapped, born, seq)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (form.slice_id, form.epoch, form.origin, form.function, form.frame_size, form.length, form.stored_length,
-             check, DIGEST_NAME, segment, offset, mapped, self._db.seq, self._db.seq),
+             check, DIGEST_NAME if check else NO_DIGEST, segment, offset, mapped, self._db.seq, self._db.seq),
         ).lastrowid  # fmt: skip
         assert row is not None
         return row
@@ -178,6 +179,7 @@ class Ledger(Segments):
         ).fetchall()[0]
         if mapped > 0:
             return True
+        self._db.execute("DELETE FROM imported_keys WHERE slice = ?", (row,))
         self._db.execute("DELETE FROM slices WHERE id = ?", (row,))
         self._db.execute(
             "UPDATE segments SET live = live - ?, seq = ? WHERE id = ?", (stored_length, self._db.seq, segment)
@@ -289,6 +291,7 @@ class Ledger(Segments):
             return len(rows)
 
     def forget_map(self, ino: int) -> None:
+        """The file's mappings have changed."""
         dropped = self._maps.pop(ino, None)
         if dropped is not None:
             self._map_pieces -= len(dropped)

@@ -55,9 +55,13 @@ class NewReplica:
     told_at: float
 
 
+#: Stands where an imported replica has no capability.
+NO_KEY = Key("-", "0")
+
+
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A row of table replicas."""
+    """A row of table replicas. `base`: where in the allocation the segment begins."""
 
     id: int
     segment: int
@@ -68,6 +72,12 @@ class Replica:
     lease_end: float | None
     told_at: float
     suspect: bool
+    base: int = 0
+    imported: bool = False
+
+    @property
+    def is_managed(self) -> bool:
+        return self.manage != NO_KEY
 
 
 @dataclass(frozen=True, slots=True)

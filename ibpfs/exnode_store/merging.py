@@ -10,7 +10,7 @@ from ibpfs.exnode_store.compaction import Extent
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import SliceRef
-from ibpfs.exnode_store.sealing import SliceForm
+from ibpfs.exnode_store.sealing import NO_DIGEST, SliceForm
 
 #: Extents that one transaction exchanges: each takes up to four rows.
 MOST_EXCHANGED = 240
@@ -18,6 +18,8 @@ MOST_EXCHANGED = 240
 WINDOW = 16384
 #: Inodes, or slices, that one query looks at.
 _AT_ONCE = 500
+#: Slices `s` that this volume stored; imported ones stay where they are.
+_OWN = f"s.digest_name != '{NO_DIGEST}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +82,20 @@ class Merging:
             "SELECT i.ino, count(*), count(DISTINCT m.slice), sum(m.stop - m.start),"
             " max(CASE WHEN s.mapped * 2 < s.length THEN s.length - s.mapped ELSE 0 END), i.ctime_ns"
             " FROM inodes i JOIN mappings m ON m.ino = i.ino JOIN slices s ON s.id = m.slice"
-            f" WHERE {which} AND i.nlink > 0 GROUP BY i.ino",
+            f" WHERE {which} AND i.nlink > 0 AND {_OWN} GROUP BY i.ino",
             tuple(parameters),
         )
         return [Crowd(*row) for row in rows]
 
     def extents(self, ino: int, start: int) -> list[Extent]:
-        """The first WINDOW extents of a file at `start` and beyond; none while a truncation is being finished."""
+        """The first WINDOW extents of a file at `start` and beyond, imported ones left out; none while a truncation is
+        being finished."""
         if self._ledger.voids(ino):
             return []
         rows = self._db.rows(
             "SELECT m.start, m.stop, m.slice, m.slice_offset, s.length, s.mapped"
-            " FROM mappings m JOIN slices s ON s.id = m.slice WHERE m.ino = ? AND m.start >= ? ORDER BY m.start"
-            " LIMIT ?",
+            f" FROM mappings m JOIN slices s ON s.id = m.slice WHERE m.ino = ? AND m.start >= ? AND {_OWN}"
+            " ORDER BY m.start LIMIT ?",
             (ino, start, WINDOW),
         )
         return [Extent(*row) for row in rows]

@@ -9,7 +9,8 @@ transaction that last wrote it (table `state`), so that increments can be cut fr
 FORMAT = 1
 
 #: Incompatible features this program understands; a volume that names another one is refused.
-FEATURES: frozenset[str] = frozenset()
+IMPORTS = "imports"  # table imported has, or had, rows
+FEATURES: frozenset[str] = frozenset({IMPORTS})
 
 ROOT_INO = 1
 
@@ -38,7 +39,8 @@ CREATE TABLE state (
     clean    INTEGER NOT NULL
 );
 
--- Servers that may hold replicas. A depot that moves changes one row here and no exNode.
+-- Servers that may hold replicas. A depot that moves changes one row here and no exNode. 'draining' takes no new
+-- bytes, and is removed when it holds nothing any more; a depot that only imported files are on is so from the start.
 CREATE TABLE depots (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     address     TEXT NOT NULL UNIQUE,      -- ibp[s]://HOST:PORT, as it was given
@@ -119,7 +121,7 @@ CREATE TABLE slices (
     length         INTEGER NOT NULL CHECK (length > 0),         -- bytes of the file
     stored_length  INTEGER NOT NULL CHECK (stored_length > 0),  -- bytes in the segment, header included
     digest         BLOB NOT NULL,          -- of the stored bytes
-    digest_name    TEXT NOT NULL,          -- 'xxh3-128-seeded'
+    digest_name    TEXT NOT NULL,          -- 'xxh3-128-seeded'; 'none' when imported: the digest is empty
     segment        INTEGER NOT NULL REFERENCES segments (id),
     segment_offset INTEGER NOT NULL,       -- where its header begins
     mapped         INTEGER NOT NULL,       -- file bytes that mappings still refer to; 0: dead
@@ -243,5 +245,29 @@ CREATE TABLE commits (
     root_digest BLOB NOT NULL,
     previous    BLOB NOT NULL,
     signature   BLOB
+);
+"""
+
+#: Made when a volume is opened that has them not yet: the first release had none of these.
+ADDED_TABLES = """
+-- Replicas that came in with an exNode document (feature 'imports'): in allocations that this volume did not make. They
+-- are renewed where their manage key is known, and never copied, compacted or, unless `owned`, released.
+CREATE TABLE IF NOT EXISTS imported (
+    replica    INTEGER PRIMARY KEY REFERENCES replicas (id),  -- its write_key and manage_key are '-/0' when not known
+    segment    INTEGER NOT NULL REFERENCES segments (id),
+    base       INTEGER NOT NULL CHECK (base >= 0),  -- where in the allocation the segment's first byte lies
+    owned      INTEGER NOT NULL,           -- 1: released with the last segment that lies in it
+    allocation TEXT NOT NULL,              -- the short hash of its read key: several replicas may lie in one
+    seq        INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS imported_segment ON imported (segment);
+CREATE INDEX IF NOT EXISTS imported_allocation ON imported (allocation);
+
+-- Keys of slices that another volume sealed and that were imported with their keys.
+CREATE TABLE IF NOT EXISTS imported_keys (
+    slice   INTEGER PRIMARY KEY REFERENCES slices (id),
+    epoch   INTEGER NOT NULL,              -- of this volume's key under which it is wrapped
+    wrapped BLOB NOT NULL,                 -- nonce (12 bytes), then AES-256-GCM; associated data: slice_id
+    seq     INTEGER NOT NULL
 );
 """

@@ -1,12 +1,13 @@
 """Mapping functions: how a slice's file bytes become stored bytes, and back.
 
 A stored slice is a 40-byte header in clear, then the frames. Sealed functions put a 16-byte tag behind each frame;
-the plain one puts the frames' 8-byte checksums in a trailer. Knows keys and bytes; no file, no depot, no clock.
+the plain one puts the frames' 8-byte checksums in a trailer. Raw slices are file bytes and nothing else: nobody can
+verify them; only an exNode that was imported has such. Knows keys and bytes; no file, no depot, no clock.
 """
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import xxhash
@@ -18,7 +19,10 @@ from ibpfs.errors import DataError
 AES_256_GCM = 1
 CHACHA20_POLY1305 = 2
 PLAIN_XXH3 = 3
-FUNCTIONS = {AES_256_GCM: "aes-256-gcm/1", CHACHA20_POLY1305: "chacha20-poly1305/1", PLAIN_XXH3: "plain-xxh3/1"}
+RAW = 4
+FUNCTIONS = {
+    AES_256_GCM: "aes-256-gcm/1", CHACHA20_POLY1305: "chacha20-poly1305/1", PLAIN_XXH3: "plain-xxh3/1", RAW: "none/1",
+}  # fmt: skip
 FUNCTION_CODES = {name: code for code, name in FUNCTIONS.items()}
 
 FORMAT = 1
@@ -34,6 +38,8 @@ MAGIC = b"IBPs"
 _ASSOCIATED = struct.Struct(">16s16sBBIIB")
 
 DIGEST_NAME = "xxh3-128-seeded"
+#: Of slices that this volume did not store: the digest is empty.
+NO_DIGEST = "none"
 
 Buffer = bytes | bytearray | memoryview
 
@@ -46,6 +52,7 @@ class Aead(Protocol):
 
 
 _AEADS: dict[int, Callable[[bytes], Aead]] = {AES_256_GCM: AESGCM, CHACHA20_POLY1305: ChaCha20Poly1305}
+_WITH_HEADER = {*_AEADS, PLAIN_XXH3}
 
 
 class FrameError(DataError):
@@ -68,14 +75,23 @@ class SliceForm:
         return -(-self.length // self.frame_size)
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether it takes a key to read it."""
+        return self.function in _AEADS
+
+    @property
+    def header_size(self) -> int:
+        return 0 if self.function == RAW else HEADER.size
+
+    @property
     def overhead(self) -> int:
         """Stored bytes that a frame adds in place (not in the trailer)."""
-        return 0 if self.function == PLAIN_XXH3 else TAG_SIZE
+        return TAG_SIZE if self.is_sealed else 0
 
     @property
     def stored_length(self) -> int:
-        per_frame = CHECKSUM_SIZE if self.function == PLAIN_XXH3 else TAG_SIZE
-        return HEADER.size + self.length + self.frames * per_frame
+        per_frame = CHECKSUM_SIZE if self.function == PLAIN_XXH3 else self.overhead
+        return self.header_size + self.length + self.frames * per_frame
 
     def frame_span(self, start: int, stop: int) -> tuple[int, int]:
         """First frame and the frame behind the last, of those that hold file bytes [start, stop)."""
@@ -84,8 +100,8 @@ class SliceForm:
     def stored_span(self, first: int, behind: int) -> tuple[int, int]:
         """Stored bytes [begin, end) of frames [first, behind), from the slice's header on."""
         step = self.frame_size + self.overhead
-        body_end = HEADER.size + self.length + self.frames * self.overhead
-        return HEADER.size + first * step, min(HEADER.size + behind * step, body_end)
+        body_end = self.header_size + self.length + self.frames * self.overhead
+        return self.header_size + first * step, min(self.header_size + behind * step, body_end)
 
     def checksum_span(self, first: int, behind: int) -> tuple[int, int]:
         """Where in the stored bytes the plain function's checksums of frames [first, behind) lie."""
@@ -93,6 +109,8 @@ class SliceForm:
         return trailer + first * CHECKSUM_SIZE, trailer + behind * CHECKSUM_SIZE
 
     def header(self) -> bytes:
+        if self.function == RAW:
+            return b""
         return HEADER.pack(
             MAGIC, FORMAT, self.function, 0, self.frame_size, self.epoch, self.length, self.slice_id
         )
@@ -107,11 +125,22 @@ class SliceForm:
         return xxhash.xxh3_64_digest(frame, seed)
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignSlice:
+    """What a document tells of a slice: the part of the file begins at its byte `offset`. `key` None: not told."""
+
+    form: SliceForm
+    offset: int
+    key: bytes | None = field(default=None, repr=False)
+
+
 def seal(form: SliceForm, key: bytes, data: Buffer) -> list[bytes | memoryview]:
     """Return the stored bytes of a slice, in pieces. Never seal a slice id twice: frame numbers are nonces."""
     view = memoryview(data)
     if len(view) != form.length:
         raise ValueError("data and form differ in length")
+    if form.function == RAW:
+        return [view]
     frames = [view[at : at + form.frame_size] for at in range(0, form.length, form.frame_size)]
     if form.function == PLAIN_XXH3:
         checksums = b"".join(form._checksum(number, frame) for number, frame in enumerate(frames))
@@ -138,6 +167,8 @@ def unseal(form: SliceForm, key: bytes, first: int, stored: Buffer, checksums: B
     pieces = [view[at : at + step] for at in range(0, len(view), step)]
     if form.function == PLAIN_XXH3:
         return _check_plain(form, first, pieces, memoryview(checksums))
+    if form.function == RAW:
+        return [bytes(piece) for piece in pieces]
     aead = _AEADS[form.function](key)
     try:
         return [
@@ -161,7 +192,7 @@ def parse_header(stored: Buffer, origin: bytes) -> SliceForm:
     if len(stored) < HEADER.size:
         raise FrameError("a slice header is cut short")
     magic, version, function, _, frame_size, epoch, length, slice_id = HEADER.unpack(bytes(stored[: HEADER.size]))
-    if magic != MAGIC or version != FORMAT or function not in FUNCTIONS or not frame_size or not length:
+    if magic != MAGIC or version != FORMAT or function not in _WITH_HEADER or not frame_size or not length:
         raise FrameError("not a slice header")
     return SliceForm(slice_id, origin, epoch, function, frame_size, length)
 

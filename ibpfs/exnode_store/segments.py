@@ -13,7 +13,7 @@ class Segments:
 
     def __init__(self, db: Database, now: Callable[[], float]) -> None:
         self._db = db
-        self._now = now
+        self.now = now
         self._lengths: dict[int, int] = {}
         self._replicas: dict[int, list[Replica]] = {}
         self.orphans_waiting = db.value("SELECT count(*) FROM orphans") > 0
@@ -35,7 +35,7 @@ class Segments:
     def replicas(self, segment: int) -> list[Replica]:
         known = self._replicas.get(segment)
         if known is None:
-            rows = self._db.rows(f"SELECT {_REPLICA} FROM replicas WHERE segment = ?", (segment,))
+            rows = self._db.rows(f"{_REPLICA} WHERE r.segment = ?", (segment,))
             known = [_replica(row) for row in rows]
             if len(self._replicas) > 20_000:
                 self._replicas.clear()
@@ -43,22 +43,20 @@ class Segments:
         return known
 
     def replica(self, replica: int) -> Replica | None:
-        row = self._db.row(f"SELECT {_REPLICA} FROM replicas WHERE id = ?", (replica,))
+        row = self._db.row(f"{_REPLICA} WHERE r.id = ?", (replica,))
         return None if row is None else _replica(row)
 
     def leased_replicas(self, depot: int) -> list[Replica]:
-        """The replicas on a depot whose lease has an end."""
-        rows = self._db.rows(
-            f"SELECT {_REPLICA} FROM replicas WHERE depot = ? AND lease_end IS NOT NULL ORDER BY lease_end", (depot,)
-        )
-        return [_replica(row) for row in rows]
+        """The replicas on a depot whose lease has an end, and can be renewed."""
+        rows = self._db.rows(f"{_REPLICA} WHERE r.depot = ? AND r.lease_end IS NOT NULL ORDER BY r.lease_end", (depot,))
+        return [replica for replica in map(_replica, rows) if replica.is_managed]
 
     def shortages(self) -> list[tuple[int, int, int]]:
         """(segment, length, missing replicas) of the closed segments that have too few sound ones."""
         return self._db.rows(
             "SELECT s.id, s.length, p.copies - count(r.id) FROM segments s JOIN policies p ON p.id = s.policy"
             " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
-            " WHERE s.state = ? AND s.length > 0 GROUP BY s.id HAVING count(r.id) < p.copies",
+            f" WHERE s.state = ? AND s.length > 0 AND {_OWN} GROUP BY s.id HAVING count(r.id) < p.copies",
             (CLOSED,),
         )
 
@@ -67,7 +65,7 @@ class Segments:
         lacking: int = self._db.value(
             "SELECT coalesce(sum(length), 0) FROM (SELECT s.length FROM segments s JOIN policies p ON p.id = s.policy"
             " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
-            " WHERE s.length > 0 GROUP BY s.id HAVING count(r.id) < p.copies)"
+            f" WHERE s.length > 0 AND {_OWN} GROUP BY s.id HAVING count(r.id) < p.copies)"
         )
         return lacking
 
@@ -78,8 +76,11 @@ class Segments:
         return count
 
     def packing(self) -> list[tuple[int, int, int, int]]:
-        """(segment, policy, length, live) of every closed segment."""
-        return self._db.rows("SELECT id, policy, length, live FROM segments WHERE state = ? ORDER BY id", (CLOSED,))
+        """(segment, policy, length, live) of every closed segment of our own."""
+        return self._db.rows(
+            f"SELECT s.id, s.policy, s.length, s.live FROM segments s WHERE s.state = ? AND {_OWN} ORDER BY s.id",
+            (CLOSED,),
+        )
 
     def stored_slices(self, segment: int) -> list[StoredRun]:
         """The live slices of a segment, in the order of their bytes."""
@@ -98,7 +99,7 @@ class Segments:
                 db.execute(
                     "INSERT INTO pending (depot, read_key, write_key, manage_key, created_at, seq)"
                     " VALUES (?, ?, ?, ?, ?, ?)",
-                    (depot, pack_key(read), pack_key(write), pack_key(manage), self._now(), db.seq),
+                    (depot, pack_key(read), pack_key(write), pack_key(manage), self.now(), db.seq),
                 ).lastrowid
                 or 0
                 for depot, read, write, manage in allocations
@@ -114,7 +115,7 @@ class Segments:
                 db.execute(
                     "INSERT INTO orphans (depot, manage_key, read_key, segment, since, seq)"
                     " SELECT depot, manage_key, read_key, NULL, ?, ? FROM pending WHERE id = ?",
-                    (self._now(), db.seq, row),
+                    (self.now(), db.seq, row),
                 )
                 db.execute("DELETE FROM pending WHERE id = ?", (row,))
             self.orphans_waiting = self.orphans_waiting or bool(rows)
@@ -139,6 +140,15 @@ class Segments:
         with self._db.transaction() as db:
             db.execute("DELETE FROM orphans WHERE id = ?", (orphan,))
 
+    def remove_empty_depots(self) -> None:
+        """Draining depots that hold nothing any more are none of the volume's."""
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE depots SET role = 'removed', seq = ? WHERE role = 'draining' AND NOT embedded AND id NOT IN"
+                " (SELECT depot FROM replicas UNION SELECT depot FROM orphans UNION SELECT depot FROM pending)",
+                (db.seq,),
+            )
+
     # Segments and their replicas
 
     def add_segment(self, policy: int, replicas: Sequence[NewReplica]) -> int:
@@ -147,7 +157,7 @@ class Segments:
             segment = db.execute(
                 "INSERT INTO segments (policy, state, length, live, created_at, born, seq)"
                 " VALUES (?, ?, 0, 0, ?, ?, ?)",
-                (policy, OPEN, self._now(), db.seq, db.seq),
+                (policy, OPEN, self.now(), db.seq, db.seq),
             ).lastrowid
             assert segment is not None
             for replica in replicas:
@@ -184,9 +194,10 @@ class Segments:
         with self._db.transaction() as db:
             db.execute(
                 "INSERT INTO orphans (depot, manage_key, read_key, segment, since, seq)"
-                " SELECT depot, manage_key, read_key, segment, ?, ? FROM replicas WHERE id = ?",
-                (self._now(), db.seq, replica.id),
+                f" SELECT depot, manage_key, read_key, segment, ?, ? FROM replicas r WHERE id = ? AND {_RELEASABLE}",
+                (self.now(), db.seq, replica.id),
             )
+            db.execute("DELETE FROM imported WHERE replica = ?", (replica.id,))
             db.execute("DELETE FROM replicas WHERE id = ?", (replica.id,))
             self._replicas.pop(replica.segment, None)
             self.orphans_waiting = True
@@ -200,7 +211,7 @@ class Segments:
         with self._db.transaction() as db:
             db.execute(
                 "UPDATE replicas SET lease_end = ?, told_at = ?, seq = ? WHERE id = ?",
-                (lease_end, self._now(), db.seq, replica.id),
+                (lease_end, self.now(), db.seq, replica.id),
             )
             self._replicas.pop(replica.segment, None)
 
@@ -215,10 +226,22 @@ class Segments:
         self._replicas.pop(segment, None)
 
 
-_REPLICA = "id, segment, depot, read_key, write_key, manage_key, lease_end, told_at, suspect"
+_REPLICA = (
+    "SELECT r.id, r.segment, r.depot, r.read_key, r.write_key, r.manage_key, r.lease_end, r.told_at, r.suspect, i.base"
+    " FROM replicas r LEFT JOIN imported i ON i.replica = r.id"
+)
+#: Segments `s` that this volume made; the warmer leaves the others as they are.
+_OWN = "s.id NOT IN (SELECT segment FROM imported)"
+#: Replicas `r` whose allocation is ours to give back: we made it, or own it and no other segment lies in it.
+_RELEASABLE = (
+    "NOT EXISTS (SELECT 1 FROM imported i WHERE i.replica = r.id AND (NOT i.owned OR EXISTS (SELECT 1 FROM imported j"
+    " JOIN replicas o ON o.id = j.replica WHERE j.allocation = i.allocation AND j.replica != i.replica"
+    " AND o.depot = r.depot AND o.read_key = r.read_key)))"
+)
 
 
-def _replica(row: tuple[int, int, int, str, str, str, float | None, float, int]) -> Replica:
-    number, segment, depot, read, write, manage, lease_end, told_at, suspect = row
+def _replica(row: tuple[int, int, int, str, str, str, float | None, float, int, int | None]) -> Replica:
+    number, segment, depot, read, write, manage, lease_end, told_at, suspect, base = row
     keys = unpack_key(read), unpack_key(write), unpack_key(manage)
-    return Replica(number, segment, depot, *keys, lease_end, told_at, suspect == 1)
+    known = number, segment, depot, *keys, lease_end, told_at, suspect == 1
+    return Replica(*known, base or 0, base is not None)

@@ -256,7 +256,7 @@ class Transfer:
 
     async def _load_from(self, replica: Replica, start: int, stop: int) -> Loaded:
         depot = self._depots.get(replica.depot)
-        data = await depot.call(lambda: depot.client.load(replica.read, start, stop - start))
+        data = await depot.call(lambda: depot.client.load(replica.read, replica.base + start, stop - start))
         return Loaded(data, replica.id, self._describe(replica, None))
 
     def _describe(self, replica: Replica, error: Exception | None) -> str:

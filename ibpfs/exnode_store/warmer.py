@@ -14,7 +14,7 @@ import trio
 from ibpfs.depot.capability import CapabilitySet
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace
-from ibpfs.exnode_store.allocator import SHORT_LEASE, Allocator, Policy
+from ibpfs.exnode_store.allocator import LONG_LEASE, SHORT_LEASE, Allocator, Policy
 from ibpfs.exnode_store.compaction import plan_packing
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
@@ -163,14 +163,22 @@ class Warmer:
 
     async def _renew(self, depot: Depot, replica: Replica) -> None:
         try:
-            size = (await depot.call(lambda: depot.client.probe(replica.manage))).max_size
-            end = await self._allocator.extend(depot, replica.manage, size)
+            status = await depot.call(lambda: depot.client.probe(replica.manage))
+            end: float | None = None
+            if status.seconds_left is not None:
+                end = await self._extend(depot, replica, status.max_size, time.time() + status.seconds_left)
         except CapabilityNotFound:
             self._lost(depot, replica)
         except (DepotError, DepotUnreachable) as error:
             _log.warning("depot %s allocation %s: not renewed: %s", depot.address, replica.read.label, error)
         else:
             self._ledger.renewed(replica, end)
+
+    async def _extend(self, depot: Depot, replica: Replica, size: int, end: float) -> float | None:
+        """Lease for longer; what others lease for longer than we would is left as it is."""
+        if replica.imported and end > time.time() + LONG_LEASE:
+            return end
+        return await self._allocator.extend(depot, replica.manage, size)
 
     def _lost(self, depot: Depot, replica: Replica) -> None:
         now = self._ledger.replica(replica.id)

@@ -21,6 +21,7 @@ from ibpfs.depot.server.settings import Settings
 from ibpfs.exnode_store.attributes import Inode, NewInode
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import open_slots
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.merging import Merging
@@ -44,6 +45,7 @@ class Stack:
     flusher: Flusher
     files: FileCache
     recovered: int
+    imports: Imports
 
     def create(self, name: bytes, mode: int = 0o100644) -> Inode:
         return self.names.create(1, name, NewInode(mode, 0, 0))
@@ -78,7 +80,8 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIt
     spool = Spool(paths.spool, keys, config.uuid)
     async with DepotSet(db, str(paths.depot / "depot.sock")).watched() as depots, trio.open_nursery() as nursery:
         transfer = Transfer(db, ledger, depots)
-        reader = SliceReader(ledger.segment_length, transfer, keys, clean)
+        imports = Imports(db, ledger, keys, config.uuid)
+        reader = SliceReader(ledger.segment_length, transfer, imports, clean)
         memory = RecordMemory(1024 * 1024)
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, limits or Limits())
@@ -89,6 +92,6 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIt
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
         for task in (flusher.run, files.run, reader.serve, warmer.run, compactor.run):
             nursery.start_soon(task)
-        yield Stack(db, names, ledger, depots, transfer, warmer, compactor, flusher, files, recovered)
+        yield Stack(db, names, ledger, depots, transfer, warmer, compactor, flusher, files, recovered, imports)
         nursery.cancel_scope.cancel()
     db._connection.close()  # not Database.close: a kill folds no WAL

@@ -1,4 +1,4 @@
-"""The five end-to-end functions of LoRS: stored bytes back into file bytes; checksum also forth.
+"""The five end-to-end functions of LoRS, and our sealed slices: stored bytes back into file bytes; checksum also forth.
 
 Pure. Their ciphers hide and prove nothing by today's measure: they are read because exNodes have them.
 """
@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.documents.exnode import Function, Mapping, Metadata
+from ibpfs.exnode_store.documents.sealed import BadSlice, is_sealed_function, open_slice
+from ibpfs.exnode_store.sealing import FrameError
 
 CHECKSUM_BLOCK: Final = 262144
 _DIGEST: Final = 32  # hexadecimal characters of MD5
@@ -103,9 +105,18 @@ def undo(function: Function, stored: bytes, *, verify: bool = True) -> bytes:
             data = _undo_zlib(data)
         elif one.name in _CIPHERS:
             data = _by_blocks(data, one, _CIPHERS[one.name])
+        elif is_sealed_function(one.name):
+            data = _undo_sealed(data, one)
         else:
             raise BadConditioning(f"the end-to-end function {one.name[:40]!a} is not known")
     return data
+
+
+def _undo_sealed(data: bytes, function: Function) -> bytes:
+    try:
+        return open_slice(function, data)
+    except (BadSlice, FrameError) as error:
+        raise BadConditioning(str(error)) from None
 
 
 def _by_blocks(data: bytes, function: Function, undo_block: _Undo) -> bytes:

@@ -5,6 +5,7 @@ from pathlib import Path
 import trio
 
 from ibpfs.exnode_store.documents.exnode import ExNode
+from ibpfs.exnode_store.documents.sealed import holes_are_zeros
 from ibpfs.exnode_store.lors.fetching import PIECE, Unavailable, fetch
 from ibpfs.exnode_store.lors.outputs import refuse_existing
 from ibpfs.exnode_store.lors.partial import PartialFile
@@ -28,7 +29,8 @@ async def download(
     Raises Unavailable; then what was fetched stays for the next time.
     """
     refuse_existing(path, overwrite)
-    check_complete(exnode)
+    if not holes_are_zeros(exnode):
+        check_complete(exnode)
     partial = PartialFile(path, exnode, resume=resume)
     try:
         before = partial.done_bytes
@@ -54,8 +56,11 @@ def check_complete(exnode: ExNode) -> None:
 async def _fetch_all(
     exnode: ExNode, partial: PartialFile, depots: Depots, counter: Counter, streams: int, verify: bool
 ) -> None:
-    wanted = [unit for unit in units(exnode.mappings, exnode.size, PIECE) if not partial.has(unit.start, unit.stop)]
-
+    wanted = [
+        unit
+        for unit in units(exnode.mappings, exnode.size, PIECE)
+        if unit.mappings and not partial.has(unit.start, unit.stop)
+    ]
     missing: list[Unavailable] = []
     in_vain = 0
 

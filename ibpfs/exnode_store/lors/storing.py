@@ -25,7 +25,7 @@ from ibpfs.exnode_store.documents.conditioning import (
 from ibpfs.exnode_store.documents.exnode import ExNode, Mapping, Metadata
 from ibpfs.exnode_store.documents.lifetimes import MICRO
 from ibpfs.exnode_store.lors.fetching import PIECE, best_first, describe, load_stored
-from ibpfs.exnode_store.lors.plans import cover, fragments
+from ibpfs.exnode_store.lors.plans import Range, cover, fragments
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots, in_parallel, with_grace
 
 DAY: Final = 24 * 3600
@@ -133,9 +133,14 @@ def _described(mapping: Mapping, made: _Allocated) -> Mapping:
 
 
 async def upload(
-    path: Path, depots: Depots, addresses: Sequence[Address], wishes: Wishes, advance: Advance
+    path: Path,
+    depots: Depots,
+    addresses: Sequence[Address],
+    wishes: Wishes,
+    advance: Advance,
+    ranges: Sequence[Range] | None = None,
 ) -> ExNode:
-    """Return the exNode of a file that is now on depots, each copy of a fragment on another one.
+    """Return the exNode of a file that is now on depots, each copy of a fragment on another one; `ranges`: only these.
 
     Raises what the last depot said when none takes a fragment; then everything is given back.
     """
@@ -144,7 +149,7 @@ async def upload(
     placer = _Placer(depots, addresses, wishes)
     with path.open("rb") as file:
         try:
-            return await _Upload(path, file.fileno(), depots, placer, wishes, advance).run()
+            return await _Upload(path, file.fileno(), depots, placer, wishes, advance, ranges).run()
         except BaseException:
             await placer.give_back()
             raise
@@ -152,14 +157,20 @@ async def upload(
 
 class _Upload:
     def __init__(
-        self, path: Path, descriptor: int, depots: Depots, placer: _Placer, wishes: Wishes, advance: Advance
-    ) -> None:
+        self, path: Path, descriptor: int, depots: Depots, placer: _Placer, wishes: Wishes, advance: Advance,
+        ranges: Sequence[Range] | None,
+    ) -> None:  # fmt: skip
         self._path, self._descriptor = path, descriptor
         self._depots, self._placer, self._wishes = depots, placer, wishes
         self._before = os.fstat(descriptor)
-        self._fragments = fragments(self._before.st_size, wishes.block)
+        whole = [(0, self._before.st_size)]
+        self._fragments = [
+            (start + begin, start + end)
+            for start, stop in (whole if ranges is None else ranges)
+            for begin, end in fragments(stop - start, wishes.block)
+        ]
         self._taken: list[set[Address]] = [set() for _ in self._fragments]
-        self._counter = Counter(self._before.st_size * wishes.copies, advance)
+        self._counter = Counter(sum(stop - start for start, stop in self._fragments) * wishes.copies, advance)
         self._found: dict[tuple[int, int], Mapping] = {}
 
     async def run(self) -> ExNode:
