@@ -196,8 +196,7 @@ class CleanCache:
     def _write(self, key: Key, block: _Block | None, pieces: Sequence[Buffer], begin: int, end: int) -> bool:
         path = self._path(key)
         if begin and block is not None:
-            _write_behind(path, pieces, begin, end)
-            return self._grown(key, block, begin, end)
+            return self._extend(key, block, pieces, begin, end)
         temporary = path.with_name(f"{path.name}.{next(self._temporary)}.tmp")
         try:
             _write_new(temporary, pieces, end)
@@ -210,6 +209,14 @@ class CleanCache:
                 temporary.unlink()
             raise
         return True
+
+    def _extend(self, key: Key, block: _Block, pieces: Sequence[Buffer], begin: int, end: int) -> bool:
+        try:
+            _write_behind(self._path(key), pieces, begin, end)
+        except FileNotFoundError:  # evicted since we looked, or removed under us
+            self._lose(key, block)
+            return False
+        return self._grown(key, block, begin, end)
 
     def _grown(self, key: Key, block: _Block, begin: int, end: int) -> bool:
         with self._lock:

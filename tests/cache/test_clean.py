@@ -189,6 +189,17 @@ def test_deleted_file_is_missing(cache: CleanCache, tmp_path: Path) -> None:
     assert cache.missing(1, 0, 10) == [(0, BLOCK)]
 
 
+def test_a_block_evicted_before_it_grows_is_no_alarm(
+    cache: CleanCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.insert(1, 0, DATA[:100])
+    only_file(tmp_path).unlink()
+    assert not cache.append(1, 100, [DATA[100:200]])
+    assert not caplog.records
+    assert cache.insert(1, 0, DATA[:200])
+    assert cache.read(1, 0, 200) == DATA[:200]
+
+
 def test_directory_removed_under_us(cache: CleanCache, tmp_path: Path) -> None:
     cache.insert(1, 0, DATA[:BLOCK])
     shutil.rmtree(tmp_path / "cache")
