@@ -1,11 +1,13 @@
 """Inputs for the codec and the depot: what was recorded and what events look like, mutated; every one from one seed."""
 
+import contextlib
 import itertools
 import json
 import random
 import re
+import socket
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -278,3 +280,14 @@ def round_trip(inputs: Inputs) -> None:
     assert len(seen) == 1
     if isinstance(seen[0], ev.Command):
         assert Connection(Role.CLIENT).send(seen[0]) == line
+
+
+def to_depot(inputs: Inputs, connect: Callable[[], Any]) -> None:
+    """Said to a depot: what it answers is lines and data, and it comes to an end."""
+    client = connect()
+    with contextlib.suppress(ConnectionError):  # sent away already
+        for chunk in inputs.chunks(inputs.said()):
+            client.send(chunk)
+        client.sock.shutdown(socket.SHUT_WR)
+        client.rest()
+    client.close()
