@@ -25,9 +25,11 @@ from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.compactor import Compactor
 from ibpfs.cache.dirty import RecordMemory
 from ibpfs.cache.files import FileCache
-from ibpfs.cache.flusher import Flusher, Sealer
+from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.retention import Retention
 from ibpfs.cache.room import Limits
+from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import FILE_SIZE, Spool
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
 from ibpfs.control import Progress, listening
@@ -123,7 +125,8 @@ async def _rooms(
         reader = SliceReader(ledger.segment_length, transfer, imports, clean)
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
         sealer = _sealer(config, keys, db)
-        flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer)
+        retention = Retention(ledger, transfer, spool, sealer)
+        flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer, retention)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
         transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()

@@ -88,6 +88,7 @@ class Services:
             "pids": [os.getpid()],
             "dirty_bytes": parts.files.dirty_bytes,
             "spool_bytes": parts.files.spool_bytes,
+            "retained_bytes": parts.files.retained_bytes,
             "cache_bytes": parts.clean.used,
             "files": parts.db.files,
             "used_bytes": parts.files.used_bytes,

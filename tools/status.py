@@ -40,14 +40,11 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
         where = f"mounted on {found['mountpoint']} (process {found['pid']})"
     elif found["pid"]:
         where = f"unmounted, process {found['pid']} uploads the rest"
-    waiting = found["dirty_bytes"] + found["spool_bytes"]
     lines = [
         f"{found['volume']}: {where}",
         f"  files           {found['files']}, {format_size(found['used_bytes'])}{_segments(found)}",
-        f"  to be uploaded  {format_size(found['dirty_bytes'])}; the spool has {format_size(found['spool_bytes'])}"
-        if waiting
-        else "  to be uploaded  nothing, all is on the depots",
-        f"  lacking copies  {format_size(found['under_replicated_bytes'])}",
+        f"  to be uploaded  {_waiting(found)}",
+        f"  lacking copies  {_lacking(found)}",
         f"  leases          {_lease(found['earliest_lease_end'], now)}",
     ]
     lines += [
@@ -64,6 +61,18 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
 
 def _segments(found: dict[str, Any]) -> str:
     return f" in {found['segments']} segments" if "segments" in found else ""  # an older process does not say
+
+
+def _waiting(found: dict[str, Any]) -> str:
+    if not found["dirty_bytes"]:
+        return "nothing, all is on the depots"
+    return f"{format_size(found['dirty_bytes'])}; the spool has {format_size(found['spool_bytes'])}"
+
+
+def _lacking(found: dict[str, Any]) -> str:
+    retained = found.get("retained_bytes", 0)
+    text = format_size(found["under_replicated_bytes"])
+    return f"{text}; {format_size(retained)} of the files are also kept in the spool until then" if retained else text
 
 
 def _lease(end: float | None, now: float) -> str:

@@ -14,8 +14,9 @@ from itertools import accumulate
 import trio
 
 from ibpfs.cache.clean import CleanCache
-from ibpfs.cache.flusher import Flusher, Sealer
+from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.sealer import Sealer
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.allocator import Policy
@@ -23,7 +24,6 @@ from ibpfs.exnode_store.compaction import SLACK, Extent, Merge, is_urgent, may_b
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.merging import MOST_EXCHANGED, WINDOW, Crowd, Merged, Merging
-from ibpfs.exnode_store.sealing import digest, seal
 from ibpfs.exnode_store.transfer import Transfer
 
 _log = logging.getLogger(__name__)
@@ -206,8 +206,8 @@ class Compactor:
 
     async def _store(self, ino: int, parts: Sequence[Extent], policy: Policy, data: bytearray) -> None:
         form = self._sealer.form(len(data))
-        pieces = seal(form, self._sealer.keys.slice_key(form.epoch, form.slice_id), data)
-        check = digest(self._sealer.digest_seed, pieces)
+        pieces = self._sealer.seal(form, data)
+        check = self._sealer.digest(pieces)
         segment, offset = await self._transfer.append(policy, pieces, form.stored_length)
         try:
             if not segment.sound:

@@ -7,13 +7,18 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ibpfs.cache.dirty import LEAP, DirtyFile, RecordMemory
+import trio
+
+from ibpfs.cache.dirty import DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.queue import DELAY
 from ibpfs.cache.readahead import Readahead
 from ibpfs.cache.reaper import Reaper
+from ibpfs.cache.replay import Replay
 from ibpfs.cache.room import Limits, Room
 from ibpfs.cache.spool import Record, Spool
 from ibpfs.errors import DataError, IbpfsError, InvalidArgument, IsADirectory, NotFound
@@ -29,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 #: A file up to this size is fetched with its first read anyway (a block of the cache).
 _AT_ONCE = 1024 * 1024
+#: Seconds after which bytes that the spool retains are not waited for from a depot.
+_PATIENCE = 1.0
 #: How far apart the writes of posix_fallocate are at most.
 _FALLOCATE_STEP = 4096
 
@@ -60,6 +67,7 @@ class FileCache:
         self._opened: Counter[int] = Counter()
         self._readaheads: dict[int, Readahead] = {}
         self._reaper = Reaper(names, ledger, flusher)
+        self._replay = Replay(names, ledger, spool, flusher)
         self._room = Room(transfer, spool, flusher, limits)
         self._used_at = -1
         self._used = 0
@@ -69,38 +77,16 @@ class FileCache:
 
     def recover(self) -> int:
         """Take up what an earlier owner left: unlinked inodes, truncations, the spool. Returns the dirty bytes."""
-        doomed = self._reaper.recover()
-        for record in sorted(self._spool.replay(), key=lambda one: (one.ino, one.seq)):
-            if record.ino in doomed or not self._replay(record):
-                self._flusher.release([record])
+        self._replay.recover(self._reaper.recover())
         return self._flusher.dirty_bytes
 
-    def _replay(self, record: Record) -> bool:
-        """Put the parts of a record that are neither void nor covered on top of its file; False when there are none."""
-        try:
-            inode = self._names.inode(record.ino)
-        except NotFound:
-            return False
-        if not inode.is_regular or inode.generation != record.generation or record.seq <= inode.spooled:
-            return False
-        stop = record.offset + record.length
-        stop = min([stop, *(start for covers, start in self._ledger.voids(record.ino) if record.seq <= covers)])
-        holes = self._ledger.covered(record.ino, record.offset, stop, record.seq).holes(record.offset, stop)
-        if not holes:
-            return False
-        file = self._dirty_file(inode)
-        file.version = max(file.version, record.seq)
-        before, freed = file.dirty, []
-        for start, end in holes:
-            freed += file.add(record, start, end, start - record.offset)
-        self._flusher.added(file, before, freed)
-        if record.seq > inode.version:
-            file.mtime_ns, file.ctime_ns = record.mtime_ns, max(record.mtime_ns, inode.ctime_ns)
-        return True
-
     async def run(self) -> None:
-        """Delete what nobody can reach any more, until cancelled."""
-        await self._reaper.run()
+        """Delete what nobody can reach any more, and save what no depot has any more, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._reaper.run)
+            while True:
+                await trio.sleep(DELAY)
+                self._replay.revive()
 
     # Attributes
 
@@ -206,7 +192,7 @@ class FileCache:
             below = extents.find(offset, stop)
             if len(below) == 1 and below[0].start == offset and below[0].stop == stop:
                 piece = below[0]
-                return bytes(await self._reader.read(piece.source, piece.offset, piece.offset + stop - offset))
+                return bytes(await self._stored(piece.source, piece.offset, piece.offset + stop - offset))
             dirty: list[Piece[Record]] = []
         else:
             dirty = file.extents.find(offset, stop)
@@ -223,9 +209,20 @@ class FileCache:
             self._reader.prefetch(part.source, part.offset, part.offset + part.stop - part.start)
         for part in below:
             length = part.stop - part.start
-            data = await self._reader.read(part.source, part.offset, part.offset + length)
+            data = await self._stored(part.source, part.offset, part.offset + length)
             result[part.start - offset : part.stop - offset] = data
         return bytes(result)
+
+    async def _stored(self, ref: SliceRef, start: int, stop: int) -> bytes:
+        """Bytes of a slice from its replicas; what these do not give, or not soon, from what the spool retains."""
+        retention = self._flusher.retention
+        if retention.holds(ref):
+            with trio.move_on_after(_PATIENCE), suppress(DataError):
+                return await self._reader.read(ref, start, stop)
+            retained = retention.read(ref, start, stop)
+            if retained is not None:
+                return retained
+        return await self._reader.read(ref, start, stop)
 
     async def write(self, ino: int, offset: int, data: bytes) -> int:
         """Put bytes into the spool and on top of the file (I7). NoSpace when depots or local disk have no room."""
@@ -242,7 +239,7 @@ class FileCache:
             inode = self._names.inode(ino)
             if not inode.is_regular:
                 raise InvalidArgument("not a regular file")
-            file = self._dirty_file(inode)
+            file = self._replay.dirty_file(inode)
         now = time.time_ns()
         try:
             record = self._spool.append(ino, file.generation, offset, file.version + 1, now, data)
@@ -264,13 +261,6 @@ class FileCache:
         """
         gap = offset - self.inode(ino).size
         return (offset - gap, bytes(gap) + data) if 0 < gap <= _FALLOCATE_STEP else (offset, data)
-
-    def _dirty_file(self, inode: Inode) -> DirtyFile:
-        file = self._flusher.files.get(inode.ino)
-        if file is None:
-            file = DirtyFile(inode.ino, inode.generation, inode.policy, inode.version + LEAP)
-            self._flusher.files[inode.ino] = file
-        return file
 
     def _forget_if_clean(self, file: DirtyFile) -> None:
         if file.is_clean:
@@ -335,7 +325,13 @@ class FileCache:
 
     @property
     def spool_bytes(self) -> int:
-        return self._spool.size if self._flusher.dirty_bytes else 0
+        """Of the spool's files, while somebody needs what is in them."""
+        return self._spool.size if self._spool.records else 0
+
+    @property
+    def retained_bytes(self) -> int:
+        """File bytes that the spool keeps although they are on min_copies depots."""
+        return self._flusher.retention.bytes
 
     @property
     def used_bytes(self) -> int:

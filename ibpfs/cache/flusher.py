@@ -7,25 +7,25 @@ batch, and commit plus landing, are such sections, so a dirty byte is in exactly
 
 import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import trio
 
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
+from ibpfs.cache.retention import RetainedSlice, Retention
+from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Record, Spool
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace
 from ibpfs.exnode_store.database import Database
-from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement
-from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm, digest, seal
+from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm
 from ibpfs.exnode_store.transfer import Transfer
 
 _log = logging.getLogger(__name__)
@@ -34,18 +34,8 @@ WORKERS = 3
 _BACKOFF = (0.1, 2.0)
 
 
-@dataclass(frozen=True)
-class Sealer:
-    """What is needed to seal new slices of this volume."""
-
-    keys: VolumeKeys
-    volume: bytes
-    function: int
-    frame_size: int
-    digest_seed: int
-
-    def form(self, length: int) -> SliceForm:
-        return SliceForm(os.urandom(16), self.volume, self.keys.epoch, self.function, self.frame_size, length)
+#: File, flight, form, digest, and where in what is appended the slice begins.
+_Sealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, bytes, int]
 
 
 class Flusher:
@@ -53,7 +43,7 @@ class Flusher:
 
     def __init__(
         self, db: Database, ledger: Ledger, transfer: Transfer, spool: Spool, memory: RecordMemory, clean: CleanCache,
-        sealer: Sealer,
+        sealer: Sealer, retention: Retention,
     ) -> None:  # fmt: skip
         self._db = db
         self._ledger = ledger
@@ -62,6 +52,7 @@ class Flusher:
         self._memory = memory
         self._clean = clean
         self._sealer = sealer
+        self.retention = retention
         self._queue = UploadQueue(transfer.policy)
         self.files = self._queue.files
         self.dirty_bytes = 0
@@ -195,6 +186,7 @@ class Flusher:
     async def _keep(self) -> None:
         while True:
             await trio.sleep(DELAY)
+            self.retention.settle()
             try:
                 await self._transfer.close_old()
                 await self._transfer.trim()
@@ -247,7 +239,7 @@ class Flusher:
 
     async def _store(self, batch: Batch) -> None:
         pieces: list[bytes | memoryview] = []
-        slices: list[tuple[DirtyFile, Flight, SliceForm, bytes, int]] = []
+        slices: list[_Sealed] = []
         at = 0
         for file, flight in list(batch.flights):
             data = self._read(file, flight)
@@ -255,29 +247,38 @@ class Flusher:
                 batch.flights.remove((file, flight))
                 continue
             form = self._sealer.form(len(data))
-            sealed = seal(form, self._key(form), data)
-            slices.append((file, flight, form, digest(self._sealer.digest_seed, sealed), at))
+            sealed = self._sealer.seal(form, data)
+            slices.append((file, flight, form, self._sealer.digest(sealed), at))
             pieces += sealed
             at += form.stored_length
         if not slices:
             return
-        segment, offset = await self._transfer.append(batch.policy, pieces, at)
+        # Before the first await: what is overwritten while it flies is let go of by its file.
+        taken = self.retention.take(batch.policy, [(file.ino, form, flight) for file, flight, form, _, _ in slices])
+        try:
+            await self._append(batch, slices, pieces, at, taken)
+        finally:
+            self.retention.give_back(taken)
+
+    async def _append(
+        self, batch: Batch, slices: list[_Sealed], pieces: list[bytes | memoryview], length: int,
+        taken: list[RetainedSlice],
+    ) -> None:  # fmt: skip
+        segment, offset = await self._transfer.append(batch.policy, pieces, length)
         try:
             new = [
                 NewSlice(file.ino, flight.start, flight.limit, flight.covers, form, check, offset + put)
                 for file, flight, form, check, put in slices
             ]
             with self._transfer.committing(segment) as row:
-                self._ledger.commit(row, offset + at, new, lambda: self._settle(batch))
+                self._ledger.commit(row, offset + length, new, lambda: self._settle(batch))
+            self.retention.keep(taken, row)
             self._land(batch)
             self._tell()
             # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
             await trio.to_thread.run_sync(self._clean.append, row, offset, pieces)
         finally:
             await self._transfer.release(segment)
-
-    def _key(self, form: SliceForm) -> bytes:
-        return self._sealer.keys.slice_key(form.epoch, form.slice_id)
 
     def _read(self, file: DirtyFile, flight: Flight) -> bytes | memoryview | None:
         try:

@@ -1,5 +1,6 @@
 """Room for what writers bring: in memory, in the spool, on its disk, on the depots."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -10,9 +11,13 @@ from ibpfs.cache.spool import Spool
 from ibpfs.errors import DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.transfer import Transfer
 
+_log = logging.getLogger(__name__)
+
 #: Free bytes of the local disk that writes never take, so that a full disk can be drained.
 RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
+#: Seconds that a write waits for room on a full local disk; sooner when its deadline is shorter.
+LOCAL_LIMIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,31 +47,47 @@ class Room:
         """Return when `length` more bytes may be written; at the deadline NoSpace or DeadlineExceeded."""
         if self._has_room(length):
             return
-        # After a second of waiting the reason is clear enough to be told when the deadline comes.
-        deadline = trio.current_time() + self._limits.deadline
+        began = trio.current_time()
         while not self._has_room(length):
-            if trio.current_time() > deadline:
-                if not self._disk_has_room():
-                    raise NoSpace("the spool's disk is full")
+            waited = trio.current_time() - began
+            if waited > min(LOCAL_LIMIT, self._limits.deadline) and not self._disk_has_room():
+                raise NoSpace("the spool's disk is full")
+            if waited > self._limits.deadline:
                 raise DeadlineExceeded("the depots do not take what waits in the spool")
-            await self._flusher.wait_landing(0.25)
+            await self._make_room()
+
+    async def _make_room(self) -> None:
+        if self._spool.reclaimable:
+            try:
+                await self._flusher.delete_spent()
+            except OSError as error:
+                _log.warning("the local disk refuses: %s", error.strerror)
+            else:
+                return
+        await self._flusher.wait_landing(0.25)
 
     def _has_room(self, length: int) -> bool:
         flusher = self._flusher
         free = self._transfer.free_bytes(self._copies)
         if free is not None and flusher.dirty_bytes + length > free:
             raise NoSpace("the depots have no room")
-        if self._spool.records >= self._limits.records or self._spool.size + length > self._limits.spool:
-            return False
+        while self._spool.records >= self._limits.records or self._spool.size + length > self._limits.spool:
+            if not self._drop_retained():
+                return False
         self._unchecked += length
         if self._unchecked >= _ROOM_CHECK_EVERY:
             if not self._disk_has_room():
+                self._drop_retained()
                 return False
             self._unchecked = 0
         if flusher.dirty_bytes + length <= self._limits.dirty:
             return True
         # While no depot answers, the spool may take more than what is waited for otherwise.
         return not self._transfer.answering()
+
+    def _drop_retained(self) -> bool:
+        """New bytes come before a further copy of old ones. False when what was dropped is still to be deleted."""
+        return not self._spool.reclaimable and self._flusher.retention.drop_oldest()
 
     def _disk_has_room(self) -> bool:
         disk = os.statvfs(self._spool.directory)

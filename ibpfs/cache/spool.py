@@ -1,4 +1,4 @@
-"""The spool: a local log of sealed records, bytes that are not yet on enough depots.
+"""The spool: a local log of sealed records, bytes that are not yet on enough depots or have not all their copies.
 
 A spool file is a header (magic, format, volume, file id, key epoch, wrapped key) and records back to back. Each file
 has a random key, wrapped by the volume key; a record's nonce is its number; no mount appends to another mount's file.
@@ -66,7 +66,7 @@ def _refusal(error: OSError) -> NoSpace | DataError:
 
 
 class SpoolFile:
-    """One file of the spool. `live` counts the records somebody still needs."""
+    """One file of the spool. `live` counts who needs its records still."""
 
     def __init__(self, path: Path, descriptor: int, key: bytes, file_id: bytes, size: int) -> None:
         self.path = path
@@ -76,6 +76,10 @@ class SpoolFile:
         self._aead = AESGCM(key)
         self._id = file_id
         self._numbers = 0
+
+    @property
+    def is_spent(self) -> bool:
+        return self.live == 0 and self.size > FILE_HEADER_SIZE
 
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
         """Seal and write a record at the end. NoSpace when the disk is full; then the file is as before.
@@ -181,7 +185,7 @@ class Spool:
 
     @property
     def records(self) -> int:
-        """How many records somebody still needs."""
+        """How many records somebody still needs, each as often as it is held."""
         return sum(file.live for file in self._files)
 
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
@@ -190,13 +194,22 @@ class Spool:
             self._current = self._create()
         return self._current.append(ino, generation, offset, seq, mtime_ns, data)
 
+    def hold(self, record: Record) -> None:
+        """One more needs a record that somebody holds already."""
+        record.file.live += 1
+
     def release(self, record: Record) -> None:
         """The record's bytes are mapped or void: the spool may forget them."""
         record.file.live -= 1
 
+    @property
+    def reclaimable(self) -> bool:
+        """Whether there are files that nobody needs."""
+        return any(file.is_spent for file in self._files)
+
     def spent(self) -> "list[SpoolFile]":
         """The files that nobody needs. They may be deleted once the transactions that made it so are synced."""
-        spent = [file for file in self._files if file.live == 0 and file.size > FILE_HEADER_SIZE]
+        spent = [file for file in self._files if file.is_spent]
         if self._current in spent:
             self._current = None  # what is written and let go of during that sync is not covered by it
         return spent

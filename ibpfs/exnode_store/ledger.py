@@ -63,6 +63,30 @@ class Ledger(Segments):
             pieces.append(Piece(start, stop, refs[row], offset))
         return ExtentMap(pieces)
 
+    def short_slices(self, ino: int) -> list[tuple[int, int, SliceRef]]:
+        """(start in the file, covers, slice) of the file's slices in segments that lack copies, by covers."""
+        rows = self._db.rows(
+            "SELECT min(m.start - m.slice_offset), min(m.covers), s.id, s.slice_id, s.origin, s.epoch, s.function,"
+            " s.frame_size, s.length, s.segment, s.segment_offset"
+            " FROM mappings m JOIN slices s ON s.id = m.slice WHERE m.ino = ? GROUP BY s.id ORDER BY 2, s.id",
+            (ino,),
+        )
+        short = {segment for segment in {row[-2] for row in rows} if self.is_short(segment)}
+        return [
+            (start, covers, SliceRef(row, SliceForm(*form), segment, offset))
+            for start, covers, row, *form, segment, offset in rows
+            if segment in short
+        ]
+
+    def segment_of(self, slice_id: bytes) -> int | None:
+        """Where a slice lies now; None when it is dead."""
+        segment: int | None = self._db.value("SELECT segment FROM slices WHERE slice_id = ?", (slice_id,))
+        return segment
+
+    def stored_digest(self, slice_id: bytes) -> bytes | None:
+        found: bytes | None = self._db.value("SELECT digest FROM slices WHERE slice_id = ?", (slice_id,))
+        return found
+
     def voids(self, ino: int) -> list[tuple[int, int]]:
         """(covers, start) of the truncations that still matter for this inode's spool records and mappings."""
         return self._db.rows("SELECT covers, start FROM voids WHERE ino = ? ORDER BY covers", (ino,))

@@ -75,6 +75,13 @@ class Segments:
         count: int = self._db.value("SELECT count(*) FROM segments")
         return count
 
+    def is_short(self, segment: int) -> bool:
+        """Whether a segment, if it stands, has fewer sound replicas than its policy asks for."""
+        copies = self._db.value(
+            "SELECT p.copies FROM segments s JOIN policies p ON p.id = s.policy WHERE s.id = ?", (segment,)
+        )
+        return copies is not None and sum(not one.suspect for one in self.replicas(segment)) < copies
+
     def packing(self) -> list[tuple[int, int, int, int]]:
         """(segment, policy, length, live) of every closed segment of our own."""
         return self._db.rows(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import trio
 
-from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
+from ibpfs.depot.client import ShortLoad
+from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.allocator import Allocator, OpenSegment, Policy
 from ibpfs.exnode_store.database import Database
@@ -229,7 +230,10 @@ class Transfer:
             trouble = "it has no replica that can be tried"
             for replica in self._order(replicas):
                 try:
-                    return await self._load_from(replica, start, stop)
+                    return await self.load_from(replica, start, stop)
+                except (CapabilityNotFound, ShortLoad) as error:
+                    trouble = self._describe(replica, error)
+                    self.report(replica.id, str(error))
                 except (DepotError, DepotUnreachable) as error:
                     trouble = self._describe(replica, error)
                     # Each refusal once; a silent depot was logged when it went silent.
@@ -254,7 +258,8 @@ class Transfer:
         known = {depot.id: depot for depot in self._depots}
         return any(one.depot in known and known[one.depot].state == STUTTERING for one in replicas)
 
-    async def _load_from(self, replica: Replica, start: int, stop: int) -> Loaded:
+    async def load_from(self, replica: Replica, start: int, stop: int) -> Loaded:
+        """Return stored bytes from this replica and no other. Raises DepotError, DepotUnreachable."""
         depot = self._depots.get(replica.depot)
         data = await depot.call(lambda: depot.client.load(replica.read, replica.base + start, stop - start))
         return Loaded(data, replica.id, self._describe(replica, None))
@@ -264,14 +269,21 @@ class Transfer:
         text = f"depot {depot.address} allocation {replica.read.label}"
         return text if error is None else f"{text}: {error}"
 
+    def is_lost(self, segment: int) -> bool:
+        """Whether no replica is left that can be read: each is suspect, or its depot has been away for long."""
+        known = {depot.id: depot for depot in self._depots}
+        return not any(
+            not one.suspect and one.depot in known and not known[one.depot].is_away
+            for one in self._ledger.replicas(segment)
+        )
+
     def report(self, replica: int, reason: str) -> None:
-        """Bytes of this replica were wrong: it is suspect from now on, the last to be tried."""
+        """Bytes of this replica were wrong or missing: it is suspect until it is verified, the last to be tried."""
         row = self._ledger.replica(replica)
-        if row is None:
+        if row is None or row.suspect:
             return
         _log.warning("segment %d: %s: %s", row.segment, self._describe(row, None), reason)
-        if not row.suspect:
-            self._ledger.suspect(row)
+        self._ledger.suspect(row)
 
     # Room
 

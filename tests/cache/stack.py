@@ -11,9 +11,11 @@ from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.compactor import Compactor
 from ibpfs.cache.dirty import RecordMemory
 from ibpfs.cache.files import FileCache
-from ibpfs.cache.flusher import Flusher, Sealer
+from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.retention import Retention
 from ibpfs.cache.room import Limits
+from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Spool
 from ibpfs.config import VolumePaths, load_config, read_key_file
 from ibpfs.depot.server.depot import open_depot
@@ -83,7 +85,8 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIt
         imports = Imports(db, ledger, keys, config.uuid)
         reader = SliceReader(ledger.segment_length, transfer, imports, clean)
         memory = RecordMemory(1024 * 1024)
-        flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer)
+        retention = Retention(ledger, transfer, spool, sealer)
+        flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer, retention)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, limits or Limits())
         transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()

@@ -31,6 +31,12 @@ def test_all_is_well() -> None:
     assert len(lines) == 6
 
 
+def test_what_the_spool_keeps_waits_for_copies_not_for_upload() -> None:
+    lines = describe({**STATUS, "spool_bytes": 4096, "retained_bytes": 3072, "under_replicated_bytes": 3100}, 0, "1.0")
+    assert "nothing, all is on the depots" in lines[2]
+    assert "3.0 KiB of the files are also kept in the spool" in lines[3]
+
+
 def test_another_version_is_installed() -> None:
     assert "1.0 is running, 1.1 is installed" in describe(STATUS, 0, "1.1")[-1]
 

@@ -1,0 +1,47 @@
+"""Room for writes: who waits how long, and which reason is told."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from ibpfs.cache.room import LOCAL_LIMIT, Limits
+from ibpfs.config import VolumePaths
+from ibpfs.errors import DeadlineExceeded, NoSpace
+from ibpfs.exnode_store.creation import create_volume
+
+from .stack import run_stack
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> VolumePaths:
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths)
+    return paths
+
+
+@pytest.mark.parametrize(("deadline", "waits"), [(20.0, LOCAL_LIMIT), (2.0, 2.0)])
+async def test_a_full_local_disk_is_told_soon(
+    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, deadline: float, waits: float
+) -> None:
+    async with run_stack(volume, Limits(deadline=deadline)) as now:
+        ino = now.create(b"file").ino
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=100, f_frsize=4096))
+        began = trio.current_time()
+        with pytest.raises(NoSpace, match="the spool's disk is full"):
+            await now.files.write(ino, 0, b"x")
+        assert waits <= trio.current_time() - began <= waits + 1
+
+
+async def test_depots_that_take_nothing_are_waited_for_until_the_deadline(
+    volume: VolumePaths, autojump_clock: object
+) -> None:
+    async with run_stack(volume, Limits(records=1, deadline=20.0)) as now:
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, b"x")
+        began = trio.current_time()
+        with pytest.raises(DeadlineExceeded):
+            await now.files.write(ino, 1, b"x")
+        assert 20 <= trio.current_time() - began <= 21
