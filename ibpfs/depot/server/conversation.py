@@ -101,6 +101,8 @@ class Conversation:
         self._held = count
         if not fits:
             self._dismissed("memory")
+            self.connection.forget()
+            self._hold(0)
         return fits
 
     def _dismissed(self, reason: str) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from ibpfs.depot.capability import Capability
 from ibpfs.depot.server.access import Ip
-from ibpfs.depot.server.peer import Peer, PeerGone, PeerStuck
+from ibpfs.depot.server.peer import Manners, Peer, PeerGone, PeerStuck
 from ibpfs.depot.server.reach import Purpose, Reach, embedded_ipv4, plain_ip
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.connection import Connection, Role
@@ -34,13 +34,14 @@ class Courier:
 
     def __init__(self, reach: Reach | None = None) -> None:
         self.reach = reach or Reach()
+        self.manners: Manners | None = None
 
     @asynccontextmanager
     async def connected(
         self, purpose: Purpose, host: str, port: int, origin: Ip | None, limit: float, *, secure: bool = False
     ) -> AsyncIterator[Peer]:
         """`secure`: through TLS or not at all."""
-        peer = Peer(await self._connect(purpose, host, port, origin, min(limit, CONNECT_LIMIT)))
+        peer = Peer(await self._connect(purpose, host, port, origin, min(limit, CONNECT_LIMIT)), manners=self.manners)
         try:
             if secure:
                 await _secure(peer, host, min(limit, CONNECT_LIMIT))

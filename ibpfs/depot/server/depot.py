@@ -3,6 +3,7 @@
 import errno
 import logging
 import random
+import resource
 import signal
 import socket
 import ssl
@@ -44,6 +45,7 @@ LONGEST_REAP_PAUSE = 30.0
 SHORTEST_REAP_PAUSE = 0.5
 BACKOFF_PER_REJECT = 0.1
 LONGEST_BACKOFF = 30.0
+FURTHER_DESCRIPTORS = 64
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -53,6 +55,7 @@ async def run(
     """Serves until SIGTERM, SIGINT or, if so set, until nobody is connected. `announce` gets the address when ready.
     On SIGHUP `reread` says the settings anew; an IbpfsError of it leaves them as they are."""
     supervisor = Supervisor()
+    settings = _within_descriptors(settings)
     with ExitStack() as stack:
         for directory in (settings.store, *(one for one, _ in settings.resources)):
             stack.enter_context(locked(directory))
@@ -68,6 +71,15 @@ async def run(
             await depot.serve()
             nursery.cancel_scope.cancel()
         supervisor.stopping()
+
+
+def _within_descriptors(settings: Settings) -> Settings:
+    """A quarter of them is for files."""
+    most = max(16, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FURTHER_DESCRIPTORS) * 3 // 4)
+    if settings.max_connections <= most:
+        return settings
+    log.info("fewer connections than set, for want of descriptors max_connections=%d", most)
+    return replace(settings, max_connections=most)
 
 
 @contextmanager
@@ -212,7 +224,7 @@ class Depot:
             if getattr(settings, name) != getattr(before, name):
                 log.warning("a setting takes effect at the next start setting=%s", name.replace("_", "-"))
                 settings = replace(settings, **{name: getattr(before, name)})
-        self._settings = settings
+        self._settings = settings = _within_descriptors(settings)
         self._shared.adopt(settings)
         self._shared.courier.reach = _reach(settings, self._listeners, self._metrics)
         for store in self._shared.resources:

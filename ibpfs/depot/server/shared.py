@@ -71,7 +71,7 @@ class Shared:
         self.password = settings.password
         self.door.limit, self.door.per_address = settings.max_connections, settings.max_connections_per_address
         self.manners.in_flight.limit = settings.max_in_flight
-        self.manners = replace(self.manners, least=settings.min_rate)
+        self.manners = self.courier.manners = replace(self.manners, least=settings.min_rate)
 
     def gate(self, allocation: Allocation) -> Gate:
         return self.gates.setdefault(allocation.id, Gate())

@@ -77,6 +77,11 @@ class Connection:
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         self._buffer.append(data)
 
+    def forget(self) -> None:
+        """What has come and is not consumed will not be: the connection ends."""
+        self._buffer.clear()
+        self._blocked = True
+
     def receive_eof(self) -> None:
         self._eof = True
 
