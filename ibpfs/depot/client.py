@@ -19,6 +19,7 @@ from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, ShortLoad, Unanswered
 from ibpfs.depot.wire import (
     PERMANENT_SECONDS,
     AllocationKind,
+    BadRequest,
     Checksum,
     DepotUnreachable,
     ErrorCode,
@@ -172,9 +173,14 @@ class DepotClient(ProtocolCommands):
             max_size = now.max_size if max_size is None else max_size
             left = PERMANENT if now.seconds_left is None else max(1, int(now.seconds_left))
             duration = left if duration is None else duration
-        version = 1 if duration == PERMANENT and self._version != 0 else 0
-        command = ev.Change(key, max_size, _wire_duration(duration, version), reliability, version=version)
-        await self._call(command, ev.Done)
+        # A duration of -1 would leave the lease as it is.
+        command = ev.Change(key, max_size, 0 if duration == PERMANENT else duration, reliability, version=0)
+        try:
+            await self._call(command, ev.Done)
+        except BadRequest as error:
+            if duration == PERMANENT and error.code == ErrorCode.INVALID_PARAMETER:
+                raise error_for(ErrorCode.LONG_DURATION) from error  # by a depot without permanent leases
+            raise
 
     async def truncate(self, key: Key, size: int) -> None:
         """Sets the maximum size, too. The oldest depots can do it only where no bytes are cut off."""

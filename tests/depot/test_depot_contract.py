@@ -258,6 +258,15 @@ class TestManage:
         assert client.ask(f"0 9 {manage} MANAGE 43 0 2000 600 1 5 ") == b"1 \n"
         assert client.probe(manage)[5] == 1
 
+    @pytest.mark.parametrize("version", [0, 1])
+    def test_change_of_the_size_alone(self, client: Any, version: int) -> None:
+        """So says L-Store's client: -1 leaves a duration, or a reliability, as it is."""
+        manage = client.allocate(duration=600)[2]
+        assert client.ask(f"{version} 9 {manage} 1 43 3 2000 -1 -1 30") == b"1 \n"
+        size, seconds, reliability = client.probe(manage)[3:6]
+        assert (size, reliability) == (2000, 2)
+        assert 590 < seconds <= 600
+
     @pytest.mark.parametrize(
         ("fields", "code"),
         [

@@ -181,4 +181,3 @@ def test_permanence_by_version() -> None:
     assert ev.Allocate(1, -1).permanent
     assert ev.Allocate(1, 0, version=0).permanent
     assert not ev.Allocate(1, -1, version=0).permanent
-    assert not ev.Change(K, 1, 5).permanent

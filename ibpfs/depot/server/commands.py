@@ -104,14 +104,13 @@ class Desk:
 
     def _change(self, request: ev.Change) -> ev.Done:
         store = self.resources.of_key(request.key.key)
-        allocation = dv.managed(store, request.key.key, even_ended=True)
-        version_0 = request.version == 0
-        too_long = ErrorCode.LONG_DURATION if version_0 else ErrorCode.WOULD_EXCEED_POLICY
-        duration = store.rules.grant(request.duration, zero_is_permanent=version_0, too_long=too_long)
+        renews = request.duration != ev.KEEP_LEASE
+        allocation = dv.managed(store, request.key.key, even_ended=renews)
+        lease_end = _new_end(store, request) if renews else allocation.lease_end
         if request.max_size < allocation.size:
             raise error_for(ErrorCode.WOULD_DAMAGE_DATA)
         store.require_growth(allocation, request.max_size)
-        changes: dict[str, Any] = {"lease_end": store.now() + duration, "max_size": request.max_size}
+        changes: dict[str, Any] = {"lease_end": lease_end, "max_size": request.max_size}
         if request.reliability is not None:
             changes["reliability"] = request.reliability
         store.update(allocation, self.unsynced, **changes)
@@ -222,6 +221,12 @@ _HANDLERS: dict[type[Any], Callable[[Desk, Any], ev.Reply]] = {
     ev.Unsupported: Desk._refuse_unsupported,
     ev.Malformed: Desk._refuse_malformed,
 }
+
+
+def _new_end(store: AllocationStore, request: ev.Change) -> float:
+    version_0 = request.version == 0
+    too_long = ErrorCode.LONG_DURATION if version_0 else ErrorCode.WOULD_EXCEED_POLICY
+    return store.now() + store.rules.grant(request.duration, zero_is_permanent=version_0, too_long=too_long)
 
 
 def _granted(store: AllocationStore, duration: int, version: int) -> float:

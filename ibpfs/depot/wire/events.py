@@ -127,18 +127,18 @@ class Decrement(Command):
     counted: CapabilityKind
 
 
+#: As a duration: L-Store's client changes a size alone with it.
+KEEP_LEASE: Final = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Change(Command):
-    """`duration` as in Allocate; `reliability` None = leave it."""
+    """`duration` KEEP_LEASE = leave it, in version 0 also 0 = permanent; `reliability` None = leave it."""
 
     key: Key
     max_size: int
     duration: int
     reliability: Reliability | None = None
-
-    @property
-    def permanent(self) -> bool:
-        return is_permanent(self.version, self.duration)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def token(tokens: list[str], at: int) -> str:
 
 
 def duration(text: str, version: int) -> int:
-    """Of a new lease. Version 0 asks for permanence with 0, version 1 with -1."""
+    """Version 0 asks for permanence with 0, version 1 with -1; but -1 in a CHNG leaves the lease as it is."""
     value = integer(text)
     if value < -1 or (version and value == 0):
         raise BadField(ErrorCode.INVALID_PARAMETER)
