@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.namespace import Namespace
 from tests.mounted.volumes import Volume
 
-from .calls import Stream, error_of, inside, opened
+from .calls import EXCHANGE, Stream, error_of, inside, opened, renameat2
 
 pytestmark = pytest.mark.mounted
 
@@ -69,7 +70,7 @@ class TestStream:
 
     def test_kept_over_a_removal_of_all_that_was_read(self, place: Path) -> None:
         """As `rm -r` does it: read some, remove them, read on."""
-        there = fill(place, 3000)
+        there = fill(place, 700)
         stream = Stream(place)
         seen = []
         for name in stream:
@@ -83,13 +84,13 @@ class TestStream:
 
     @pytest.mark.parametrize("change", ["create", "remove", "rename", "replace", "exchange", "link"])
     def test_what_stands_throughout_is_seen_once(self, place: Path, change: str) -> None:
-        standing = fill(place, 1000, "standing")
-        fill(place, 1000, "moving")
+        standing = fill(place, 300, "standing")
+        fill(place, 300, "moving")
         stream = Stream(place)
         seen = []
         for number, name in enumerate(stream):
             seen.append(name)
-            one, two = place / f"moving-{number % 1000}", place / f"moving-{(number + 500) % 1000}"
+            one, two = place / f"moving-{number % 300}", place / f"moving-{(number + 150) % 300}"
             with_new = place / f"new-{number}"
             match change:
                 case "create":
@@ -100,13 +101,11 @@ class TestStream:
                     one.rename(with_new)
                 case "replace" if one.exists():
                     one.rename(two)
-                case "exchange" if number < 400:
-                    from .calls import EXCHANGE, renameat2
-
+                case "exchange" if number < 300:
                     renameat2(one, two, EXCHANGE)
                 case "link":
                     with_new.hardlink_to(place / "standing-0")
-            if number > 5000:
+            if number > 1000:
                 break  # a directory that grows for ever may be read for ever
         stream.close()
         found = [name for name in seen if name.startswith("standing")]
@@ -157,7 +156,7 @@ class TestStream:
 class TestShapes:
     def test_deep(self, place: Path) -> None:
         """Deeper than a path can be long: each directory from the one above."""
-        depth, here = 1200, os.open(place, os.O_RDONLY)
+        depth, here = 600, os.open(place, os.O_RDONLY)
         for _ in range(depth):
             os.mkdir("deeper", dir_fd=here)
             below = os.open("deeper", os.O_RDONLY, dir_fd=here)
@@ -171,8 +170,6 @@ class TestShapes:
             here = above
         assert os.fstat(here).st_ino == place.stat().st_ino
         os.close(here)
-        import subprocess
-
         subprocess.run(["rm", "-r", place / "deeper"], check=True)
         assert os.listdir(place) == []
 
