@@ -6,8 +6,8 @@ import click
 
 from ibpfs.depot.wire import Reliability
 from ibpfs.exnode_store.documents.exnode import ExNode
+from ibpfs.exnode_store.lors.augmenting import augment as copy
 from ibpfs.exnode_store.lors.storing import Wishes
-from ibpfs.exnode_store.lors.storing import augment as copy
 from ibpfs_tools.commands import command
 from ibpfs_tools.exnodes import (
     Pace,
@@ -45,7 +45,8 @@ def augment(
 ) -> None:
     """Copy everything that EXNODE names to the depots given, and note the copies in it.
 
-    No copy goes to a depot that has the same bytes already. Stored bytes are copied as they are, conditioned or not.
+    No copy goes to a depot that has the same bytes already. Stored bytes are copied as they are, conditioned or not:
+    depots send them to each other, and where they do not, the bytes come and go by this machine.
     """  # fmt: skip
     wishes = Wishes(
         copies=copies,
@@ -55,12 +56,13 @@ def augment(
     )
 
     def work(exnode: ExNode) -> ExNode:
-        done = run(
+        done, sent = run(
             lambda depots, advance: copy(exnode, depots, places.addresses, wishes, advance),
             f"copying {document.name}",
             pace,
         )
-        note(f"{output or document}: {len(done.mappings) - len(exnode.mappings)} allocations more", pace)
+        more = len(done.mappings) - len(exnode.mappings)
+        note(f"{output or document}: {more} allocations more, {sent} of them sent from depot to depot", pace)
         return done
 
     change(document, output, force, work)

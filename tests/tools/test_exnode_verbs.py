@@ -169,6 +169,25 @@ def test_through_tls(call: Call, file: Path, depots: list[DepotProcess]) -> None
         assert {row["depot"] for row in listing(call, document)["mappings"]} == {second}
 
 
+@pytest.mark.parametrize("denied", [(), ("--copy-deny", "127.0.0.0/8")])
+def test_depots_send_copies_to_each_other_where_they_may(
+    call: Call, file: Path, tmp_path: Path, depots: list[DepotProcess], denied: tuple[str, ...]
+) -> None:
+    other = DepotProcess(tmp_path / "other", "--listen", "127.0.0.1:0", *denied)
+    try:
+        call("upload", file, "-b", "400K", "-o", "x.xnd", "--depot", other.address, "--function", "checksum")
+        code, _, err = call("augment", "x.xnd", "--depot", depots[0].address, "--depot", depots[1].address, "-c", "2")
+        assert code == 0, err
+        assert f"8 allocations more, {0 if denied else 8} of them sent" in err
+    finally:
+        other.stop(signal.SIGKILL)
+    found = listing(call, "x.xnd")
+    assert [row["alive"] for row in found["mappings"]] == [None] * 4 + [True] * 8
+    code, _, err = call("download", "x.xnd", "-o", "out")
+    assert code == 0, err
+    assert Path("out").read_bytes() == file.read_bytes()
+
+
 def test_trim_gives_back(call: Call, file: Path, depots: list[DepotProcess], places: list[str]) -> None:
     call("upload", file, "-c", "2", "-o", "x.xnd", *places)
     Path("old.xnd").write_bytes(Path("x.xnd").read_bytes())

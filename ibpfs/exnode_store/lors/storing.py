@@ -1,4 +1,4 @@
-"""Putting bytes into new allocations: upload of a file, copies of what depots have (augment)."""
+"""Putting bytes into new allocations: a depot for each piece, and the upload of a file."""
 
 import os
 import time
@@ -17,15 +17,14 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable, Reliability
 from ibpfs.errors import DataError, IbpfsError, NoSpace, UsageError
 from ibpfs.exnode_store.documents.conditioning import (
     CHECKSUM_BLOCK,
-    BadConditioning,
     add_checksums,
     checksum_function,
     checksum_length,
 )
 from ibpfs.exnode_store.documents.exnode import ExNode, Mapping, Metadata
 from ibpfs.exnode_store.documents.lifetimes import MICRO
-from ibpfs.exnode_store.lors.fetching import PIECE, best_first, describe, load_stored
-from ibpfs.exnode_store.lors.plans import Range, cover, fragments
+from ibpfs.exnode_store.lors.fetching import PIECE
+from ibpfs.exnode_store.lors.plans import Range, fragments
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots, in_parallel, with_grace
 
 DAY: Final = 24 * 3600
@@ -44,14 +43,14 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Allocated:
+class Allocated:
     address: Address
     capabilities: CapabilitySet
     start: int
     end: int
 
 
-class _Placer:
+class Placer:
     """Finds a depot for every piece; gives everything back when the run fails."""
 
     def __init__(self, depots: Depots, addresses: Sequence[Address], wishes: Wishes) -> None:
@@ -64,7 +63,7 @@ class _Placer:
 
     async def put(
         self, turn: int, length: int, taken: set[Address], fill: Callable[[CapabilitySet], Awaitable[None]]
-    ) -> _Allocated:
+    ) -> Allocated:
         """Allocate `length` bytes on the next depot that is not `taken` and lets `fill` store them."""
         trouble: IbpfsError | None = None
         while True:
@@ -89,7 +88,7 @@ class _Placer:
 
     async def _put_on(
         self, address: Address, length: int, fill: Callable[[CapabilitySet], Awaitable[None]]
-    ) -> _Allocated:
+    ) -> Allocated:
         now = int(time.time())
         made, lease = await with_grace(self._allocate(address, length))
         try:
@@ -98,7 +97,7 @@ class _Placer:
             self._made.remove(made.manage)
             await self._depots.release([made.manage])
             raise
-        return _Allocated(address, made, now * MICRO, (now + lease) * MICRO)
+        return Allocated(address, made, now * MICRO, (now + lease) * MICRO)
 
     async def _allocate(self, address: Address, length: int) -> tuple[CapabilitySet, int]:
         made, lease = await self._depots.allocate(address, length, self._wishes.lease, self._wishes.reliability)
@@ -109,14 +108,14 @@ class _Placer:
         await self._depots.release(self._made)
 
 
-async def _append(depots: Depots, write: Capability, parts: Sequence[Buffer]) -> None:
+async def append(depots: Depots, write: Capability, parts: Sequence[Buffer]) -> None:
     length = sum(map(len, parts))
     taken = await depots.of(write).store(write.wire_key, parts)
     if taken != length:
         raise DepotUnreachable(f"{Address.of(write)}: took {taken} of {length} bytes")
 
 
-def _described(mapping: Mapping, made: _Allocated) -> Mapping:
+def described(mapping: Mapping, made: Allocated) -> Mapping:
     caps = made.capabilities
     return replace(
         mapping,
@@ -146,7 +145,7 @@ async def upload(
     """
     if wishes.copies > len(addresses) > 0:
         raise UsageError(f"{wishes.copies} copies need {wishes.copies} depots; {len(addresses)} are given")
-    placer = _Placer(depots, addresses, wishes)
+    placer = Placer(depots, addresses, wishes)
     with path.open("rb") as file:
         try:
             return await _Upload(path, file.fileno(), depots, placer, wishes, advance, ranges).run()
@@ -157,7 +156,7 @@ async def upload(
 
 class _Upload:
     def __init__(
-        self, path: Path, descriptor: int, depots: Depots, placer: _Placer, wishes: Wishes, advance: Advance,
+        self, path: Path, descriptor: int, depots: Depots, placer: Placer, wishes: Wishes, advance: Advance,
         ranges: Sequence[Range] | None,
     ) -> None:  # fmt: skip
         self._path, self._descriptor = path, descriptor
@@ -198,13 +197,13 @@ class _Upload:
         async def fill(made: CapabilitySet) -> None:
             for at in range(start, stop, PIECE):
                 data = await self._read(at, min(at + PIECE, stop))
-                await _append(self._depots, made.write, add_checksums(data) if checksum else [data])
+                await append(self._depots, made.write, add_checksums(data) if checksum else [data])
 
         made = await self._placer.put(number + copy, length, self._taken[number], fill)
         mapping = Mapping(start, stop - start, alloc_length=length)
         if checksum:
             mapping = replace(mapping, function=checksum_function(), clear_block=CHECKSUM_BLOCK)
-        self._found[job] = _described(mapping, made)
+        self._found[job] = described(mapping, made)
         self._counter.add(stop - start)
 
     async def _read(self, start: int, stop: int) -> bytes:
@@ -219,89 +218,3 @@ class _Upload:
         if len(data) < stop - start:
             raise DataError(f"{self._path}: became shorter while it was uploaded")
         return data
-
-
-# --- augment
-
-
-async def augment(
-    exnode: ExNode, depots: Depots, addresses: Sequence[Address], wishes: Wishes, advance: Advance
-) -> ExNode:
-    """Return the exNode with `wishes.copies` more replicas of everything, stored as it is, from byte 0 of their own
-    allocations, on depots that have none of that range. All copies are made, or none."""
-    placer = _Placer(depots, addresses, wishes)
-    try:
-        return await _Augment(exnode, depots, placer, wishes, advance).run()
-    except BaseException:
-        await placer.give_back()
-        raise
-
-
-class _Augment:
-    def __init__(
-        self, exnode: ExNode, depots: Depots, placer: _Placer, wishes: Wishes, advance: Advance
-    ) -> None:
-        self._exnode, self._depots, self._placer, self._wishes = exnode, depots, placer, wishes
-        self._groups = [[exnode.mappings[n] for n in group] for group in cover(exnode.mappings, exnode.size)]
-        self._taken: list[set[Address]] = [_holders(exnode, group[0]) for group in self._groups]
-        self._counter = Counter(wishes.copies * sum(group[0].length for group in self._groups), advance)
-        self._found: dict[tuple[int, int], Mapping] = {}
-
-    async def run(self) -> ExNode:
-        jobs = [(number, copy) for number in range(len(self._groups)) for copy in range(self._wishes.copies)]
-        await in_parallel(jobs, self._copy, self._wishes.streams)
-        found = tuple(self._found[job] for job in jobs)
-        return replace(self._exnode, mappings=(*self._exnode.mappings, *found))
-
-    async def _copy(self, job: tuple[int, int]) -> None:
-        number, copy = job
-        troubles: list[str] = []
-        for source in best_first(self._depots, self._groups[number], copy):
-            if source.conditioned and source.alloc_length == 0:
-                continue
-            try:
-                made = await self._copy_from(source, number + copy, number)
-            except _SourceLost as lost:
-                troubles.append(describe(source, lost.error))
-                continue
-            bare = replace(source, alloc_offset=0, alloc_length=_stored(source), doubtful=False, fields={})
-            self._found[job] = _described(bare, made)
-            self._counter.add(source.length)
-            return
-        first = self._groups[number][0]
-        why = "; ".join(troubles[:3]) or "nothing is stored"
-        raise DataError(f"bytes {first.offset} to {first.stop} cannot be copied: {why}")
-
-    async def _copy_from(self, source: Mapping, turn: int, number: int) -> _Allocated:
-        length = _stored(source)
-
-        async def fill(made: CapabilitySet) -> None:
-            for begin in range(0, length, PIECE):
-                try:
-                    data = await load_stored(self._depots, source, begin, min(begin + PIECE, length))
-                except (DepotError, DepotUnreachable, BadConditioning) as error:
-                    raise _SourceLost(error) from error
-                await _append(self._depots, made.write, [data])
-
-        return await self._placer.put(turn, length, self._taken[number], fill)
-
-
-class _SourceLost(IbpfsError):
-    """The replica that was to be copied cannot be read."""
-
-    def __init__(self, error: IbpfsError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _stored(mapping: Mapping) -> int:
-    return mapping.alloc_length if mapping.conditioned else mapping.length
-
-
-def _holders(exnode: ExNode, range_: Mapping) -> set[Address]:
-    """The depots that have some of these bytes: another copy there would die with the first."""
-    return {
-        Address.of(one.capability).place
-        for one in exnode.mappings
-        if one.capability and one.offset < range_.stop and range_.offset < one.stop
-    }
