@@ -51,6 +51,10 @@ class TlsSocket:
             raise ConnectionAbortedError(errno.ECONNABORTED, "no TLS handshake") from error
 
     @property
+    def answered(self) -> bool:
+        return bool(self._beginning.seen)
+
+    @property
     def goodbye(self) -> ev.Goodbye | None:
         """What a depot says, in clear, that has no connection left for us."""
         codec = Connection(Role.CLIENT)
@@ -150,7 +154,7 @@ def harden(context: ssl.SSLContext) -> None:
 async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) -> TlsSocket:
     """The depot `name` behind TLS; `pin` None takes any certificate. Closes `sock` on error.
 
-    Raises NoTls, WrongCertificate, OutOfSockets.
+    Raises NoTls, WrongCertificate, OutOfSockets; DepotUnreachable when nothing at all comes back.
     """
     tls = TlsSocket(sock, client_context(), server_side=False)
     try:
@@ -159,6 +163,8 @@ async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) ->
         except OSError as error:
             if (goodbye := tls.goodbye) is not None:
                 raise OutOfSockets(goodbye.backoff) from error
+            if not tls.answered:
+                raise DepotUnreachable(f"{name}: closed the connection before any answer") from error
             known = "although this volume knows it with TLS; refused" if pin else "use ibp:// if that is meant"
             raise NoTls(f"{name}: does not speak TLS, {known}") from error
         if pin is not None and not hmac.compare_digest(tls.fingerprint, pin):
@@ -182,7 +188,7 @@ async def probe(host: str, port: int, limit: float) -> bytes | None:
             except OutOfSockets as busy:
                 await trio.sleep(busy.backoff)
                 continue
-            except (OSError, NoTls):
+            except (OSError, DepotUnreachable):
                 return None
             tls.close()
             return tls.fingerprint
