@@ -185,6 +185,13 @@ class TestNumbers:
         return int(depot.client.code(f"1 5 {read} {target} 1 0 1 10 10 10"))
 
 
+def listening_everywhere() -> socket.socket:
+    """As systemd listens on a port alone."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("0.0.0.0", 0))
+
+
 class TestServiceManager:
     @pytest.fixture
     def stack(self) -> Iterator[ExitStack]:
@@ -208,20 +215,21 @@ class TestServiceManager:
         return process
 
     def test_sockets_are_passed_on(self, stack: ExitStack, tmp_path: Path) -> None:
-        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        tcp = stack.enter_context(listening_everywhere())
         local = stack.enter_context(socket.socket(socket.AF_UNIX))
         local.bind(str(tmp_path / "sock"))
         local.listen()
         process = self.start(stack, [tcp, local], "--store", str(tmp_path / "s"))
         port = tcp.getsockname()[1]
-        assert process.stdout.readline() == f"ibpfs-depot: ready ibp://127.0.0.1:{port}\n"
+        assert re.fullmatch(rf"ibpfs-depot: ready ibp://\S+:{port}\n", process.stdout.readline())
         for client in (socket.create_connection(("127.0.0.1", port)), socket.socket(socket.AF_UNIX)):
             with client:
                 if client.family == socket.AF_UNIX:
                     client.connect(str(tmp_path / "sock"))
                 client.settimeout(10)
-                client.sendall(b"1 4 3 10\n")
-                assert client.recv(100) == b"1 1 \n"
+                client.sendall(b"1 1 1 2 1 600 1000 10\n")
+                reply = client.recv(1000)
+                assert reply.startswith(b"1 ibp://127.0.0.1:%d/" % port) or client.family == socket.AF_UNIX
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert (tmp_path / "sock").exists()  # it is not ours

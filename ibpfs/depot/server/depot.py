@@ -282,7 +282,7 @@ class Depot:
             return self._settings.public
         if listener.is_wildcard:  # the address under which this client found us works for this client
             host, port = accepted.getsockname()[:2]
-            return host, port
+            return str(plain_ip(host)), port
         return listener.place or self._first_place() or ("localhost", DEFAULT_PORT)
 
     def _first_place(self) -> tuple[str, int] | None:
