@@ -330,6 +330,28 @@ def test_a_broken_download_goes_on(call: Call, file: Path, tmp_path: Path, depot
         again.stop(signal.SIGKILL)
 
 
+def test_a_killed_download_goes_on(call: Call, file: Path, tmp_path: Path, depots: list[DepotProcess]) -> None:
+    """kill -9 while one of the depots is silent: what the other gave is not fetched again."""
+    places = ["--depot", depots[0].address, "--depot", depots[1].address]
+    assert call("upload", file, "-b", "100K", "-o", "x.xnd", *places)[0] == 0
+    depots[1].process.send_signal(signal.SIGSTOP)
+    try:
+        words = [Path(sys.executable).parent / "ibpfs", "download", "x.xnd", "-o", "out", "--streams", "32"]
+        process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        record = tmp_path / ".out.part.done"
+        until(lambda: record.exists() and record.read_text().count("\n") == 2 + 8, what="one depot's bytes")
+        process.kill()
+        process.wait(20)
+    finally:
+        depots[1].process.send_signal(signal.SIGCONT)
+    assert not Path("out").exists()
+    code, _, err = call("download", "x.xnd", "-o", "out")
+    assert code == 0
+    assert "764.8 KiB of it earlier" in err
+    assert Path("out").read_bytes() == file.read_bytes()
+    assert not list(tmp_path.glob(".out*"))
+
+
 def test_a_depot_that_is_gone(call: Call, file: Path, depots: list[DepotProcess]) -> None:
     """Uploads go to the others; when there are too few, what was stored is given back and nothing is written."""
     places = ["--depot", "ibp://127.0.0.1:1", "--depot", depots[0].address, "--depot", depots[1].address]

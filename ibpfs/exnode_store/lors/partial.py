@@ -1,6 +1,6 @@
 """A download under way: `.NAME.part` holds bytes, `.NAME.part.done` which of them are there.
 
-What the second says is on stable storage in the first, so a download that broke for any reason goes on from there.
+A download that was killed goes on behind all that the second says; after a power cut, behind what it says was synced.
 """
 
 import fcntl
@@ -16,6 +16,9 @@ from ibpfs.exnode_store.lors.outputs import put_in_place
 
 #: Bytes that are fetched again at most after a power cut.
 _SYNC_EVERY: Final = 64 * 1024 * 1024
+#: Stands behind what is on stable storage.
+_SYNCED: Final = "synced"
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -38,7 +41,6 @@ class PartialFile:
         self._identity = identity(exnode)
         self._size = exnode.size
         self._unsynced = 0
-        self._fresh: list[tuple[int, int]] = []
         self._done: ExtentMap[None] = ExtentMap()
         self._file = _open_own(self._data)
         try:
@@ -60,12 +62,16 @@ class PartialFile:
         if os.fstat(self._file).st_size != self._size:
             return False
         try:
-            head, *lines = self._record.read_text("ascii").split("\n")
+            head, boot, *lines = self._record.read_text("ascii").split("\n")
             if head != self._identity:
                 return False
-            for line in lines[:-1]:  # behind the last line end is nothing, or half a line
-                start, stop = map(int, line.split())
-                self._done.overlay(start, stop, None)
+            lines = lines[:-1]  # behind the last line end is nothing, or half a line
+            if boot != _boot():
+                lines = lines[: len(lines) - lines[::-1].index(_SYNCED)] if _SYNCED in lines else []
+            for line in lines:
+                if line != _SYNCED:
+                    start, stop = map(int, line.split())
+                    self._done.overlay(start, stop, None)
         except (FileNotFoundError, ValueError):
             self._done = ExtentMap()
             return False
@@ -77,7 +83,7 @@ class PartialFile:
         os.ftruncate(self._file, self._size)
         os.fsync(self._file)
         record = os.open(self._record, _OPEN | os.O_TRUNC, 0o600)
-        os.write(record, f"{self._identity}\n".encode())
+        os.write(record, f"{self._identity}\n{_boot()}\n".encode())
         os.close(record)
 
     @property
@@ -94,26 +100,29 @@ class PartialFile:
         while view:
             written = os.pwrite(self._file, view, at)
             at, view = at + written, view[written:]
-        self._fresh.append((start, start + len(data)))
+        self._note(f"{start} {start + len(data)}")
         self._done.overlay(start, start + len(data), None)
         self._unsynced += len(data)
         if self._unsynced >= _SYNC_EVERY:
             self.sync()
 
     def sync(self) -> None:
-        """Note what is there, once it is on stable storage."""
-        if not self._fresh:
+        """Bring what is there to stable storage, and note that it is."""
+        if not self._unsynced:
             return
-        fresh, self._fresh, self._unsynced = self._fresh, [], 0
+        self._unsynced = 0
         os.fdatasync(self._file)
+        self._note(_SYNCED)
+
+    def _note(self, line: str) -> None:
         with self._record.open("a", encoding="ascii") as record:
-            record.write("".join(f"{start} {stop}\n" for start, stop in fresh))
+            record.write(f"{line}\n")
 
     def finish(self, *, overwrite: bool) -> None:
         """All is there: give the file its name."""
         os.fsync(self._file)
         put_in_place(self._data, self._path, overwrite=overwrite)
-        self._fresh = []
+        self._unsynced = 0
         self._record.unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -124,6 +133,14 @@ class PartialFile:
     def close(self) -> None:
         self.sync()
         os.close(self._file)
+
+
+def _boot() -> str:
+    """Differs after every start of the machine."""
+    try:
+        return _BOOT.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 def _open_own(path: Path) -> int:

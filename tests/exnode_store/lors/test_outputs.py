@@ -1,5 +1,6 @@
 """Files appear whole or not at all; a download goes on where it broke."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,22 @@ def test_resuming(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize(("powered_off", "kept"), [(False, 5), (True, 3)])
+def test_what_a_kill_and_what_a_power_cut_leave(tmp_path: Path, powered_off: bool, kept: int) -> None:
+    partial = PartialFile(tmp_path / "out", ONE)
+    partial.write(2, b"abc")
+    partial.sync()
+    partial.write(5, b"de")
+    os.close(partial._file)  # as a kill does
+    if powered_off:
+        record = tmp_path / ".out.part.done"
+        head, _, rest = record.read_text().split("\n", 2)
+        record.write_text(f"{head}\nanother boot\n{rest}")
+    partial = PartialFile(tmp_path / "out", ONE)
+    assert partial.done_bytes == kept
+    partial.close()
+
+
 def test_only_one_at_a_time(tmp_path: Path) -> None:
     partial = PartialFile(tmp_path / "out", ONE)
     with pytest.raises(VolumeBusy):
@@ -88,9 +105,9 @@ def test_what_is_not_resumed(tmp_path: Path, damage: str) -> None:
         exnode = ExNode("n", 10, mappings=(Mapping(0, 10, alloc_length=10),))
         assert identity(exnode) != identity(ONE)
     elif damage == "half":
-        record.write_text(record.read_text()[:-1])  # the line of a crash in between
+        record.write_text(record.read_text().removesuffix("\nsynced\n"))  # the line of a crash in between
     elif damage == "garbage":
-        record.write_text(f"{identity(ONE)}\nx y\n")
+        record.write_text(record.read_text().replace("2 5", "x y"))
     elif damage == "gone":
         data.unlink()
     elif damage == "short":
