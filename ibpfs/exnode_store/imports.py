@@ -4,7 +4,7 @@ Raw bytes, or slices that another volume sealed. Beside `Ledger`, which releases
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ibpfs.depot.capability import Key
@@ -70,7 +70,7 @@ class Imports:
         self._check(ino, parts, size)
         self._note_feature()
         now, done = self._ledger.now(), 0
-        for batch in _batches([shorter for part in parts for shorter in _cut(part)]):
+        for batch in _batches(shorter for part in parts for shorter in _cut(part)):
             with self._db.transaction():
                 for part in batch:
                     self._adopt(ino, part, now)
@@ -204,7 +204,7 @@ def _moved(replica: ForeignReplica, by: int) -> ForeignReplica:
     return ForeignReplica(one.depot, one.base + by, one.read, one.write, one.manage, one.lease_end, one.owned)
 
 
-def _batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
+def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
     batch: list[Part] = []
     rows = 0
     for part in parts:

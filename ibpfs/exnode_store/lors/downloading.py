@@ -1,5 +1,6 @@
 """Fetching the file that an exNode describes, from whichever depots give it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import trio
@@ -56,19 +57,19 @@ def check_complete(exnode: ExNode) -> None:
 async def _fetch_all(
     exnode: ExNode, partial: PartialFile, depots: Depots, counter: Counter, streams: int, verify: bool
 ) -> None:
-    wanted = [
-        unit
-        for unit in units(exnode.mappings, exnode.size, PIECE)
-        if unit.mappings and not partial.has(unit.start, unit.stop)
-    ]
     missing: list[Unavailable] = []
     in_vain = 0
+
+    def wanted() -> Iterator[tuple[int, Unit]]:
+        for turn, unit in enumerate(units(exnode.mappings, exnode.size, PIECE)):
+            if in_vain > 2 * streams:
+                return
+            if unit.mappings and not partial.has(unit.start, unit.stop):
+                yield turn, unit
 
     async def one(job: tuple[int, Unit]) -> None:
         nonlocal in_vain
         turn, unit = job
-        if in_vain > 2 * streams:
-            return
         candidates = [exnode.mappings[number] for number in unit.mappings]
         try:
             data = await fetch(depots, candidates, unit.start, unit.stop, turn=turn, verify=verify)
@@ -82,6 +83,6 @@ async def _fetch_all(
         counter.add(len(data))
 
     writing = trio.Lock()
-    await in_parallel(list(enumerate(wanted)), one, streams)
+    await in_parallel(wanted(), one, streams)
     if missing:
         raise missing[0]

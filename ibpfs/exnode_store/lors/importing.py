@@ -21,6 +21,8 @@ from ibpfs.exnode_store.sealing import FUNCTIONS, ForeignSlice
 
 #: The owner of the volume keeps a watch on every depot that imported bytes are on.
 MOST_DEPOTS: Final = 64
+#: The volume's record of a file grows with it.
+MOST_BYTES: Final = 16 << 40
 #: Replicas of a range that are taken over; a document may claim any number.
 MOST_REPLICAS: Final = 8
 
@@ -51,6 +53,8 @@ def plan(exnode: ExNode, *, holes: bool = False) -> list[PlannedPart]:
     """
     if not (holes or holes_are_zeros(exnode)):
         check_complete(exnode)
+    if exnode.size > MOST_BYTES:
+        raise UsageError(f"claims {exnode.size} bytes; at most {MOST_BYTES} are imported")
     slices = _slices(exnode)
     parts = [
         _part(exnode, slices, piece.start, piece.stop, piece.mappings)

@@ -57,13 +57,14 @@ def holes(mappings: Sequence[Mapping], size: int, *, without: Collection[int] = 
     return found
 
 
-def units(mappings: Sequence[Mapping], size: int, longest: int) -> list[Unit]:
-    """Return what to fetch; a piece is cut to `longest` bytes, at the ends of conditioned blocks if it has them."""
-    found = []
+def units(mappings: Sequence[Mapping], size: int, longest: int) -> Iterator[Unit]:
+    """Yield what to fetch; a piece is cut to `longest` bytes, at the ends of conditioned blocks if it has them.
+
+    A document may claim any size: nobody makes a list of them.
+    """
     for piece in pieces(mappings, size):
         for start, stop in _cuts(piece, mappings, longest):
-            found.append(Unit(start, stop, piece.mappings))
-    return found
+            yield Unit(start, stop, piece.mappings)
 
 
 def _cuts(piece: Unit, mappings: Sequence[Mapping], longest: int) -> Iterator[Range]:

@@ -1,6 +1,6 @@
 """How a run works: many jobs side by side, within the caller's deadline; the depots it talks to."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence, Sized
 from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeVar
 
@@ -93,7 +93,7 @@ async def connected(hints: Sequence[Address] = (), connections: int = 8) -> Asyn
             await depots.aclose()
 
 
-async def in_parallel(jobs: Sequence[Job], work: Callable[[Job], Awaitable[None]], streams: int) -> None:
+async def in_parallel(jobs: Iterable[Job], work: Callable[[Job], Awaitable[None]], streams: int) -> None:
     """Run `work` on every job, `streams` at a time, in order of their start; the first error ends all."""
     waiting = iter(jobs)
 
@@ -102,7 +102,7 @@ async def in_parallel(jobs: Sequence[Job], work: Callable[[Job], Awaitable[None]
             await work(job)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(min(streams, len(jobs))):
+        for _ in range(min(streams, len(jobs)) if isinstance(jobs, Sized) else streams):
             nursery.start_soon(worker)
 
 

@@ -85,6 +85,11 @@ def test_what_a_stranger_may_claim_is_bounded() -> None:
         plan(ExNode("x", 65, mappings=spread))
 
 
+def test_no_file_is_too_large_to_be_refused() -> None:
+    with pytest.raises(UsageError, match="claims"):
+        plan(ExNode("x", 1 << 62, mappings=(mapping(0, 1 << 62),)))
+
+
 @pytest.mark.parametrize("notation", [Notation.XML, Notation.JSON])
 @pytest.mark.parametrize("key", [None, KEY])
 def test_a_sealed_slice_travels(notation: Notation, key: bytes | None) -> None:
