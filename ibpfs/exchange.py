@@ -15,8 +15,8 @@ import trio
 from ibpfs.cache.files import FileCache
 from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address, BadAddress
-from ibpfs.depot.capability import BadCapability, Key
-from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.depot.capability import BadCapability, CapabilitySet, Key
+from ibpfs.depot.wire import DepotError, DepotUnreachable, LeaseTooLong
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
@@ -153,9 +153,7 @@ class Exchange:
         ends = [replica.lease_end] if replica.lease_end is not None else []
         if replica.is_managed:
             try:
-                alias = await depot.call(
-                    lambda: depot.client.alias(replica.manage, window.offset, window.length, seconds)
-                )
+                alias = await _alias(depot, window, seconds)
             except DepotUnreachable:
                 return None
             except DepotError as error:
@@ -165,6 +163,18 @@ class Exchange:
         if sealed or (replica.imported and not window.offset):
             return _row(place, replica.read, window.offset, window, ends)
         return None
+
+
+async def _alias(depot: Depot, window: _Window, seconds: int) -> CapabilitySet:
+    """For so long, or as long as the allocation itself."""
+
+    async def ask(duration: int) -> CapabilitySet:
+        return await depot.client.alias(window.replica.manage, window.offset, window.length, duration)
+
+    try:
+        return await depot.call(lambda: ask(seconds))
+    except LeaseTooLong:
+        return await depot.call(lambda: ask(0))
 
 
 def _place(depot: Depot) -> Address | None:

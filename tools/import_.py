@@ -12,6 +12,7 @@ import click
 from ibpfs.config import format_size
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.documents.exnode import ExNode
+from ibpfs.exnode_store.documents.sealed import with_holes
 from ibpfs.exnode_store.lors.downloading import download
 from ibpfs.exnode_store.lors.importing import Found, PlannedPart, look, plan, request, unrenewable
 from ibpfs.exnode_store.lors.outputs import put_in_place, refuse_existing
@@ -57,6 +58,7 @@ def import_(document: Path, target: Path, own: bool, copy: bool, holes: bool, no
         raise UsageError(f"{document}: describes a directory; there is nothing to import")
     place = target / file_name(exnode, document) if target.is_dir() else target
     refuse_existing(place, overwrite=False)
+    exnode = with_holes(exnode) if holes else exnode
     paths = volume_holding(place.parent)
     if copy:
         run(lambda depots, advance: download(exnode, place, depots, advance, streams=pace.streams),
@@ -64,7 +66,7 @@ def import_(document: Path, target: Path, own: bool, copy: bool, holes: bool, no
         note(f"{printable(str(place))}: {format_size(exnode.size)}, copied", pace)
         return
     with naming(document):
-        parts = plan(exnode, holes=holes)
+        parts = plan(exnode)
     if own and not any(exnode.mappings[number].manage for part in parts for number in part.mappings):
         raise UsageError(f"{document}: has no manage capability, so its allocations cannot become the volume's")
     told = Found()

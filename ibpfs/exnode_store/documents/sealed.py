@@ -4,6 +4,7 @@ The function's name is that of the mapping function (`aes-256-gcm/1`, ...); its 
 own key where that was asked for.
 """
 
+from dataclasses import replace
 from typing import Final
 
 from ibpfs.exnode_store.documents.exnode import ExNode, Function, Mapping, Metadata
@@ -85,6 +86,10 @@ def open_slice(function: Function, stored: bytes) -> bytes:
 
 def is_sealed_function(name: str) -> bool:
     return name in _SEALED
+
+
+def with_holes(exnode: ExNode) -> ExNode:
+    return exnode if holes_are_zeros(exnode) else replace(exnode, metadata=(*exnode.metadata, HOLES))
 
 
 def holes_are_zeros(exnode: ExNode) -> bool:

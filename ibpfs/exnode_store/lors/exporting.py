@@ -5,7 +5,6 @@ import time
 import uuid
 from collections.abc import Mapping as Row
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ibpfs.depot.address import Address
@@ -13,7 +12,7 @@ from ibpfs.depot.capability import Capability, CapabilityKind
 from ibpfs.errors import DataError, UsageError
 from ibpfs.exnode_store.documents.exnode import ExNode, Mapping
 from ibpfs.exnode_store.documents.lifetimes import MICRO
-from ibpfs.exnode_store.documents.sealed import HOLES, sealed_function
+from ibpfs.exnode_store.documents.sealed import sealed_function, with_holes
 from ibpfs.exnode_store.ledger_rows import unpack_key
 from ibpfs.exnode_store.lors.plans import Range, holes
 from ibpfs.exnode_store.sealing import FUNCTION_CODES, ForeignSlice, SliceForm
@@ -28,8 +27,7 @@ def sealed_exnode(name: str, status: os.stat_result, parts: Parts) -> ExNode:
             raise DataError(f"{name}: bytes {part['start']} to {part['stop']} are on no depot that answers")
     mappings = windows(parts, int(time.time()))
     exnode = described(name, status, mappings)
-    sparse = holes(mappings, exnode.size)
-    return replace(exnode, metadata=(HOLES,)) if sparse else exnode
+    return with_holes(exnode) if holes(mappings, exnode.size) else exnode
 
 
 def described(name: str, status: os.stat_result, mappings: Sequence[Mapping]) -> ExNode:
@@ -71,7 +69,7 @@ def _mapping(part: Row[str, Any], row: Row[str, Any], now: int) -> Mapping:
         alloc_length=row["length"],
         clear_block=length if sealed else 0,
         function=None if sealed is None else sealed_function(_slice(sealed)),
-        read=Capability(address.host, address.port, key.key, key.type_key, CapabilityKind.READ),
+        read=Capability(address.host, address.port, key.key, key.type_key, CapabilityKind.READ, address.secure),
         start=now * MICRO,
         end=None if end is None else int(end) * MICRO,
         location=str(address),

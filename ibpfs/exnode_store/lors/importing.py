@@ -46,12 +46,13 @@ class Found:
     lease_ends: dict[int, float | None] = field(default_factory=dict)
 
 
-def plan(exnode: ExNode, *, holes: bool = False) -> list[PlannedPart]:
-    """Return the parts, in order. `holes`: what no mapping has is zeros.
+def plan(exnode: ExNode) -> list[PlannedPart]:
+    """Return the parts, in order.
 
-    Raises Unavailable where it is not, UsageError for what can only be copied, BadDocument.
+    Raises Unavailable for bytes that no mapping has and that are not known to be zeros, UsageError for what can only be
+    copied, BadDocument.
     """
-    if not (holes or holes_are_zeros(exnode)):
+    if not holes_are_zeros(exnode):
         check_complete(exnode)
     if exnode.size > MOST_BYTES:
         raise UsageError(f"claims {exnode.size} bytes; at most {MOST_BYTES} are imported")

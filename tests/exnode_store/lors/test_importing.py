@@ -10,7 +10,7 @@ from ibpfs.depot.capability import Capability, CapabilityKind
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.documents.exnode import BadDocument, ExNode, Function, Mapping, Metadata
 from ibpfs.exnode_store.documents.notation import Notation, read, write
-from ibpfs.exnode_store.documents.sealed import HOLES, BadSlice, open_slice, sealed_function, slice_of
+from ibpfs.exnode_store.documents.sealed import HOLES, BadSlice, open_slice, sealed_function, slice_of, with_holes
 from ibpfs.exnode_store.lors.fetching import Unavailable
 from ibpfs.exnode_store.lors.importing import MOST_REPLICAS, Found, plan, request
 from ibpfs.exnode_store.sealing import AES_256_GCM, ForeignSlice, SliceForm, seal
@@ -38,8 +38,8 @@ mappings = st.lists(st.builds(lambda o, n, k, at: mapping(o, n, k, at=at), st.in
 
 @given(mappings, st.integers(0, 40))
 def test_every_part_is_where_its_mappings_say(found: list[Mapping], size: int) -> None:
-    exnode = ExNode("x", size, mappings=tuple(found))
-    parts = plan(exnode, holes=True)
+    exnode = with_holes(ExNode("x", size, mappings=tuple(found)))
+    parts = plan(exnode)
     rows = request(exnode, parts, Found())
     covered = [False] * size
     for part, row in zip(parts, rows, strict=True):
@@ -61,8 +61,7 @@ def test_gaps_must_be_meant() -> None:
     exnode = ExNode("x", 10, mappings=(mapping(0, 5),))
     with pytest.raises(Unavailable, match="bytes 5 to 10"):
         plan(exnode)
-    assert len(plan(exnode, holes=True)) == 1
-    assert len(plan(replace(exnode, metadata=(HOLES,)))) == 1
+    assert len(plan(with_holes(exnode))) == 1
 
 
 def test_conditioned_bytes_are_copied_or_refused() -> None:
