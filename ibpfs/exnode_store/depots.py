@@ -178,6 +178,10 @@ class DepotSet:
     def __iter__(self) -> Iterator[Depot]:
         return iter(self._depots.values())
 
+    def find(self, number: int) -> Depot | None:
+        """The depot; None when it was removed."""
+        return self._depots.get(number)
+
     def get(self, number: int) -> Depot:
         """The depot; DepotUnreachable when it was removed."""
         try:

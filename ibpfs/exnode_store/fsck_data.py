@@ -84,7 +84,7 @@ class DataCheck:
                 nursery.start_soon(work)
         for number, count in sorted(self._unverified.items()):
             self._checkup.outcome.unverified += 1
-            self._checkup.note(f"{self._depot_name(number)}: does not answer, {count} replicas are not verified")
+            self._checkup.note(f"{self._depot_name(number)}: does not answer, {_replicas_are(count)} not verified")
 
     async def _verify_segment(self, segment: int) -> None:
         slices = self._slices(segment)
@@ -319,3 +319,7 @@ class DataCheck:
                     ledger.move(row, offset + len(data), [(stored.row, offset)])
             finally:
                 await transfer.release(target)
+
+
+def _replicas_are(count: int) -> str:
+    return "1 replica is" if count == 1 else f"{count} replicas are"

@@ -214,6 +214,19 @@ class Segments:
             db.execute("UPDATE replicas SET suspect = 1, seq = ? WHERE id = ?", (db.seq, replica.id))
             self._replicas.pop(replica.segment, None)
 
+    def suspects(self) -> list[Replica]:
+        """The replicas of our making that are not to be trusted before they are verified."""
+        return [_replica(row) for row in self._db.rows(f"{_REPLICA} WHERE r.suspect = 1 AND i.base IS NULL")]
+
+    def verified(self, replica: Replica) -> None:
+        """It holds what it should."""
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE replicas SET suspect = 0, verified_at = ?, seq = ? WHERE id = ?",
+                (self.now(), db.seq, replica.id),
+            )
+            self._replicas.pop(replica.segment, None)
+
     def renewed(self, replica: Replica, lease_end: float | None) -> None:
         with self._db.transaction() as db:
             db.execute(

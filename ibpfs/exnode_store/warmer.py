@@ -4,8 +4,9 @@ What is due is decided by pure functions below; the class carries it out. Works 
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,16 +22,17 @@ from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, Orphan, Replica, StoredRun
 from ibpfs.exnode_store.placement import FAILED, OK, choose_depots
-from ibpfs.exnode_store.sealing import digest
 from ibpfs.exnode_store.transfer import Transfer
+from ibpfs.exnode_store.verification import CHUNK, Verification, chunks
 
 _log = logging.getLogger(__name__)
 
 RELEASE_EVERY = 1.0
 LOOK_EVERY = 5.0
-_CHUNK = 1024 * 1024
 #: Segments that one look repairs; the rest is for the next.
 _REPAIRS = 20
+#: Seconds after which a replica that was found to be bad, but could not be replaced, is looked at again.
+_VERIFY_AGAIN = 600.0
 #: Stored bytes that one append of compaction moves, and one look.
 _MOVE_AT_ONCE = 4 * 1024 * 1024
 _SLICES_AT_ONCE = 256
@@ -59,26 +61,6 @@ def most_endangered(shortages: Iterable[Shortage]) -> list[Shortage]:
     return sorted(shortages, key=lambda one: (-one.missing, one.segment))
 
 
-def chunks(runs: Sequence[StoredRun], length: int, size: int) -> list[tuple[int, int, list[StoredRun]]]:
-    """Cut [0, length) of a segment into (start, stop, slices inside) of `size` or more, never within a slice.
-
-    `runs` are its slices in order; what lies between them is dead, and is cut anywhere.
-    """
-    found: list[tuple[int, int, list[StoredRun]]] = []
-    start, at, inside = 0, 0, list[StoredRun]()
-    for run in [*runs, None]:
-        begin = length if run is None else run.offset
-        while begin - start >= size:
-            stop = max(at, start + size)
-            found.append((start, stop, inside))
-            start = at = stop
-            inside = []
-        if run is not None:
-            inside.append(run)
-            at = run.offset + run.length
-    return [*found, (start, length, inside)] if start < length else found
-
-
 @contextmanager
 def _later() -> Iterator[None]:
     """A local disk that is full is no reason to end: the work is taken up again with the next look."""
@@ -98,7 +80,8 @@ class Warmer:
         self._transfer = transfer
         self._allocator = Allocator(db, ledger, depots)
         self._packing = trio.Lock()
-        self._damaged: set[int] = set()  # segments that cannot be compacted; tried again by the next mount
+        self._verification = Verification(db, ledger, transfer)
+        self._bad: dict[int, float] = {}  # suspect replicas that were found to be bad, and when
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -148,6 +131,7 @@ class Warmer:
             await trio.sleep(LOOK_EVERY)
             with _later():
                 await self.renew()
+                await self.verify()
                 await self.repair()
                 await self.pack(_MOVE_PER_LOOK)
 
@@ -193,6 +177,49 @@ class Warmer:
             # Perhaps the depot runs on another store than yesterday. Never let go of the last capability.
             self._ledger.suspect(now)
 
+    async def verify(self) -> None:
+        """Look at suspect replicas on depots that answer: sound ones are trusted again, bad ones go once replaced."""
+        for replica in self._ledger.suspects():
+            depot = self._depots.find(replica.depot)
+            if depot is None or depot.state != OK:
+                continue
+            try:
+                await self._verify(depot, replica)
+            except (DepotError, DepotUnreachable) as error:
+                _log.info("segment %d: a suspect replica is not verified yet: %s", replica.segment, error)
+
+    async def _verify(self, depot: Depot, replica: Replica) -> None:
+        label = f"segment {replica.segment}: depot {depot.address} allocation {replica.read.label}"
+        if trio.current_time() - self._bad.get(replica.id, -math.inf) > _VERIFY_AGAIN:
+            fault = await self._verification.fault(replica)
+            if self._ledger.replica(replica.id) is None:  # released while it was looked at
+                return
+            if not fault:
+                _log.info("%s was suspect and is sound", label)
+                self._bad.pop(replica.id, None)
+                self._ledger.verified(replica)
+                return
+            self._bad[replica.id] = trio.current_time()
+            _log.info("%s: %s", label, fault)
+        if await self._is_dispensable(depot, replica):
+            _log.info("%s is released", label)
+            self._ledger.drop_replica(replica)
+            del self._bad[replica.id]
+
+    async def _is_dispensable(self, depot: Depot, replica: Replica) -> bool:
+        """Whether nothing is lost with a bad replica: it is replaced; or it takes the room of its replacement."""
+        segment = replica.segment
+        if segment in self._verification.damaged:  # of a slice that is sound nowhere, some frames may be sound here
+            return False
+        if not self._ledger.is_short(segment):
+            return True
+        if depot.free_bytes >= self._ledger.segment_length(segment):
+            return False  # a copy is made first: some slice may be sound here alone
+        for other in self._ledger.replicas(segment):
+            if not other.suspect and not await self._verification.fault(other):
+                return self._ledger.replica(replica.id) is not None
+        return False
+
     async def repair(self) -> None:
         """Make up missing replicas of closed segments, from the sound ones, where a depot can take them."""
         for shortage in most_endangered(self._shortages())[:_REPAIRS]:
@@ -216,7 +243,7 @@ class Warmer:
                 break
             policy = self._transfer.policy(packing[segment][1])
             # With fewer depots each append has a segment of its own: small ones would only make small ones.
-            if segment in self._damaged or self._transfer.answering() < policy.copies:
+            if segment in self._verification.damaged or self._transfer.answering() < policy.copies:
                 continue
             try:
                 moved += await self._move(segment, policy)
@@ -255,7 +282,7 @@ class Warmer:
 
     async def _move_batch(self, segment: int, policy: Policy, batch: list[StoredRun]) -> None:
         pieces = [
-            await self._load_verified(segment, run.offset, run.offset + run.length, [run]) for run in batch
+            await self._verification.load(segment, run.offset, run.offset + run.length, [run]) for run in batch
         ]
         length = sum(run.length for run in batch)
         target, offset = await self._transfer.append(policy, pieces, length)
@@ -270,32 +297,6 @@ class Warmer:
         finally:
             await self._transfer.release(target)
 
-    async def _load_best(self, segment: int, start: int, stop: int, runs: list[StoredRun]) -> bytes | bytearray:
-        """Stored bytes with these slices, sound if some replica has them sound; else what there is."""
-        try:
-            return await self._load_verified(segment, start, stop, runs)
-        except DataError:
-            # One bad slice is no reason not to keep the others alive; readers verify anyway.
-            return (await self._transfer.load(segment, start, stop)).data
-
-    async def _load_verified(
-        self, segment: int, start: int, stop: int, runs: Sequence[StoredRun]
-    ) -> bytes | bytearray:
-        seed = int(self._db.facts["digest_seed"], 16)
-        avoid: frozenset[int] = frozenset()
-        while True:
-            try:
-                loaded = await self._transfer.load(segment, start, stop, avoid=avoid)
-            except DataError:
-                if avoid:  # not out of reach, but wrong
-                    self._damaged.add(segment)
-                raise
-            data = memoryview(loaded.data)
-            if all(digest(seed, [data[one.offset - start :][: one.length]]) == one.digest for one in runs):
-                return loaded.data
-            self._transfer.report(loaded.replica, "stored bytes differ from their digest")
-            avoid |= {loaded.replica}
-
     def _shortages(self) -> list[Shortage]:
         return [Shortage(*row) for row in self._ledger.shortages()]
 
@@ -306,7 +307,8 @@ class Warmer:
 
     async def _augment(self, shortage: Shortage) -> None:
         replicas = self._ledger.replicas(shortage.segment)
-        taken = {replica.depot for replica in replicas}
+        kept = shortage.segment in self._verification.damaged
+        taken = {replica.depot for replica in replicas if kept or replica.id not in self._bad}
         candidates = [depot.candidate() for depot in self._depots if depot.id not in taken]
         for number in choose_depots([one for one in candidates if one.state != FAILED], shortage.missing,
                                     shortage.length):  # fmt: skip
@@ -331,9 +333,14 @@ class Warmer:
         self._ledger.add_replica(shortage.segment, NewReplica(row, depot.id, *wire, end, time.time()))
         _log.info("segment %d: new replica on %s", shortage.segment, depot.address)
 
+    def _holds(self, depot: Depot, segment: int) -> bool:
+        return any(replica.depot == depot.id for replica in self._ledger.replicas(segment))
+
     async def _fill(self, depot: Depot, caps: CapabilitySet, shortage: Shortage) -> None:
-        for start, stop, runs in chunks(self._ledger.stored_slices(shortage.segment), shortage.length, _CHUNK):
-            data = await self._load_best(shortage.segment, start, stop, runs)
+        for start, stop, runs in chunks(self._ledger.stored_slices(shortage.segment), shortage.length, CHUNK):
+            data = await self._verification.load_best(shortage.segment, start, stop, runs)
+            if shortage.segment in self._verification.damaged and self._holds(depot, shortage.segment):
+                raise DataError("a slice of it is sound nowhere, so what is there stays")
             taken = await depot.call(lambda data=data: depot.client.store(caps.write.wire_key, [data]))  # type: ignore[misc]
             if taken != stop - start:
                 raise DepotUnreachable(f"{depot.address} took {taken} of {stop - start} bytes")

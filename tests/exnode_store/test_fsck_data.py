@@ -242,7 +242,7 @@ async def test_a_silent_depot_is_no_damage(tmp_path: Path) -> None:
     async with volume_on(tmp_path, 2) as paths:
         seed(paths, "UPDATE depots SET address = 'ibp://127.0.0.1:9' WHERE id = 2")
         lines, outcome = await check(paths)
-        assert lines == ["depot ibp://127.0.0.1:9: does not answer, 1 replicas are not verified"]
+        assert lines == ["depot ibp://127.0.0.1:9: does not answer, 1 replica is not verified"]
         assert outcome == Outcome(unverified=1)
 
 

@@ -1,0 +1,96 @@
+"""Stored bytes compared with the digests of their slices, wherever they lie. Works without keys."""
+
+from collections.abc import Sequence
+
+from ibpfs.depot.client import ShortLoad
+from ibpfs.depot.wire import CapabilityNotFound
+from ibpfs.errors import DataError
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import Replica, StoredRun
+from ibpfs.exnode_store.sealing import Buffer, digest
+from ibpfs.exnode_store.transfer import Transfer
+
+CHUNK = 1024 * 1024
+_DIFFERS = "stored bytes differ from their digest"
+
+
+class Verification:
+    """Loads what is known to be sound, and finds what is not."""
+
+    def __init__(self, db: Database, ledger: Ledger, transfer: Transfer) -> None:
+        self._seed = int(db.facts["digest_seed"], 16)
+        self._ledger = ledger
+        self._transfer = transfer
+        self.damaged: set[int] = set()  # segments with a slice that no replica has sound; tried again by the next mount
+
+    async def load(self, segment: int, start: int, stop: int, runs: Sequence[StoredRun]) -> bytes | bytearray:
+        """Return stored bytes [start, stop), from a replica that has these slices in it sound; DataError if none has.
+
+        A replica that has them wrong is reported.
+        """
+        avoid: frozenset[int] = frozenset()
+        while True:
+            try:
+                loaded = await self._transfer.load(segment, start, stop, avoid=avoid)
+            except DataError:
+                if len(runs) == 1 and avoid.issuperset(one.id for one in self._ledger.replicas(segment)):
+                    self.damaged.add(segment)  # not out of reach, but wrong
+                raise
+            if self._are_sound(loaded.data, start, runs):
+                return loaded.data
+            self._transfer.report(loaded.replica, _DIFFERS)
+            avoid |= {loaded.replica}
+
+    async def load_best(self, segment: int, start: int, stop: int, runs: Sequence[StoredRun]) -> bytes | bytearray:
+        """Return stored bytes with each slice sound if some replica has it so; else what there is."""
+        try:
+            return await self.load(segment, start, stop, runs)
+        except DataError:
+            data = bytearray((await self._transfer.load(segment, start, stop)).data)
+        for run in runs:
+            try:
+                sound = await self.load(segment, run.offset, run.offset + run.length, [run])
+            except DataError:
+                continue  # one bad slice is no reason not to keep the others alive; readers verify anyway
+            data[run.offset - start : run.offset - start + run.length] = sound
+        return data
+
+    async def fault(self, replica: Replica) -> str:
+        """What is wrong with a replica, as one looks at all that lives in it; '' when it is sound.
+
+        Raises DepotError or DepotUnreachable when that cannot be told.
+        """
+        runs = self._ledger.stored_slices(replica.segment)
+        for start, stop, inside in chunks(runs, self._ledger.segment_length(replica.segment), CHUNK):
+            try:
+                data = (await self._transfer.load_from(replica, start, stop)).data if inside else b""
+            except (CapabilityNotFound, ShortLoad) as error:
+                return str(error)
+            if not self._are_sound(data, start, inside):
+                return _DIFFERS
+        return ""
+
+    def _are_sound(self, data: Buffer, start: int, runs: Sequence[StoredRun]) -> bool:
+        view = memoryview(data)
+        return all(digest(self._seed, [view[one.offset - start :][: one.length]]) == one.digest for one in runs)
+
+
+def chunks(runs: Sequence[StoredRun], length: int, size: int) -> list[tuple[int, int, list[StoredRun]]]:
+    """Cut [0, length) of a segment into (start, stop, slices inside) of `size` or more, never within a slice.
+
+    `runs` are its slices in order; what lies between them is dead, and is cut anywhere.
+    """
+    found: list[tuple[int, int, list[StoredRun]]] = []
+    start, at, inside = 0, 0, list[StoredRun]()
+    for run in [*runs, None]:
+        begin = length if run is None else run.offset
+        while begin - start >= size:
+            stop = max(at, start + size)
+            found.append((start, stop, inside))
+            start = at = stop
+            inside = []
+        if run is not None:
+            inside.append(run)
+            at = run.offset + run.length
+    return [*found, (start, length, inside)] if start < length else found
