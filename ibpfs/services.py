@@ -21,8 +21,10 @@ from ibpfs.config import VolumePaths
 from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address
 from ibpfs.depot.pinning import fingerprint_of
-from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exchange import Exchange
+from ibpfs.exnode_store.compaction import most_segments
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.description import describe, earliest_lease_end, summarize
@@ -165,9 +167,15 @@ class Services:
     async def _compact(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         parts = self._parts
         await self.flush(progress)
-        merged = await parts.compactor.compact(lambda done, total: progress(done, total, "merging slices"))
+        try:
+            merged = await parts.compactor.compact(lambda done, total: progress(done, total, "merging slices"))
+        except (DepotError, DepotUnreachable, NoSpace) as error:
+            raise VolumeError(f"{parts.paths.root}: not compacted: {error} (see ibpfs depots)") from error
         packed = await parts.warmer.pack_all(lambda done, total: progress(done, total, "packing segments"))
         await parts.db.sync()
+        if parts.ledger.segments > most_segments(parts.files.used_bytes):
+            raise VolumeError(f"{parts.paths.root}: {parts.ledger.segments} segments are left: some cannot be moved now"
+                              " (see ibpfs depots, and the log)")  # fmt: skip
         return {
             "files": merged.files,
             "slices_before": merged.slices_before,

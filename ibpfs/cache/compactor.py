@@ -20,7 +20,7 @@ from ibpfs.cache.sealer import Sealer
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.allocator import Policy
-from ibpfs.exnode_store.compaction import SLACK, Extent, Merge, is_urgent, may_be_due, plan_merges
+from ibpfs.exnode_store.compaction import SLACK, Extent, Merge, is_urgent, plan_merges
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.merging import MOST_EXCHANGED, WINDOW, Crowd, Merged, Merging
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY = 60.0
 IDLE = 1800.0
 #: File bytes a second: while nothing else goes to the depots, and while something does.
-_RATE = 16 * 1024 * 1024
+_RATE = 8 * 1024 * 1024
 _RATE_BESIDE = 1024 * 1024
 #: Between two looks at a few hundred inodes, when a mount looks through all of them.
 _PAUSE = 0.05
@@ -69,7 +69,8 @@ class Compactor:
         self._sealer = sealer
         self._flusher = flusher
         self._noted: dict[int, float] = {}  # crowded files, and when (monotonic) somebody wrote them last
-        self._looked_to: int | None = 0  # inodes up to this number were looked at since the mount; None: all
+        self._searched = False  # whether all files were looked through since the mount
+        self._left: dict[int, int] = {}  # files that had many extents even after their plan: how many
         self._working = trio.Lock()
         self._damaged: set[int] = set()  # files with bytes that no depot has sound; tried again by the next mount
 
@@ -85,27 +86,34 @@ class Compactor:
     # What is due
 
     async def look(self) -> None:
-        """Note the crowded files among those that were written since the last look; and among all after a mount."""
-        while self._ledger.touched:
+        """Note what may be due of the files that were written since the last look; of all files, after a mount."""
+        while self._ledger.touched or self._ledger.half_dead:
             self._note(self._merging.touched(), age=lambda _: 0.0)
             await trio.lowlevel.checkpoint()
-        while self._looked_to is not None:
-            crowds, self._looked_to = self._merging.behind(self._looked_to)
-            self._note(crowds, age=_age)
-            await trio.sleep(_PAUSE)
+        if not self._searched:
+            self._note(await self._search(_PAUSE), age=_age)
+            self._searched = True
         if len(self._noted) > _MOST_NOTED:
             self._noted.clear()
-            self._looked_to = 0
+            self._searched = False
+
+    async def _search(self, pause: float) -> list[Crowd]:
+        """All files that may be due."""
+        found: dict[int, Crowd] = {}
+        for behind in (self._merging.crowded_behind, self._merging.half_dead_behind):
+            crowds, last = behind(0)
+            while last:
+                found |= {crowd.ino: crowd for crowd in crowds}
+                await trio.sleep(pause)
+                crowds, last = behind(last)
+        return list(found.values())
 
     def _note(self, crowds: list[Crowd], age: Callable[[Crowd], float]) -> None:
         now = trio.current_time()
         for crowd in crowds:
-            if not _may_be_due(crowd):
-                self._noted.pop(crowd.ino, None)
-            elif is_urgent(crowd.slices, crowd.allocated):
-                self._noted[crowd.ino] = -math.inf
-            else:
-                self._noted[crowd.ino] = now - age(crowd)
+            # One of which a plan has left many, small islands in a hole, is in no hurry before it has twice as many.
+            urgent = crowd.extents > 2 * self._left.get(crowd.ino, 0) and is_urgent(crowd.extents, crowd.allocated)
+            self._noted[crowd.ino] = -math.inf if urgent else now - age(crowd)
 
     def _due(self) -> list[int]:
         last = trio.current_time() - IDLE
@@ -116,10 +124,10 @@ class Compactor:
     async def compact(self, progress: Callable[[int, int], None]) -> Outcome:
         """Merge whatever is due in any file, however young. Raises what keeps it from going on."""
         outcome = Outcome()
-        due = await self._all_due()
-        for done, ino in enumerate(due):
+        due = await self._search(0.0)
+        for done, ino in enumerate(crowd.ino for crowd in due):
             progress(done, len(due))
-            before = self._merging.slices(ino)
+            before = await self._slices(ino)
             try:
                 written = sum([await self._merge(ino) for _ in range(_PASSES)])
             except DataError as error:
@@ -129,17 +137,8 @@ class Compactor:
                 outcome.files += 1
                 outcome.written += written
                 outcome.slices_before += before
-                outcome.slices_after += self._merging.slices(ino)
+                outcome.slices_after += await self._slices(ino)
         return outcome
-
-    async def _all_due(self) -> list[int]:
-        due: list[int] = []
-        last: int | None = 0
-        while last is not None:
-            crowds, last = self._merging.behind(last)
-            due += [one.ino for one in crowds if _may_be_due(one)]
-            await trio.lowlevel.checkpoint()
-        return due
 
     # Merging
 
@@ -154,27 +153,42 @@ class Compactor:
             _log.info("inode %d: not compacted yet: %s", ino, error)
             return False
         self._noted.pop(ino, None)
+        self._remember(ino)
         return True
+
+    def _remember(self, ino: int) -> None:
+        crowd = self._merging.crowd(ino)
+        self._left.pop(ino, None)
+        if crowd is not None and is_urgent(crowd.extents, crowd.allocated):
+            self._left[ino] = crowd.extents
+
+    async def _slices(self, ino: int) -> int:
+        found: set[int] = set()
+        start = 0
+        while extents := self._merging.extents(ino, start):
+            found.update(one.slice for one in extents)
+            start = extents[-1].stop
+            await trio.lowlevel.checkpoint()
+        return len(found)
 
     async def _merge(self, ino: int, *, gently: bool = False) -> int:
         """Carry out the plan for a file, a window of extents after the other; return the file bytes written anew."""
         written = start = 0
         async with self._working:
-            while True:
-                extents = self._merging.extents(ino, start)
-                for merge in plan_merges(extents, SLACK if not start and len(extents) < WINDOW else 1):
+            while extents := self._merging.extents(ino, start):
+                whole = not start and len(extents) < WINDOW
+                for merge in plan_merges(extents, SLACK if whole else 1):
                     await self._write(ino, merge)
                     written += merge.size
                     if gently:
                         await trio.sleep(merge.size / (_RATE_BESIDE if self._flusher.dirty_bytes else _RATE))
-                if len(extents) < WINDOW:
-                    break
+                await trio.lowlevel.checkpoint()
                 start = extents[-1].stop
         return written
 
     async def _write(self, ino: int, merge: Merge) -> None:
         number = self._merging.policy(ino)
-        if number is None:  # unlinked meanwhile
+        if number is None:
             return
         policy = self._transfer.policy(number)
         answering = self._transfer.answering()
@@ -211,7 +225,7 @@ class Compactor:
         segment, offset = await self._transfer.append(policy, pieces, form.stored_length)
         try:
             if not segment.sound:
-                raise DepotUnreachable("not all depots took the bytes")
+                raise DepotUnreachable(f"{policy.copies} copies are wanted and not all depots took the bytes")
             first, *others = _batches(list(zip(parts, _offsets(parts), strict=True)))
             with self._transfer.committing(segment) as row:
                 new = Merged(form, check, row, offset, offset + form.stored_length)
@@ -227,10 +241,6 @@ class Compactor:
 def _age(crowd: Crowd) -> float:
     """Seconds since the file was changed last, by its own account; 0 when a clock was put back since."""
     return max(0.0, time.time() - crowd.ctime_ns / 1e9)
-
-
-def _may_be_due(crowd: Crowd) -> bool:
-    return may_be_due(crowd.extents, crowd.slices, crowd.allocated, crowd.dead)
 
 
 def _offsets(parts: Sequence[Extent]) -> list[int]:

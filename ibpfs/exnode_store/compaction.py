@@ -63,14 +63,19 @@ class Merge:
         return sum(part.size for part in self.parts)
 
 
-def may_be_due(extents: int, slices: int, allocated: int, dead: int) -> bool:
-    """Whether a plan for such a file may hold anything; `dead` bytes are in its worst half-dead slice."""
-    return _is_crowded(slices, allocated, SLACK) or _is_shattered(extents, allocated, SLACK) or dead >= WASTE
+def may_be_due(extents: int, allocated: int) -> bool:
+    """Whether a file with so many extents may have too many slices, or too many extents."""
+    return _is_crowded(extents, allocated, SLACK)
 
 
-def is_urgent(slices: int, allocated: int) -> bool:
-    """Whether a file has so many slices that merging cannot wait for its writers to pause."""
-    return slices > HOT * (allocated // RICH + 2 * SLACK)
+def is_urgent(extents: int, allocated: int) -> bool:
+    """Whether a file is so far over its bound that merging cannot wait for its writers to pause."""
+    return extents > HOT * (allocated // RICH + 2 * SLACK)
+
+
+def is_half_dead(length: int, mapped: int) -> bool:
+    """Whether it is worth it to write what lives of a slice anew."""
+    return mapped * 2 < length and length - mapped >= WASTE
 
 
 def _is_crowded(slices: int, allocated: int, slack: int) -> bool:
@@ -114,7 +119,7 @@ def _half_dead(extents: Sequence[Extent]) -> set[int]:
     return {
         one.slice
         for one in extents
-        if one.mapped * 2 < one.length and one.length - one.mapped >= WASTE and mapped[one.slice] == one.mapped
+        if is_half_dead(one.length, one.mapped) and mapped[one.slice] == one.mapped
     }
 
 
@@ -129,6 +134,11 @@ def _groups(extents: Sequence[Extent], reason: str) -> list[Merge]:
         groups[-1].append(one)
         size += one.size
     return [Merge(tuple(group), reason) for group in groups]
+
+
+def most_segments(used: int) -> int:
+    """How many segments a volume with so many stored bytes in use has at most, once it is packed."""
+    return used // SMALL + 100
 
 
 def plan_packing(segments: Sequence[tuple[int, int, int, int]]) -> list[int]:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from ibpfs.exnode_store.attributes import MAX_SIZE
+from ibpfs.exnode_store.compaction import is_half_dead
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
 from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement, SliceRef
@@ -26,7 +27,9 @@ class Ledger(Segments):
         super().__init__(db, now)
         self._maps: OrderedDict[int, ExtentMap[SliceRef]] = OrderedDict()
         self._map_pieces = 0
-        self.touched: set[int] = set()  # files whose slices became more, or died in part; compaction takes them away
+        # What compaction asks for and takes away: files whose slices became more, or died by more than half.
+        self.touched: set[int] = set()
+        self.half_dead: set[int] = set()
 
     # Reading
 
@@ -98,8 +101,6 @@ class Ledger(Segments):
             (ino, ino, start, stop, start, seq),
         )
         return ExtentMap([Piece(at, end, row, 0) for at, end, row in rows])
-
-
 
     # Mappings
 
@@ -193,16 +194,17 @@ class Ledger(Segments):
             gone = min(end, stop) - max(at, start)
             self._db.execute("UPDATE inodes SET allocated = allocated - ? WHERE ino = ?", (gone, ino))
             if self.let_go(row, gone):
-                self.touched.add(ino)
+                self.half_dead.add(ino)
 
     def let_go(self, row: int, gone: int) -> bool:
-        """So many bytes of the slice are mapped no more; True when others still are."""
-        mapped, stored_length, segment = self._db.execute(
-            "UPDATE slices SET mapped = mapped - ?, seq = ? WHERE id = ? RETURNING mapped, stored_length, segment",
+        """So many bytes of the slice are mapped no more. True when what is left of it is worth moving."""
+        length, mapped, stored_length, segment = self._db.execute(
+            "UPDATE slices SET mapped = mapped - ?, seq = ? WHERE id = ?"
+            " RETURNING length, mapped, stored_length, segment",
             (gone, self._db.seq, row),
         ).fetchall()[0]
         if mapped > 0:
-            return True
+            return is_half_dead(length, mapped)
         self._db.execute("DELETE FROM imported_keys WHERE slice = ?", (row,))
         self._db.execute("DELETE FROM slices WHERE id = ?", (row,))
         self._db.execute(

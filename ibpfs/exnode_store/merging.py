@@ -6,7 +6,7 @@ Synchronous, like the ledger; every change is one transaction.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ibpfs.exnode_store.compaction import Extent
+from ibpfs.exnode_store.compaction import MOST_PARTS, Extent, is_half_dead, may_be_due
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import SliceRef
@@ -15,7 +15,7 @@ from ibpfs.exnode_store.sealing import NO_DIGEST, SliceForm
 #: Extents that one transaction exchanges: each takes up to four rows.
 MOST_EXCHANGED = 240
 #: Extents of a file that are looked at together.
-WINDOW = 16384
+WINDOW = MOST_PARTS
 #: Inodes, or slices, that one query looks at.
 _AT_ONCE = 500
 #: Slices `s` that this volume stored; imported ones stay where they are.
@@ -28,9 +28,7 @@ class Crowd:
 
     ino: int
     extents: int
-    slices: int
     allocated: int
-    dead: int  # dead bytes of its worst half-dead slice
     ctime_ns: int
 
 
@@ -65,25 +63,34 @@ class Merging:
     # Finding
 
     def touched(self) -> list[Crowd]:
-        """Some of the files whose slices became more since they were asked for last; empty when there are no more."""
-        touched = self._ledger.touched
-        some = [touched.pop() for _ in range(min(_AT_ONCE, len(touched)))]
-        return self._crowds(f"i.ino IN ({', '.join('?' * len(some))})", some) if some else []
+        """Take some of the files whose slices became more or died by half; those that may be due."""
+        dead = _some(self._ledger.half_dead)
+        crowds = self._crowds(dead + _some(self._ledger.touched))
+        return [one for one in crowds if one.ino in dead or may_be_due(one.extents, one.allocated)]
 
-    def behind(self, ino: int) -> tuple[list[Crowd], int | None]:
-        """The next files by number, and the last number that was looked at; None when there are no more."""
-        last = self._db.value(
-            "SELECT max(ino) FROM (SELECT ino FROM inodes WHERE ino > ? ORDER BY ino LIMIT ?)", (ino, _AT_ONCE)
-        )
-        return ([], None) if last is None else (self._crowds("i.ino > ? AND i.ino <= ?", (ino, last)), last)
+    def crowded_behind(self, ino: int) -> tuple[list[Crowd], int]:
+        """Those of the next files by number that may be due; and the last file that was looked at, 0 at the end."""
+        inos = [row for (row,) in self._db.rows("SELECT ino FROM inodes WHERE ino > ? ORDER BY ino LIMIT ?",
+                                                (ino, _AT_ONCE))]  # fmt: skip
+        crowds = [one for one in self._crowds(inos) if may_be_due(one.extents, one.allocated)]
+        return crowds, inos[-1] if inos else 0
 
-    def _crowds(self, which: str, parameters: Sequence[int]) -> list[Crowd]:
+    def half_dead_behind(self, row: int) -> tuple[list[Crowd], int]:
+        """The files of the half-dead among the next slices; and the last slice that was looked at, 0 at the end.
+
+        They are looked for among the slices, not in their files: one file may have a million.
+        """
+        rows = self._db.rows("SELECT id, length, mapped FROM slices WHERE id > ? ORDER BY id LIMIT ?", (row, _AT_ONCE))
+        dead = [number for number, length, mapped in rows if is_half_dead(length, mapped)]
+        marks = ", ".join("?" * len(dead))
+        inos = self._db.rows(f"SELECT DISTINCT ino FROM mappings WHERE slice IN ({marks})", tuple(dead))
+        return self._crowds([ino for (ino,) in inos]), rows[-1][0] if rows else 0
+
+    def _crowds(self, inos: Sequence[int]) -> list[Crowd]:
         rows = self._db.rows(
-            "SELECT i.ino, count(*), count(DISTINCT m.slice), sum(m.stop - m.start),"
-            " max(CASE WHEN s.mapped * 2 < s.length THEN s.length - s.mapped ELSE 0 END), i.ctime_ns"
-            " FROM inodes i JOIN mappings m ON m.ino = i.ino JOIN slices s ON s.id = m.slice"
-            f" WHERE {which} AND i.nlink > 0 AND {_OWN} GROUP BY i.ino",
-            tuple(parameters),
+            "SELECT ino, (SELECT count(*) FROM mappings m WHERE m.ino = i.ino), allocated, ctime_ns"
+            f" FROM inodes i WHERE ino IN ({', '.join('?' * len(inos))}) AND nlink > 0 ORDER BY ino",
+            tuple(inos),
         )
         return [Crowd(*row) for row in rows]
 
@@ -114,16 +121,16 @@ class Merging:
                 found[row] = SliceRef(row, SliceForm(*form), segment, offset)
         return found
 
-    def slices(self, ino: int) -> int:
-        count: int = self._db.value("SELECT count(DISTINCT slice) FROM mappings WHERE ino = ?", (ino,))
-        return count
-
-    # Exchanging
+    def crowd(self, ino: int) -> Crowd | None:
+        """One file; None when it has no name any more."""
+        return next(iter(self._crowds([ino])), None)
 
     def policy(self, ino: int) -> int | None:
         """The file's policy; None when it has no name any more."""
         number: int | None = self._db.value("SELECT policy FROM inodes WHERE ino = ? AND nlink > 0", (ino,))
         return number
+
+    # Exchanging
 
     def exchange(self, ino: int, parts: Sequence[tuple[Extent, int]], new: Merged, row: int | None) -> int | None:
         """Let those of the extents that are still mapped as planned refer to the new slice, at the offsets given.
@@ -178,6 +185,10 @@ class Merging:
         if not mapped:
             return None
         return self._ledger.add_slice(new.form, new.digest, new.segment, new.segment_offset, mapped)
+
+
+def _some(inos: set[int]) -> list[int]:
+    return [inos.pop() for _ in range(min(_AT_ONCE, len(inos)))]
 
 
 def _joined(kept: Sequence[tuple[Extent, int, int]], settled: int) -> list[_Run]:

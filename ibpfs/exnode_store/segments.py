@@ -71,8 +71,8 @@ class Segments:
 
     @property
     def segments(self) -> int:
-        """How many there are, open ones too."""
-        count: int = self._db.value("SELECT count(*) FROM segments")
+        """How many there are of our own, open ones too."""
+        count: int = self._db.value(f"SELECT count(*) FROM segments s WHERE {_OWN}")
         return count
 
     def is_short(self, segment: int) -> bool:

@@ -236,8 +236,10 @@ class Transfer:
                     self.report(replica.id, str(error))
                 except (DepotError, DepotUnreachable) as error:
                     trouble = self._describe(replica, error)
-                    # Each refusal once; a silent depot was logged when it went silent.
-                    if isinstance(error, DepotError) and replica.id not in refused:
+                    # Each refusal once; a silent depot was logged when it went silent; what was released meanwhile
+                    # has moved, and nobody need look.
+                    known = replica.id in refused or self._ledger.replica(replica.id) is None
+                    if isinstance(error, DepotError) and not known:
                         refused.add(replica.id)
                         _log.warning("segment %d: %s", segment, trouble)
             if not self._worth_waiting(replicas):

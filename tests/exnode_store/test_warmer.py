@@ -106,6 +106,30 @@ async def two_depots(paths: VolumePaths, min_copies: int = 1) -> AsyncIterator[S
         yield now
 
 
+async def test_many_tiny_segments_of_several_policies_keep_the_bound(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        with now.db.transaction() as db:
+            for _ in range(3):
+                db.execute("INSERT INTO policies (copies, min_copies, labels, seq) VALUES (1, 1, '[]', 1)")
+        written: dict[int, bytes] = {}
+        for number in range(120):
+            ino = now.create(b"%d" % number).ino
+            with now.db.transaction() as db:
+                db.execute("UPDATE inodes SET policy = ? WHERE ino = ?", (1 + number % 4, ino))
+            written[ino] = b"%d" % number * 300
+            await now.files.write(ino, 0, written[ino])
+            await now.files.fsync(ino)
+            await now.transfer.close_old(every=True)
+        assert now.ledger.segments > 100
+        await now.warmer.pack_all(lambda done, total: None)
+        assert now.ledger.segments <= now.files.used_bytes // (4 << 20) + 100
+        assert now.ledger.segments == 4
+        assert not now.ledger.orphans()
+        await now.files.drop()
+        for ino, data in written.items():
+            assert await now.files.read(ino, 0, 10_000) == data
+
+
 async def test_small_segments_stay_while_a_depot_is_away(volume: VolumePaths) -> None:
     async with two_depots(volume) as now:
         for name in range(SMALL_SEGMENTS + 4):  # each append without the second depot has a segment of its own

@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from .running import run
-from .volumes import Volume, allocation_files
+from .running import BIN, run
+from .volumes import MakeVolume, Volume, allocation_files
 
 pytestmark = pytest.mark.mounted
 
@@ -60,3 +62,56 @@ def test_random_writes_with_fsyncs(volume: Volume) -> None:
     assert path.read_bytes() == model
     volume.umount()
     volume.fsck("--data", "-n")
+
+
+def test_a_kill_in_the_middle(volume: Volume) -> None:
+    path, dice = volume / "file", random.Random(2)
+    model = scatter(path, 16 * MIB, 3000, 10, 2)
+    for _ in range(3):
+        with subprocess.Popen([BIN / "ibpfs", "compact", volume.mountpoint], stderr=subprocess.DEVNULL) as compacting:
+            time.sleep(0.2 + dice.random() * 0.8)
+            volume.kill()
+            compacting.wait(20)
+        volume.mount()
+        assert path.read_bytes() == model
+    compact(volume)
+    check_bounds(volume, path)
+    volume.drop_cache()
+    assert path.read_bytes() == model
+    volume.umount()
+    volume.fsck("--data", "-n")
+
+
+def test_a_plain_volume_that_is_not_mounted(volumes: MakeVolume) -> None:
+    volume = volumes("--plain")
+    path = volume / "file"
+    model = scatter(path, 8 * MIB, 400, 1, 3)
+    os.link(path, volume / "link")
+    volume.umount()
+    done = run("ibpfs", "compact", volume.root)
+    assert " slices of 1 file became 1;" in done.stdout
+    assert done.stderr == ""
+    assert "no file had too many slices" in run("ibpfs", "compact", volume.root).stdout
+    volume.fsck("--data", "-n")
+    volume.mount()
+    assert (volume / "link").read_bytes() == model
+
+
+def test_a_depot_is_away(volumes: MakeVolume) -> None:
+    volume = volumes("--copies", "2", depots=2)
+    path = volume / "file"
+    model = scatter(path, 1 * MIB, 40, 1, 4)
+    volume.flush()
+    volume.expect("depot ibp://")
+    volume.depots[0].kill()
+    done = run("ibpfs", "compact", volume.mountpoint, code=1)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{volume.root}: not compacted: 2 copies are wanted and" in done.stderr
+    assert path.read_bytes() == model
+
+
+def test_there_is_nothing_to_compact(directory: Path) -> None:
+    done = run("ibpfs", "compact", directory / "nowhere", code=1)
+    assert len(done.stderr.splitlines()) == 1
+    assert "nowhere" in done.stderr
