@@ -24,7 +24,7 @@ from ibpfs.exnode_store.extents import Piece
 from ibpfs.exnode_store.imports import ForeignReplica, Imports, Part
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NO_KEY, Replica, SliceRef, pack_key, unpack_key
-from ibpfs.exnode_store.sealing import FUNCTION_CODES, FUNCTIONS, ForeignSlice, SliceForm
+from ibpfs.exnode_store.sealing import ForeignSlice
 
 _log = logging.getLogger(__name__)
 
@@ -74,14 +74,7 @@ class Exchange:
     def _part(self, one: Mapping[str, Any], own: bool) -> Part:
         replicas = tuple(self._replica(row, own) for row in one["replicas"])
         sealed = one.get("sealed")
-        found = None
-        if sealed is not None:
-            form = SliceForm(
-                bytes.fromhex(sealed["slice"]), bytes.fromhex(sealed["origin"]), int(sealed["epoch"]),
-                FUNCTION_CODES[sealed["function"]], int(sealed["frame_size"]), int(sealed["length"]),
-            )  # fmt: skip
-            key = sealed.get("key")
-            found = ForeignSlice(form, int(sealed["offset"]), None if key is None else bytes.fromhex(key))
+        found = None if sealed is None else ForeignSlice.from_row(sealed)
         return Part(int(one["start"]), int(one["stop"]), replicas, found)
 
     def _replica(self, row: Mapping[str, Any], own: bool) -> ForeignReplica:
@@ -120,15 +113,10 @@ class Exchange:
         return [found[number] for number in sorted(found)]
 
     def _exported(self, piece: Piece[SliceRef], rows: list[dict[str, Any]], *, keys: bool) -> dict[str, Any]:
-        form = piece.source.form
-        sealed = None
+        form, sealed = piece.source.form, None
         if form.is_sealed:
-            sealed = {
-                "function": FUNCTIONS[form.function], "slice": form.slice_id.hex(), "origin": form.origin.hex(),
-                "epoch": form.epoch, "frame_size": form.frame_size, "length": form.length, "offset": piece.offset,
-            }  # fmt: skip
-            if keys:
-                sealed["key"] = self._imports.slice_key(form.epoch, form.slice_id).hex()
+            key = self._imports.slice_key(form.epoch, form.slice_id) if keys else None
+            sealed = ForeignSlice(form, piece.offset, key).as_row()
         return {"start": piece.start, "stop": piece.stop, "replicas": rows, "sealed": sealed}
 
     async def _windows(self, piece: Piece[SliceRef], seconds: int) -> list[dict[str, Any]]:

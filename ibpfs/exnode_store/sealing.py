@@ -6,9 +6,9 @@ verify them; only an exNode that was imported has such. Knows keys and bytes; no
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import xxhash
 from cryptography.exceptions import InvalidTag
@@ -132,6 +132,25 @@ class ForeignSlice:
     form: SliceForm
     offset: int
     key: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "ForeignSlice":
+        """The reverse of `as_row`. Raises KeyError, TypeError, ValueError."""
+        form = SliceForm(
+            bytes.fromhex(row["slice"]), bytes.fromhex(row["origin"]), int(row["epoch"]),
+            FUNCTION_CODES[row["function"]], int(row["frame_size"]), int(row["length"]),
+        )  # fmt: skip
+        key = row.get("key")
+        return cls(form, int(row["offset"]), None if key is None else bytes.fromhex(key))
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON; holds the key."""
+        form = self.form
+        return {
+            "function": FUNCTIONS[form.function], "slice": form.slice_id.hex(), "origin": form.origin.hex(),
+            "epoch": form.epoch, "frame_size": form.frame_size, "length": form.length, "offset": self.offset,
+            "key": None if self.key is None else self.key.hex(),
+        }  # fmt: skip
 
 
 def seal(form: SliceForm, key: bytes, data: Buffer) -> list[bytes | memoryview]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias, Union
 
-from ibpfs.depot.capability import Capability
+from ibpfs.depot.capability import BadCapability, Capability, CapabilityKind
 from ibpfs.errors import IbpfsError
 
 #: Metadata value: text, integer, floating-point number, or nested metadata (`meta`).
@@ -154,6 +154,21 @@ def _troubles(mapping: Mapping) -> Iterator[str]:
         for function in mapping.function.chain():
             if function.blocksize is not None and function.blocksize <= 0:
                 yield f"function {function.name[:40]!a}: a block size of {function.blocksize}"
+
+
+def capability_of(text: Any, kind: CapabilityKind, where: str) -> Capability | None:
+    """Return the capability that a document gives as its `kind`; None for nothing."""
+    text = text.strip() if isinstance(text, str) else text
+    if not text:
+        return None
+    name = kind.name.lower()
+    try:
+        capability = Capability.parse(text) if isinstance(text, str) else None
+    except BadCapability as error:
+        raise BadDocument(f"{where}: {name} capability: {error}") from None
+    if capability is None or capability.kind != kind:
+        raise BadDocument(f"{where}: its {name} capability is one of another kind")
+    return capability
 
 
 def length_of(mappings: tuple[Mapping, ...]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ibpfs.depot.address import Address
-from ibpfs.depot.capability import BadCapability, Capability, CapabilityKind
+from ibpfs.depot.capability import CapabilityKind
 from ibpfs.exnode_store.documents import lifetimes
 from ibpfs.exnode_store.documents.exnode import (
     LARGEST,
@@ -22,6 +22,7 @@ from ibpfs.exnode_store.documents.exnode import (
     Mapping,
     Metadata,
     Value,
+    capability_of,
     check,
     length_of,
 )
@@ -112,7 +113,7 @@ def _mapping(number: int, extent: Fields) -> Mapping:
     meant = extent.get(_MEANT) == _ALLOCATION
     if alloc_offset == offset and not meant:
         alloc_offset = 0  # libdlt writes the place in the file
-    stored = extent.get("alloc_length")
+    stored, given = extent.get("alloc_length"), extent["mapping"]
     start, end = _lifetime(extent)
     return Mapping(
         offset=offset,
@@ -121,9 +122,9 @@ def _mapping(number: int, extent: Fields) -> Mapping:
         alloc_length=_integer(length if stored is None else stored, f"{where}: alloc_length"),
         clear_block=_integer(extent.get("e2e_blocksize") or 0, f"{where}: e2e_blocksize"),
         function=_function(extent.get("function"), where),
-        read=_capability(extent, CapabilityKind.READ, where),
-        write=_capability(extent, CapabilityKind.WRITE, where),
-        manage=_capability(extent, CapabilityKind.MANAGE, where),
+        read=capability_of(given.get("read"), CapabilityKind.READ, where),
+        write=capability_of(given.get("write"), CapabilityKind.WRITE, where),
+        manage=capability_of(given.get("manage"), CapabilityKind.MANAGE, where),
         start=start,
         end=end,
         location=_text(extent, "location"),
@@ -139,19 +140,6 @@ def _lifetime(extent: Fields) -> tuple[int | None, int | None]:
         several = extent.get("lifetimes")
         found = several[-1] if isinstance(several, list) and several and isinstance(several[-1], dict) else {}
     return lifetimes.from_any(found.get("start")), lifetimes.from_any(found.get("end"))
-
-
-def _capability(extent: Fields, kind: CapabilityKind, where: str) -> Capability | None:
-    text = extent["mapping"].get(kind.name.lower())
-    if not text:
-        return None
-    try:
-        capability = Capability.parse(text.strip()) if isinstance(text, str) else None
-    except BadCapability as error:
-        raise BadDocument(f"{where}: {kind.name.lower()} capability: {error}") from None
-    if capability is None or capability.kind != kind:
-        raise BadDocument(f"{where}: its {kind.name.lower()} capability is none of that kind")
-    return capability
 
 
 def _function(found: Any, where: str, depth: int = 0) -> Function | None:

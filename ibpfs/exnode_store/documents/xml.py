@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape, quoteattr
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from ibpfs.depot.capability import BadCapability, Capability, CapabilityKind
+from ibpfs.depot.capability import Capability, CapabilityKind
 from ibpfs.exnode_store.documents import lifetimes
 from ibpfs.exnode_store.documents.exnode import (
     MAX_DOCUMENT,
@@ -25,6 +25,7 @@ from ibpfs.exnode_store.documents.exnode import (
     Mapping,
     Metadata,
     Value,
+    capability_of,
     check,
     length_of,
 )
@@ -206,16 +207,7 @@ def _function(element: Element) -> Function:
 
 
 def _capability(number: int, mapping: Element, kind: CapabilityKind) -> Capability | None:
-    text = (mapping.findtext(f"{_NS}{kind.name.lower()}") or "").strip()
-    if not text:
-        return None
-    try:
-        capability = Capability.parse(text)
-    except BadCapability as error:
-        raise BadDocument(f"mapping {number}: {kind.name.lower()} capability: {error}") from None
-    if capability.kind != kind:
-        raise BadDocument(f"mapping {number}: its {kind.name.lower()} capability is one of another kind")
-    return capability
+    return capability_of(mapping.findtext(f"{_NS}{kind.name.lower()}"), kind, f"mapping {number}")
 
 
 # --- writing

@@ -15,7 +15,7 @@ from ibpfs.exnode_store.documents.lifetimes import MICRO
 from ibpfs.exnode_store.documents.sealed import sealed_function, with_holes
 from ibpfs.exnode_store.ledger_rows import unpack_key
 from ibpfs.exnode_store.lors.plans import Range, holes
-from ibpfs.exnode_store.sealing import FUNCTION_CODES, ForeignSlice, SliceForm
+from ibpfs.exnode_store.sealing import ForeignSlice
 
 Parts = Sequence[Row[str, Any]]
 
@@ -68,17 +68,9 @@ def _mapping(part: Row[str, Any], row: Row[str, Any], now: int) -> Mapping:
         alloc_offset=row["base"],
         alloc_length=row["length"],
         clear_block=length if sealed else 0,
-        function=None if sealed is None else sealed_function(_slice(sealed)),
+        function=None if sealed is None else sealed_function(ForeignSlice.from_row(sealed)),
         read=Capability(address.host, address.port, key.key, key.type_key, CapabilityKind.READ, address.secure),
         start=now * MICRO,
         end=None if end is None else int(end) * MICRO,
         location=str(address),
     )
-
-
-def _slice(told: Row[str, Any]) -> ForeignSlice:
-    form = SliceForm(
-        bytes.fromhex(told["slice"]), bytes.fromhex(told["origin"]), told["epoch"], FUNCTION_CODES[told["function"]],
-        told["frame_size"], told["length"],
-    )  # fmt: skip
-    return ForeignSlice(form, told["offset"], bytes.fromhex(told["key"]) if "key" in told else None)

@@ -17,7 +17,7 @@ from ibpfs.exnode_store.lors.downloading import check_complete
 from ibpfs.exnode_store.lors.fetching import describe
 from ibpfs.exnode_store.lors.plans import pieces
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots, in_parallel
-from ibpfs.exnode_store.sealing import FUNCTIONS, ForeignSlice
+from ibpfs.exnode_store.sealing import ForeignSlice
 
 #: The owner of the volume keeps a watch on every depot that imported bytes are on.
 MOST_DEPOTS: Final = 64
@@ -167,7 +167,7 @@ def request(exnode: ExNode, parts: Sequence[PlannedPart], found: Found) -> list[
         {
             "start": part.start,
             "stop": part.stop,
-            "sealed": None if part.sealed is None else _sealed(part.sealed),
+            "sealed": None if part.sealed is None else part.sealed.as_row(),
             "replicas": _replicas(exnode, part, found),
         }
         for part in parts
@@ -190,15 +190,6 @@ def _replicas(exnode: ExNode, part: PlannedPart, found: Found) -> list[dict[str,
         row["lease_end"] = found.lease_ends.get(number, hint)
         rows.setdefault((row["address"], row["read"], base), row)  # a document may say the same twice
     return list(rows.values())
-
-
-def _sealed(slice_: ForeignSlice) -> dict[str, Any]:
-    form = slice_.form
-    return {
-        "function": FUNCTIONS[form.function], "slice": form.slice_id.hex(), "origin": form.origin.hex(),
-        "epoch": form.epoch, "frame_size": form.frame_size, "length": form.length, "offset": slice_.offset,
-        "key": None if slice_.key is None else slice_.key.hex(),
-    }  # fmt: skip
 
 
 def unrenewable(exnode: ExNode, parts: Sequence[PlannedPart], lost: Collection[int]) -> int:
