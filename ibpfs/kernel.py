@@ -103,6 +103,49 @@ def _attach_as_root(source: str, mountpoint: Path, options: MountOptions) -> int
     return descriptor
 
 
+def attach_beneath(source: str, mountpoint: Path, options: MountOptions, staging: Path) -> int:
+    """Mount below what is mounted on the mount point, so that nobody ever sees the directory that both hide.
+
+    `staging` is an empty directory where the mount is made first. The caller detaches what is above, once this one
+    answers. VolumeError when the kernel cannot (Linux 6.5 can), or this is not root.
+    """
+    if os.geteuid() != 0:
+        raise VolumeError("only root mounts beneath another mount")
+    descriptor = _attach_as_root(source, staging, options)
+    try:
+        # A copy, since a mount below a shared one cannot be moved.
+        tree = _system_call(_OPEN_TREE, _AT_FDCWD, os.fsencode(staging), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+        try:
+            _system_call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(mountpoint), _FROM_DESCRIPTOR | _BENEATH)
+        finally:
+            os.close(tree)
+    except OSError as error:
+        os.close(descriptor)
+        raise VolumeError(f"{mountpoint}: cannot mount beneath what is there ({error.strerror})") from None
+    finally:
+        detach(staging)
+    return descriptor
+
+
+def can_mount_beneath() -> bool:
+    """Whether attach_beneath works: for root, since Linux 6.5."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return os.geteuid() == 0 and release is not None and (int(release[1]), int(release[2])) >= (6, 5)
+
+
+_AT_FDCWD = -100
+_OPEN_TREE, _OPEN_TREE_CLONE = 428, 1
+_MOVE_MOUNT, _FROM_DESCRIPTOR, _BENEATH = 429, 0x4, 0x200
+
+
+def _system_call(number: int, *arguments: int | bytes) -> int:
+    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
 def _attach_as_user(source: str, mountpoint: Path, options: MountOptions) -> int:
     program = _fusermount()
     words = ["nosuid", "nodev", f"fsname={_escaped(source)}", "subtype=ibpfs", "default_permissions"]

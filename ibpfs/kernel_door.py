@@ -14,6 +14,7 @@ import trio
 
 from ibpfs import kernel
 from ibpfs.cache.files import FileCache
+from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import VolumeError
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.fuse_ops import Operations
@@ -33,19 +34,26 @@ class KernelDoor:
 
     def __init__(
         self, source: Path, mountpoint: Path, options: MountOptions, names: Namespace, files: FileCache,
-        describe: Callable[[int], bytes],
+        describe: Callable[[int], bytes], below: DirectoryBelow,
     ) -> None:  # fmt: skip
         self.mountpoint = mountpoint
         self._source = source
         self._options = options
         self._names = names
+        self._below = below
         self._operations = Operations(names, files, options, describe)
         self._invalidating = trio.Lock()
         self._closed = False
+        self._hidden = False  # beneath a dead mount
 
-    async def serve(self, signals: AsyncIterator[int], ready: Callable[[], None]) -> None:
-        """Mount, and serve until the mount is gone; a signal makes it go. `ready` is called when the mount answers."""
-        descriptor = kernel.attach(str(self._source), self.mountpoint, self._options)
+    async def serve(
+        self, signals: AsyncIterator[int], ready: Callable[[], None], staging: Path | None = None
+    ) -> None:
+        """Mount, and serve until the mount is gone; a signal makes it go. `ready` is called when the mount answers.
+
+        With a staging directory, it takes the place of a dead mount of the same volume.
+        """
+        descriptor = self._attach(staging)
         pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
         try:
             async with trio.open_nursery() as nursery:
@@ -59,8 +67,32 @@ class KernelDoor:
         if not self._operations.initialized.is_set():
             raise VolumeError(f"{self.mountpoint}: the kernel gave the mount up before it was used")
 
+    def _attach(self, staging: Path | None) -> int:
+        source = str(self._source)
+        if staging is not None:
+            try:
+                descriptor = kernel.attach_beneath(source, self.mountpoint, self._options, staging)
+            except VolumeError as error:
+                _log.debug("%s", error)
+                kernel.detach(self.mountpoint)
+            else:
+                self._hidden = True
+                return descriptor
+        self._below.give_back()
+        self._below.look()
+        descriptor = kernel.attach(source, self.mountpoint, self._options)
+        self._below.protect()
+        return descriptor
+
+    async def _uncover(self) -> None:
+        """Take away the dead mount that ours lies beneath."""
+        if self._hidden:
+            await trio.to_thread.run_sync(kernel.detach, self.mountpoint)
+            self._hidden = False
+
     async def _tell_ready(self, ready: Callable[[], None]) -> None:
         await self._operations.initialized.wait()
+        await self._uncover()
         # The answer to the kernel's first request has been sent when this task gets to run.
         kernel.tune(self.mountpoint)
         _log.info("%s is mounted on %s", self._source, self.mountpoint)
@@ -98,8 +130,10 @@ class KernelDoor:
             self._closed = True
             self._operations.left()
             pyfuse3.close(unmount=False)
+        await self._uncover()
         # Nothing left when it was unmounted; a mount that nobody serves any more otherwise.
         await trio.to_thread.run_sync(self._detach)
+        self._below.release()
 
     def remounted(self) -> None:
         """The flags of the mount have changed."""

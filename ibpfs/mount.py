@@ -34,6 +34,7 @@ from ibpfs.cache.spool import FILE_SIZE, Spool
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
 from ibpfs.control import Progress, listening
 from ibpfs.depot.embedded import EmbeddedDepot, socket_of
+from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
@@ -227,27 +228,36 @@ async def run_command(
 
 
 async def serve(
-    paths: VolumePaths, mountpoint: Path, options: MountOptions, secret: Secret, ready: Callable[[], None]
+    paths: VolumePaths,
+    mountpoint: Path,
+    options: MountOptions,
+    secret: Secret,
+    ready: Callable[[], None],
+    supervisor: int | None = None,
 ) -> None:
     """Mount a volume and serve it until it is unmounted or SIGTERM, SIGINT or SIGHUP come; then drain it.
 
-    `ready` is called when the mount answers. Raises UsageError and VolumeError before that.
+    `ready` is called when the mount answers; `supervisor` is the process that watches this one. Raises UsageError and
+    VolumeError before that.
     """
     prepare_process()
     _check_cache_place((options.cache_dir or paths.cache).resolve(), mountpoint)
     options = _without_trap(options)
     async with open_volume(paths, secret, options) as volume:
-        _take_dead_mounts_away(paths.root)
-        kernel.check_mountpoint(mountpoint, paths.root)
+        staging = _take_dead_mounts_away(paths, mountpoint)
+        if staging is None:
+            kernel.check_mountpoint(mountpoint, paths.root)
         services = volume.services
-        door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe)
+        services.supervisor = supervisor
+        below = DirectoryBelow(mountpoint, paths.run / "directory_below")
+        door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe, below)
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
         services.exchange.forget_kernel = door.forget
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             volume.ownership.tell(MOUNTED, mountpoint)
             services.mountpoint = mountpoint
             try:
-                await door.serve(signals, ready)
+                await door.serve(signals, ready, staging)
             finally:
                 volume.ownership.tell(DRAINING)
                 services.mountpoint = services.drop_kernel_caches = services.remounted = None
@@ -278,11 +288,21 @@ def _no_progress(_: int, __: int, ___: str) -> None:
     """Where nobody looks."""
 
 
-def _take_dead_mounts_away(root: Path) -> None:
-    """Called with the lock held: nobody serves this volume, whatever the mount table says."""
-    for entry in kernel.mounts_of(root):
+def _take_dead_mounts_away(paths: VolumePaths, mountpoint: Path) -> Path | None:
+    """Called with the lock held: nobody serves this volume, whatever the mount table says.
+
+    One on the mount point stays until the new mount lies beneath it, so that no write ever lands in the directory
+    below; the return value is then where to make the new mount first.
+    """
+    staging = None
+    for entry in kernel.mounts_of(paths.root):
         _log.info("%s: a dead mount of this volume is taken away", entry.mountpoint)
-        kernel.detach(entry.mountpoint)
+        if entry.mountpoint == mountpoint and staging is None:
+            staging = paths.run / "beneath"
+            staging.mkdir(mode=0o700, exist_ok=True)
+        else:
+            kernel.detach(entry.mountpoint)
+    return staging
 
 
 def _check_cache_place(place: Path, mountpoint: Path) -> None:

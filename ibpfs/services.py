@@ -64,6 +64,7 @@ class Services:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.mountpoint: Path | None = None
+        self.supervisor: int | None = None
         self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
         self.remounted: Callable[[], None] | None = None
         self.exchange = Exchange(parts.db, parts.ledger, parts.depots, parts.files, parts.imports)
@@ -87,7 +88,7 @@ class Services:
             "volume": str(parts.paths.root),
             "mountpoint": str(self.mountpoint) if self.mountpoint else None,
             "pid": os.getpid(),
-            "pids": [os.getpid()],
+            "pids": self._processes(),
             "dirty_bytes": parts.files.dirty_bytes,
             "spool_bytes": parts.files.spool_bytes,
             "retained_bytes": parts.files.retained_bytes,
@@ -102,6 +103,11 @@ class Services:
             "version": __version__,
             "installed_version": _installed_version(),
         }
+
+    def _processes(self) -> list[int]:
+        # The supervisor first: who ends them in this order does not see another one started.
+        watched = self.supervisor is not None and os.getppid() == self.supervisor
+        return [os.getppid(), os.getpid()] if watched else [os.getpid()]
 
     async def _stat(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
         ino = _integer(request, "ino")

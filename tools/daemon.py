@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ibpfs_tools.exits import ExitCodes, ExitWith, explain
 
@@ -20,9 +20,9 @@ _DESCRIPTORS = 65536
 
 
 class Report:
-    """The child's end of the pipe. After `ready` or `failed` nothing more is sent."""
+    """The child's end of the pipe. After `ready` or `failed` nothing more is sent; without a pipe, nothing at all."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int | None = None) -> None:
         self._descriptor: int | None = descriptor
 
     def note(self, text: str) -> None:
@@ -30,18 +30,18 @@ class Report:
 
     def ready(self) -> None:
         self._send({"ready": True})
-        self._close()
+        self.close()
 
     def failed(self, line: str, code: int) -> None:
         self._send({"error": line, "exit": code})
-        self._close()
+        self.close()
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._descriptor is not None:
             with suppress(BrokenPipeError):  # whoever waited was interrupted
                 os.write(self._descriptor, json.dumps(message).encode() + b"\n")
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -58,7 +58,8 @@ def run_in_background(work: Callable[[Report], None], codes: ExitCodes, note: Ca
     child = os.fork()
     if not child:
         os.close(reading)
-        _live(work, Report(writing), codes, writing)
+        _leave_the_terminal(writing)
+        run_to_the_end(work, Report(writing), codes)
     os.close(writing)
     try:
         _wait(reading, child, codes, note)
@@ -86,11 +87,10 @@ def _wait(reading: int, child: int, codes: ExitCodes, note: Callable[[str], None
     raise ExitWith(f"the process that was to serve the mount {how}", codes.internal)
 
 
-def _live(work: Callable[[Report], None], report: Report, codes: ExitCodes, keep: int) -> None:
-    """The child's whole life; never returns."""
+def run_to_the_end(work: Callable[[Report], None], report: Report, codes: ExitCodes) -> NoReturn:
+    """The rest of a process's life."""
     code = 0
     try:
-        _leave_the_terminal(keep)
         work(report)
     except BaseException as error:
         line, code = explain(error, codes)

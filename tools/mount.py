@@ -1,6 +1,7 @@
 """mount.ibpfs: mount a volume; also what mount(8) calls as /sbin/mount.ibpfs and /sbin/mount.fuse.ibpfs."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from ibpfs_tools.daemon import Report, run_in_background
 from ibpfs_tools.logs import NoteHandler, log_to_terminal, start_logging
 from ibpfs_tools.namespaces import enter_namespace
 from ibpfs_tools.remount import remount
+from ibpfs_tools.supervisor import Supervisor
 from ibpfs_tools.unlocking import Secrets, find_secret, secret_options
+
+_log = logging.getLogger(__name__)
 
 OPTIONS_HELP = """\b
 Options of our own behind -o (docs/operating.md has more on each):
@@ -86,7 +90,8 @@ def mount(
     if foreground:
         _in_foreground(paths, place, options, secret)
         return
-    run_in_background(lambda report: _serve(paths, place, options, secret, report), exits.MOUNT, _say)
+    supervisor = _supervisor(paths, place, options, secret)
+    run_in_background(supervisor.run, exits.MOUNT, _say)
     say(f"{paths.root}: mounted on {place}")
 
 
@@ -110,6 +115,19 @@ def _in_foreground(paths: VolumePaths, place: Path, options: MountOptions, secre
     _run(paths, place, options, secret, lambda: logging.getLogger(__name__).info("%s: mounted", place))
 
 
+def _supervisor(paths: VolumePaths, place: Path, options: MountOptions, secret: Secret) -> Supervisor:
+    def left_behind() -> bool:
+        return any(entry.mountpoint == place for entry in kernel.mounts_of(paths.root))
+
+    def give_up(why: str) -> None:
+        start_logging(paths)
+        _log.critical("%s: the process that serves it was %s", place, why)
+
+    return Supervisor(
+        lambda report: _serve(paths, place, options, secret, report), left_behind, exits.MOUNT, give_up
+    )
+
+
 def _serve(paths: VolumePaths, place: Path, options: MountOptions, secret: Secret, report: Report) -> None:
     notes = NoteHandler(report.note)
     logging.getLogger().addHandler(notes)
@@ -118,16 +136,19 @@ def _serve(paths: VolumePaths, place: Path, options: MountOptions, secret: Secre
         logging.getLogger().removeHandler(notes)
         report.ready()
 
-    _run(paths, place, options, secret, ready)
+    _run(paths, place, options, secret, ready, os.getppid())
 
 
-def _run(paths: VolumePaths, place: Path, options: MountOptions, secret: Secret, ready: Callable[[], None]) -> None:
+def _run(
+    paths: VolumePaths, place: Path, options: MountOptions, secret: Secret, ready: Callable[[], None],
+    supervisor: int | None = None,
+) -> None:  # fmt: skip
     start_logging(paths)
     import trio  # behind the fork
 
     from ibpfs.mount import serve
 
-    trio.run(serve, paths, place, options, secret, ready)
+    trio.run(serve, paths, place, options, secret, ready, supervisor)
 
 
 def _say(text: str) -> None:
