@@ -48,16 +48,20 @@ class Supervisor:
                 self._give_up(f"killed {len(started)} times within a minute (signal {-code}): not started again")
                 break
             time.sleep(_PAUSE)
-            code = self._one_life(Report())
+            if not self._leaving:
+                code = self._one_life(Report())
         _end_as(code)
 
     def _one_life(self, report: Report) -> int:
         """Return its exit code, or the negative number of the signal that killed it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it is known to whom they go
         self._child = os.fork()
         if not self._child:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             run_to_the_end(self._serve, report, self._codes)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         report.close()
         _, status = os.waitpid(self._child, 0)
         self._child = 0
