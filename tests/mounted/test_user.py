@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .running import BIN, kill, run, until
+from .running import BIN, kill, kill_and_wait, run, until
 from .users import UID, UserVolume, user_volume
 from .volumes import Session, mount_table
 
@@ -90,9 +90,8 @@ def test_ways_down(user: UserVolume, way: str) -> None:
 
 def test_after_a_kill(user: UserVolume) -> None:
     user.call("sh", "-c", "head -c 3000000 /dev/urandom > data; cp data work/data")
-    pid = json.loads(user.ours("ibpfs", "status", "--json", "work").stdout)["pid"]
-    kill(pid)
-    until(lambda: user.call("ls", "work", code=None).returncode)
+    kill_and_wait(json.loads(user.ours("ibpfs", "status", "--json", "work").stdout)["pids"])
+    assert user.call("ls", "work", code=None).returncode
     user.ours("mount.ibpfs", "work", user.mountpoint)
     user.call("cmp", "data", "work/data")
 
