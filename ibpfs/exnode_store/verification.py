@@ -42,19 +42,22 @@ class Verification:
             self._transfer.report(loaded.replica, _DIFFERS)
             avoid |= {loaded.replica}
 
-    async def load_best(self, segment: int, start: int, stop: int, runs: Sequence[StoredRun]) -> bytes | bytearray:
-        """Return stored bytes with each slice sound if some replica has it so; else what there is."""
+    async def load_best(
+        self, segment: int, start: int, stop: int, runs: Sequence[StoredRun]
+    ) -> tuple[bytes | bytearray, bool]:
+        """Return stored bytes with each slice sound if some replica has it so, else as it is; and whether all are."""
         try:
-            return await self.load(segment, start, stop, runs)
+            return await self.load(segment, start, stop, runs), True
         except DataError:
-            data = bytearray((await self._transfer.load(segment, start, stop)).data)
+            data, complete = bytearray((await self._transfer.load(segment, start, stop)).data), True
         for run in runs:
             try:
                 sound = await self.load(segment, run.offset, run.offset + run.length, [run])
             except DataError:
-                continue  # one bad slice is no reason not to keep the others alive; readers verify anyway
-            data[run.offset - start : run.offset - start + run.length] = sound
-        return data
+                complete = False
+            else:
+                data[run.offset - start : run.offset - start + run.length] = sound
+        return data, complete
 
     async def fault(self, replica: Replica) -> str:
         """What is wrong with a replica, as one looks at all that lives in it; '' when it is sound.

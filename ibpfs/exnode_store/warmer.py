@@ -338,9 +338,10 @@ class Warmer:
 
     async def _fill(self, depot: Depot, caps: CapabilitySet, shortage: Shortage) -> None:
         for start, stop, runs in chunks(self._ledger.stored_slices(shortage.segment), shortage.length, CHUNK):
-            data = await self._verification.load_best(shortage.segment, start, stop, runs)
-            if shortage.segment in self._verification.damaged and self._holds(depot, shortage.segment):
-                raise DataError("a slice of it is sound nowhere, so what is there stays")
+            data, complete = await self._verification.load_best(shortage.segment, start, stop, runs)
+            # One bad slice is no reason not to keep the others alive, and readers verify; but once on a depot will do.
+            if not complete and self._holds(depot, shortage.segment):
+                raise DataError("a slice is sound on no depot that answers")
             taken = await depot.call(lambda data=data: depot.client.store(caps.write.wire_key, [data]))  # type: ignore[misc]
             if taken != stop - start:
                 raise DepotUnreachable(f"{depot.address} took {taken} of {stop - start} bytes")
