@@ -15,7 +15,7 @@ from ibpfs.depot.address import Address
 from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
 from ibpfs.depot.pool import ConnectionPool
 from ibpfs.depot.protocol_commands import APPEND, AliasStatus, ProtocolCommands
-from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, ShortLoad, Unanswered
+from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, DepotStream, ShortLoad, Unanswered
 from ibpfs.depot.wire import (
     PERMANENT_SECONDS,
     AllocationKind,
@@ -36,13 +36,13 @@ __all__ = ["APPEND", "PERMANENT", "AliasStatus", "AllocationStatus", "DepotClien
 PERMANENT: Final = -1  # as a duration: a lease without an end
 _CONNECTION_TRIES: Final = 4
 _LONGEST_BACKOFF: Final = 5.0
+_Feature: TypeAlias = tuple[type[ev.Command], bool]  # a command, and whether with digests
 #: What every depot knows.
-_OLDEST: Final = (
+_ALWAYS_THERE: Final = frozenset[_Feature]((kind, False) for kind in (
     ev.Allocate, ev.Store, ev.Load, ev.Probe, ev.Increment, ev.Decrement, ev.Change, ev.StatusInquire, ev.Send,
-)  # fmt: skip
+))  # fmt: skip
 
 _Reply = TypeVar("_Reply", bound=ev.Reply)
-_Feature: TypeAlias = tuple[type[ev.Command], bool]  # a command, and whether with digests
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +86,9 @@ class DepotClient(ProtocolCommands):
         silence_limit: float = SILENCE_LIMIT,
     ) -> None:
         self.address = address
-        self._pool = ConnectionPool(address, max_connections, pin=fingerprint, silence_limit=silence_limit)
+        self._pin = fingerprint
+        self._silence_limit = silence_limit
+        self._pool = ConnectionPool(self._connect, max_connections)
         self._version: int | None = None  # None until the depot has answered in one
         self._missing: set[_Feature] = set()  # what it does not offer
 
@@ -212,6 +214,11 @@ class DepotClient(ProtocolCommands):
 
     # --- how a command is carried ---
 
+    async def _connect(self) -> DepotStream:
+        stream = await DepotStream.connect(self.address, pin=self._pin, silence_limit=self._silence_limit)
+        self._pin = self._pin or stream.fingerprint
+        return stream
+
     async def _try_version(
         self, command: ev.Command, expected: type[_Reply], *, repeatable: bool = True
     ) -> _Reply | None:
@@ -225,6 +232,11 @@ class DepotClient(ProtocolCommands):
             raise
         self._learn(command.version)
         return reply
+
+    async def _is_one_of_the_oldest(self) -> bool:
+        if self._version is None:
+            await self.status()
+        return self._version == 0
 
     def _learn(self, version: int) -> None:
         self._version = version
@@ -261,10 +273,10 @@ class DepotClient(ProtocolCommands):
                 command, data, into, repeatable=repeatable, patience=patience, stepwise=stepwise, may_be_short=True
             )
         except Unanswered:
-            if self._version != 0 or (isinstance(command, _OLDEST) and feature == (type(command), False)):
+            if feature in _ALWAYS_THERE or not await self._is_one_of_the_oldest():
                 raise
             reply = ev.Failed(ErrorCode.UNKNOWN_FUNCTION)  # the oldest depots hang up instead of saying so
-        if isinstance(reply, ev.Failed) and reply.code == ErrorCode.UNKNOWN_FUNCTION:
+        if isinstance(reply, ev.Failed) and reply.code == ErrorCode.UNKNOWN_FUNCTION and feature not in _ALWAYS_THERE:
             self._missing.add(feature)
         reply = _expect(reply, expected)
         if isinstance(reply, ev.Allocated) and self.address.secure:

@@ -1,13 +1,12 @@
 """The connections to one depot that are kept for the next command."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
 
-from ibpfs.depot.address import Address
-from ibpfs.depot.stream import SILENCE_LIMIT, DepotStream
+from ibpfs.depot.stream import DepotStream
 from ibpfs.depot.wire import DepotUnreachable
 
 _IDLE_LIMIT: Final = 30.0  # below the 60 s after which depots close by themselves
@@ -16,18 +15,9 @@ _IDLE_LIMIT: Final = 30.0  # below the 60 s after which depots close by themselv
 class ConnectionPool:
     """At most `max_connections` at once; who wants one more waits for one that comes back."""
 
-    def __init__(
-        self,
-        address: Address,
-        max_connections: int = 8,
-        *,
-        pin: bytes | None = None,
-        silence_limit: float = SILENCE_LIMIT,
-    ) -> None:
-        self.address = address
+    def __init__(self, connect: Callable[[], Awaitable[DepotStream]], max_connections: int = 8) -> None:
         self._keep = True
-        self._pin = pin
-        self._silence_limit = silence_limit
+        self._connect = connect
         self._slots = trio.Semaphore(max_connections)
         self._idle: list[tuple[float, DepotStream]] = []  # when it came back; the latest last
         self._busy: set[DepotStream] = set()
@@ -38,7 +28,7 @@ class ConnectionPool:
         """A connection and whether it is new. It is kept only if the block ends between commands."""
         async with self._slots:
             if self._closed:
-                raise DepotUnreachable(f"{self.address}: the client is closed")
+                raise DepotUnreachable("the client is closed")
             stream, is_new = await self._obtain(fresh)
             self._busy.add(stream)
             try:
@@ -70,10 +60,7 @@ class ConnectionPool:
             if stream.usable:
                 return stream, False
             stream.close()
-        stream = await DepotStream.connect(self.address, pin=self._pin, silence_limit=self._silence_limit)
-        if self._pin is None:
-            self._pin = stream.fingerprint
-        return stream, True
+        return await self._connect(), True
 
     def _give_back(self, stream: DepotStream) -> None:
         if stream not in self._busy or not (self._keep and stream.usable):

@@ -187,7 +187,31 @@ async def test_what_is_not_offered_is_asked_once(nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel()
 
 
-async def test_the_oldest_depots_hang_up_instead(nursery: trio.Nursery) -> None:
+async def test_without_digests_is_another_command(nursery: trio.Nursery) -> None:
+    """And what every depot has is asked for again: it may have been forbidden for a while."""
+    replies = [b"-43 \n", b"1 \n1 3 \n", b"-43 \n-66 0\n", b"1 \n1 3 \n"]
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            async for _ in stream:
+                await stream.send_all(replies.pop(0))
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, answer, listeners)
+    key = Capability.parse("ibp://h:1/k/1/WRITE").wire_key
+    async with DepotClient(Address("127.0.0.1", listeners[0].socket.getsockname()[1])) as client:
+        for _ in range(2):
+            with pytest.raises(NotOffered):
+                await client.store_checked(key, b"abc", Checksum(DigestType.MD5, 16))
+        assert await client.store(key, [b"abc"]) == 3
+        with pytest.raises(NotOffered):
+            await client.store(key, [b"abc"])
+        assert await client.store(key, [b"abc"]) == 3
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_oldest_depots_hang_up_instead(nursery: trio.Nursery, known: bool) -> None:
     asked: list[bytes] = []
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -201,7 +225,8 @@ async def test_the_oldest_depots_hang_up_instead(nursery: trio.Nursery) -> None:
     nursery.start_soon(trio.serve_listeners, serve, listeners)
     key = Capability.parse("ibp://h:1/k/1/MANAGE").wire_key
     async with DepotClient(Address("127.0.0.1", listeners[0].socket.getsockname()[1])) as client:
-        await client.status()
+        if known:
+            await client.status()
         before = len(asked)
         for _ in range(2):
             with pytest.raises(NotOffered):

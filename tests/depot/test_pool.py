@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.pool import ConnectionPool
+from ibpfs.depot.stream import DepotStream
 from ibpfs.depot.wire import DepotUnreachable
 
 
@@ -36,7 +38,7 @@ async def listening(tmp_path: Path) -> AsyncIterator[tuple[Address, list[trio.so
 
 async def test_a_connection_comes_back_and_is_used_again(tmp_path: Path) -> None:
     async with listening(tmp_path) as (address, accepted):
-        pool = ConnectionPool(address)
+        pool = ConnectionPool(partial(DepotStream.connect, address))
         async with pool.connection() as (first, new):
             assert new
         async with pool.connection() as (second, new):
@@ -60,7 +62,7 @@ async def test_who_wants_one_more_waits(tmp_path: Path) -> None:
             await wait_all_tasks_blocked()
 
     async with listening(tmp_path) as (address, accepted):
-        pool = ConnectionPool(address, 3)
+        pool = ConnectionPool(partial(DepotStream.connect, address), 3)
         async with trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(use, pool)
@@ -72,7 +74,7 @@ async def test_who_wants_one_more_waits(tmp_path: Path) -> None:
 
 async def test_after_an_exception_it_is_not_kept(tmp_path: Path) -> None:
     async with listening(tmp_path) as (address, accepted):
-        pool = ConnectionPool(address)
+        pool = ConnectionPool(partial(DepotStream.connect, address))
         with pytest.raises(ZeroDivisionError):
             async with pool.connection():
                 raise ZeroDivisionError
@@ -86,7 +88,7 @@ async def test_after_an_exception_it_is_not_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("said", [b"", b"-66 0.1\n"])
 async def test_what_the_depot_closed_meanwhile_is_thrown_away(tmp_path: Path, said: bytes) -> None:
     async with listening(tmp_path) as (address, accepted):
-        pool = ConnectionPool(address)
+        pool = ConnectionPool(partial(DepotStream.connect, address))
         async with pool.connection():
             pass
         await wait_all_tasks_blocked()
@@ -100,7 +102,7 @@ async def test_what_the_depot_closed_meanwhile_is_thrown_away(tmp_path: Path, sa
 
 async def test_what_lies_idle_too_long_is_closed(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with listening(tmp_path) as (address, accepted):
-        pool = ConnectionPool(address)
+        pool = ConnectionPool(partial(DepotStream.connect, address))
         async with pool.connection(), pool.connection():
             pass
         await trio.sleep(31)
@@ -114,7 +116,7 @@ async def test_what_lies_idle_too_long_is_closed(tmp_path: Path, autojump_clock:
 
 async def test_dropped_connections_are_not_kept_and_a_closed_pool_gives_none(tmp_path: Path) -> None:
     async with listening(tmp_path) as (address, _):
-        pool = ConnectionPool(address)
+        pool = ConnectionPool(partial(DepotStream.connect, address))
         async with pool.connection() as (first, _new):
             pool.drop()
         async with pool.connection() as (second, new):
@@ -128,10 +130,22 @@ async def test_dropped_connections_are_not_kept_and_a_closed_pool_gives_none(tmp
 
 async def test_a_depot_of_one_command_per_connection(tmp_path: Path) -> None:
     async with listening(tmp_path) as (address, _):
-        pool = ConnectionPool(address)
+        pool = ConnectionPool(partial(DepotStream.connect, address))
         pool.keep_connections(False)
         async with pool.connection() as (first, _new):
             pass
         async with pool.connection() as (second, new):
             assert new
             assert second is not first
+
+
+async def test_what_was_kept_before_that_was_known(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (address, accepted):
+        pool = ConnectionPool(partial(DepotStream.connect, address))
+        async with pool.connection():
+            pass
+        pool.keep_connections(False)
+        async with pool.connection() as (_, new):
+            assert new
+        await wait_all_tasks_blocked()
+        assert await accepted[0].recv(1) == b""

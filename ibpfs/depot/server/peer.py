@@ -132,7 +132,7 @@ class Peer:
 
     async def send_file(self, fd: int, offset: int, length: int, limit: float | None) -> None:
         """From the page cache to the socket without passing through Python, but for TLS."""
-        if isinstance(self._sock, TlsSocket):
+        if not isinstance(self._sock, trio.socket.SocketType):
             await self._send_file_sealed(self._sock, fd, offset, length, limit)
             return
         end = offset + length
