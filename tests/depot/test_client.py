@@ -238,7 +238,6 @@ async def test_the_reason_is_heard_although_the_depot_stops_reading(depot: Start
     ("said", "error"),
     [
         (b"1 5 \nabcde", ShortLoad),
-        (b" -46 \n", ShortLoad),
         (b"1 30 \n", DepotUnreachable),
         (b"hello\n", DepotUnreachable),
         (b"-30 \n", BadRequest),

@@ -95,7 +95,7 @@ class Peer:
 
     async def receive_into(self, buffer: memoryview, limit: float | None) -> int:
         """At least one byte. No other task runs between their arrival in `buffer` and the return."""
-        if isinstance(self._sock, TlsSocket):
+        if not isinstance(self._sock, trio.socket.SocketType):
             with self._bounded(limit):
                 received = await self._sock.recv_into(buffer)
         else:
