@@ -1,4 +1,4 @@
-"""Larger programs: a database server, builds, package installers, mail delivery, file-system exercisers."""
+"""Larger programs: a database server, builds, package installers, mail delivery."""
 
 import os
 import re
@@ -210,19 +210,6 @@ def test_rsync_in_place_with_holes_links_and_attributes(place: Path, source_tree
     run("rsync", "-aHAX", "--inplace", "--checksum", f"{source}/", there)
     again = run("rsync", "-aHAXS", "--checksum", "--delete", "--dry-run", "--itemize-changes", f"{source}/", there)
     assert again.stdout == ""
-
-
-def test_bonnie(place: Path) -> None:
-    words = ("-d", place, "-s", "64M", "-r", "32M", "-n", "1:20000:0:4", "-x", "1", "-q", "-f")
-    user = ("-u", "root") if not os.geteuid() else ()
-    done = run("bonnie++", *words, *user, env={"PATH": f"{os.environ['PATH']}:/usr/sbin"})
-    assert done.stdout.startswith("1.")
-
-
-def test_dbench(place: Path) -> None:
-    done = run("dbench", "-t", "5", "-D", place, "-c", "/usr/share/dbench/client.txt", "4")
-    assert "Throughput" in done.stdout
-    assert "ERROR" not in done.stdout
 
 
 def test_npm_installs_packages(place: Path) -> None:
