@@ -168,8 +168,11 @@ def call(paths: VolumePaths, command: str, on_progress: Progress | None = None, 
 
     Raises NotInUse when there is none, Refused when it cannot, VolumeError when it is stuck.
     """
+    request = json.dumps({"command": command, **arguments}).encode() + b"\n"
+    if len(request) > _LONGEST_REQUEST:
+        raise UsageError(f"{paths.root}: too much for one command ({len(request)} bytes)")
     with _connected(paths) as door, door.makefile("rwb") as lines:
-        lines.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
+        lines.write(request)
         lines.flush()
         for line in lines:
             message = json.loads(line)

@@ -337,7 +337,7 @@ class FileCache:
     def used_bytes(self) -> int:
         """Stored bytes of live slices, one copy, and what waits in the spool; counted once per transaction at most."""
         if self._used_at != self._db.seq:
-            self._used = self._db.value("SELECT coalesce(sum(live), 0) FROM segments")
+            self._used = self._ledger.live_bytes()
             self._used_at = self._db.seq
         return self._used + self._flusher.dirty_bytes
 

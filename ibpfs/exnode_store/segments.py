@@ -82,6 +82,11 @@ class Segments:
         )
         return copies is not None and sum(not one.suspect for one in self.replicas(segment)) < copies
 
+    def live_bytes(self) -> int:
+        """Stored bytes of live slices, one copy; imported ones take nobody's room here."""
+        live: int = self._db.value(f"SELECT coalesce(sum(s.live), 0) FROM segments s WHERE {_OWN}")
+        return live
+
     def packing(self) -> list[tuple[int, int, int, int]]:
         """(segment, policy, length, live) of every closed segment of our own."""
         return self._db.rows(

@@ -94,6 +94,22 @@ def test_raw_parts_with_gaps(shelf: Shelf) -> None:
     assert "imports" in shelf.db.facts["features"]
 
 
+def test_an_import_that_is_broken_off(shelf: Shelf) -> None:
+    """As a kill does: what there is holds together."""
+    ino = shelf.new(b"raw")
+    steps = shelf.imports.adopt(ino, [Part(at, at + 1, (foreign(),)) for at in range(1000)], 1000)
+    assert 0 < next(steps) < 1000
+    steps.close()
+    assert 0 < shelf.names.inode(ino).size < 1000
+    assert shelf.check() == []
+
+
+def test_they_take_nobody_s_room(shelf: Shelf) -> None:
+    before = shelf.ledger.live_bytes()
+    shelf.adopt(shelf.new(b"raw"), [Part(0, 1000, (foreign(),))], 1000)
+    assert shelf.ledger.live_bytes() == before
+
+
 def test_long_parts_are_cut(shelf: Shelf) -> None:
     ino, size = shelf.new(b"long"), 2 * LONGEST_PART + MAX_SLICE + 1
     shelf.adopt(ino, [Part(0, size, (foreign(base=5),))], size)

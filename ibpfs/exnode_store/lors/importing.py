@@ -9,7 +9,7 @@ from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Capability
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, UsageError
-from ibpfs.exnode_store.documents.exnode import BadDocument, ExNode, Mapping
+from ibpfs.exnode_store.documents.exnode import MAX_MAPPINGS, BadDocument, ExNode, Mapping
 from ibpfs.exnode_store.documents.lifetimes import MICRO
 from ibpfs.exnode_store.documents.sealed import BadSlice, holes_are_zeros, slice_of
 from ibpfs.exnode_store.ledger_rows import pack_key
@@ -62,6 +62,8 @@ def plan(exnode: ExNode) -> list[PlannedPart]:
         for piece in pieces(exnode.mappings, exnode.size)
         if piece.mappings
     ]
+    if sum(len(part.mappings) for part in parts) > MAX_MAPPINGS:
+        raise UsageError(f"its mappings overlap in more than {MAX_MAPPINGS} parts")
     used = {number for part in parts for number in part.mappings}
     depots = {Address.of(_read(exnode.mappings[number])) for number in used}
     if len(depots) > MOST_DEPOTS:

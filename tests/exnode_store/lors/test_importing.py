@@ -11,6 +11,7 @@ from ibpfs.errors import UsageError
 from ibpfs.exnode_store.documents.exnode import BadDocument, ExNode, Function, Mapping, Metadata
 from ibpfs.exnode_store.documents.notation import Notation, read, write
 from ibpfs.exnode_store.documents.sealed import HOLES, BadSlice, open_slice, sealed_function, slice_of, with_holes
+from ibpfs.exnode_store.lors import importing
 from ibpfs.exnode_store.lors.fetching import Unavailable
 from ibpfs.exnode_store.lors.importing import MOST_REPLICAS, Found, plan, request
 from ibpfs.exnode_store.sealing import AES_256_GCM, ForeignSlice, SliceForm, seal
@@ -87,6 +88,13 @@ def test_what_a_stranger_may_claim_is_bounded() -> None:
 def test_no_file_is_too_large_to_be_refused() -> None:
     with pytest.raises(UsageError, match="claims"):
         plan(ExNode("x", 1 << 62, mappings=(mapping(0, 1 << 62),)))
+
+
+def test_parts_that_overlap_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "MAX_MAPPINGS", 100)
+    stairs = tuple(mapping(at, 100, at) for at in range(50))
+    with pytest.raises(UsageError, match="more than 100 parts"):
+        plan(with_holes(ExNode("x", 200, mappings=stairs)))
 
 
 @pytest.mark.parametrize("notation", [Notation.XML, Notation.JSON])
