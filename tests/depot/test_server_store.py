@@ -267,3 +267,11 @@ def test_sums_agree_after_deletion(
     table = steered.store.table
     assert sums == (table.stored, table.allocated, table.stable_allocated)
     steered.unsynced.close()
+
+
+def test_allocations_of_one_batch_lie_in_two_directories_at_most(tmp_path: Path) -> None:
+    depot = Steered(tmp_path)
+    for _ in range(40):
+        depot.allocate(size=10)
+    assert len(depot.unsynced.directories) <= 2
+    depot.unsynced.close()

@@ -50,7 +50,7 @@ class Conversation:
             await self.peer.send(out, self.shared.progress_limit)
 
     async def flush_if_much(self) -> None:
-        if len(self._out) > BATCH_BYTES or len(self.desk.unsynced.descriptors) > BATCH_FILES:
+        if len(self._out) > BATCH_BYTES or len(self.desk.unsynced) > BATCH_FILES:
             await self.flush()
 
     async def announce(self, reply: ev.Reply, limit: float) -> None:

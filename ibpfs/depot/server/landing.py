@@ -151,7 +151,9 @@ class BufferLanding(Landing):
 
     async def commit(self, unsynced: Unsynced, syncs: SyncThreads) -> None:
         if self.allocation.stable:
-            await syncs.settle(Unsynced([os.dup(self.fd)]))
+            unsynced_file = Unsynced()
+            unsynced_file.take(os.dup(self.fd))
+            await syncs.settle(unsynced_file)
         self._target.require_writable()
         if self._length > self.allocation.max_size:
             raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)

@@ -84,7 +84,7 @@ class DepotCollector(Collector):
         for end, count in zip((*map(str, SYNC_CLASSES), "+Inf"), self._syncs.classes, strict=True):
             below += count
             classes.append((end, below))
-        name, text = "ibpfs_depot_sync_seconds", "Syncs to stable storage, each for many requests"
+        name, text = "ibpfs_depot_sync_seconds", "Waiting for stable storage, once per batch of replies"
         return HistogramMetricFamily(name, text, buckets=classes, sum_value=self._syncs.total)
 
 

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 RID = "1"
 DEFAULT_SHARE = 0.9  # of the disk, when no capacity is given
+BORN_TOGETHER = 64  # new ones in one directory (the first byte of an id): a batch of them has one or two to sync
 _KEY_BYTES = 24
 _MIN_GRACE_AFTER_START = 600.0  # a wrong clock at boot must not delete everything at once
 
@@ -78,6 +79,7 @@ class AllocationStore:
         self.root = directory / "allocations"
         self.grace = grace
         self._started = clock()
+        self._births = secrets.randbelow(256 * BORN_TOGETHER)
         make_directories(self.root)
         for allocation in scan(self.root):
             self.table.add(allocation)
@@ -145,7 +147,7 @@ class AllocationStore:
         """A new allocation, of no size yet and not in the store."""
         now = self.now()
         return Allocation(
-            id=secrets.token_bytes(16),
+            id=self._new_id(),
             read_digest=key_digest(keys.read),
             write_digest=key_digest(keys.write),
             manage_digest=key_digest(keys.manage),
@@ -157,6 +159,10 @@ class AllocationStore:
             created=now,
             lease_end=now + duration,
         )
+
+    def _new_id(self) -> bytes:
+        self._births += 1
+        return bytes([self._births // BORN_TOGETHER % 256]) + secrets.token_bytes(15)
 
     def add(self, allocation: Allocation, unsynced: Unsynced) -> None:
         self._create(allocation, unsynced)
@@ -378,7 +384,7 @@ class AllocationStore:
     def hand_over(self, allocation: Allocation, fd: int, unsynced: Unsynced) -> None:
         """The descriptor goes to whom syncs it; nobody syncs a volatile allocation."""
         if allocation.stable:
-            unsynced.descriptors.append(fd)
+            unsynced.take(fd)
         else:
             os.close(fd)
 
