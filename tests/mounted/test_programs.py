@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from .running import BIN, run
+from .test_loads import at_once
 from .volumes import Volume
 
 pytestmark = pytest.mark.mounted
@@ -67,6 +68,26 @@ def test_sqlite_with_concurrent_writers(shared: Volume, place: Path) -> None:
     base = sqlite3.connect(path)
     assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert base.execute("SELECT count(*) FROM rows").fetchone() == (120,)
+    base.close()
+
+
+@pytest.mark.parametrize("mode", ["delete", "truncate", "persist", "memory"])
+def test_sqlite_journals(place: Path, mode: str) -> None:
+    def work(who: int) -> None:
+        base = sqlite3.connect(place / "base.sqlite", timeout=60)
+        base.execute(f"PRAGMA journal_mode={mode}")
+        for number in range(10):
+            with base:
+                base.execute("INSERT INTO rows VALUES (?, ?)", (who, "x" * 3000))
+        base.close()
+
+    with sqlite3.connect(place / "base.sqlite") as base:
+        base.execute("CREATE TABLE rows (who INTEGER, data TEXT)")
+    base.close()
+    at_once(3, work)
+    base = sqlite3.connect(place / "base.sqlite")
+    assert base.execute("SELECT count(*) FROM rows").fetchone() == (30,)
+    assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     base.close()
 
 
