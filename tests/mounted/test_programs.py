@@ -76,7 +76,7 @@ def test_sqlite_journals(place: Path, mode: str) -> None:
     def work(who: int) -> None:
         base = sqlite3.connect(place / "base.sqlite", timeout=60)
         base.execute(f"PRAGMA journal_mode={mode}")
-        for number in range(10):
+        for _ in range(10):
             with base:
                 base.execute("INSERT INTO rows VALUES (?, ?)", (who, "x" * 3000))
         base.close()
