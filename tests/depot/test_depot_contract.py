@@ -155,7 +155,8 @@ class TestStoreAndLoad:
         client.store(write, b"12345")
         assert client.code(f"1 8 {write} 1 0 5 10") == -4
         assert client.code(f"1 8 {manage} 1 0 5 10") == -4
-        assert client.code(f"1 9 {read} 1 40 3 10") == -4
+        assert client.code(f"1 9 {read} 1 41 1 10") == -4
+        assert client.code(f"1 9 {write} 1 43 3 5000 600 -1 10") == -4
         assert client.code("1 8 1#nosuchkey 1 0 5 10") == -4
         assert client.code(f"1 8 99#{read[2:]} 1 0 5 10") == -50
         assert client.code(f"1 2 {read} 1 5 10") == -4
@@ -242,6 +243,13 @@ class TestManage:
         assert client.probe(manage)[:2] == [1, 0]
         assert client.code(f"0 2 {write} 1 5 30") == -5
         assert client.is_sent_away()
+
+    def test_probe_by_any_of_the_three(self, client: Any) -> None:
+        """LoRS asks with its read capabilities, before it renews a lease."""
+        keys = client.allocate(size=77)
+        for key in keys:
+            assert client.probe(key)[:4] == [1, 0, 0, 77]
+        assert client.ask(f"0 9 {keys[0]} 6714 40 0 0 0 0 0").startswith(b"1 1 0 0 77 ")
 
     def test_counting_manage_capabilities_does_nothing(self, client: Any) -> None:
         manage = client.allocate()[2]

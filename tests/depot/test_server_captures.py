@@ -39,7 +39,7 @@ OURS: dict[str, tuple[str, str]] = {
     "load negative offset": ("-30", "answered there with bytes of its own file header"),
     "write negative offset": ("-30", "taken there as append"),
     "probe (read 0, write 1)": (ANYTHING, "that state does not exist here"),
-    "chng duration -1 (no change)": ("1", "as long as possible"),
+    "probe with READ key": ("1", "LoRS asks so, as UTK's depot lets it"),
     "alias_manage chng": ("1", "both forms are accepted"),
     "get_chksum with digests": (ANYTHING, "the digests are missing there: a bug"),
     "get_chksum on unchecksummed": ("-63", "the answer to the case before comes late there"),

@@ -71,7 +71,7 @@ class Desk:
     def _probe(self, request: ev.Probe) -> ev.Probed:
         # An ended allocation can be asked about and renewed until its grace time is over.
         store = self.resources.of_key(request.key.key)
-        a = store.find(CapabilityKind.MANAGE, request.key.key, even_ended=True)
+        a = store.find(_kind_of(store, request.key.key), request.key.key, even_ended=True)
         if a.is_alias:
             return dv.probe_as_allocation(store, a)
         left = seconds_left(a.lease_end, store.now())
@@ -221,6 +221,12 @@ _HANDLERS: dict[type[Any], Callable[[Desk, Any], ev.Reply]] = {
     ev.Unsupported: Desk._refuse_unsupported,
     ev.Malformed: Desk._refuse_malformed,
 }
+
+
+def _kind_of(store: AllocationStore, key: str) -> CapabilityKind:
+    """LoRS probes with its read capabilities, as UTK's depot let it: PROBE takes any of the three."""
+    kinds = (CapabilityKind.READ, CapabilityKind.WRITE)
+    return next((kind for kind in kinds if store.table.find(kind, key)), CapabilityKind.MANAGE)
 
 
 def _new_end(store: AllocationStore, request: ev.Change) -> float:
