@@ -17,11 +17,14 @@ from pyfuse3 import FUSEError, RequestContext, SetattrFields
 from ibpfs import errors
 from ibpfs.config import VolumePaths, read_key_file
 from ibpfs.depot.wire import DepotUnreachable
+from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.fuse_errors import ERRNO, Deadlines, errno_of
+from ibpfs.fuse_errors import ERRNO, Deadlines, answered, errno_of
 from ibpfs.fuse_ops import INFO_ATTRIBUTE, Operations
 from ibpfs.mount import open_volume
 from ibpfs.mount_options import MountOptions, parse_mount_options
+
+from .cache.stack import run_depot
 
 ROOT = 1
 CTX = RequestContext()
@@ -115,6 +118,63 @@ async def test_a_deadline_is_eio(caplog: pytest.LogCaptureFixture, autojump_cloc
     await refused(errno.EIO, ops.read(1, 0, 4096))
     assert trio.current_time() - began == pytest.approx(2.0)
     assert "deadline" in caplog.text
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [("local", 5.0), ("read", 20.0), ("fsync", 30.0)])
+@pytest.mark.parametrize("chosen", [None, 1.5])
+async def test_each_kind_of_request_has_its_deadline(
+    limit: str, seconds: float, chosen: float | None, autojump_clock: object
+) -> None:
+    class Stuck:
+        deadlines = Deadlines.of(MountOptions(deadline=chosen))
+
+        @answered(limit)
+        async def request(self) -> None:
+            await trio.sleep_forever()
+
+    began = trio.current_time()
+    await refused(errno.EIO, Stuck().request())
+    assert trio.current_time() - began == pytest.approx(chosen or seconds)
+
+
+def test_a_depot_that_swallows_everything_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[f"unix:{tmp_path}/depot/depot.sock"], owner=(0, 0))
+
+    async def store() -> None:
+        async with run_depot(tmp_path / "depot"), open_volume(paths, read_key_file(paths.key)) as volume:
+            ino = volume.names.create(ROOT, b"file", NewInode(0o100600, 0, 0)).ino
+            await volume.parts.files.write(ino, 0, b"x" * 1000)
+            await volume.parts.files.drop()
+
+    async def wait_in_vain() -> None:
+        listening = trio.socket.socket(trio.socket.AF_UNIX)
+        with listening:
+            (tmp_path / "depot" / "depot.sock").unlink(missing_ok=True)
+            await listening.bind(str(tmp_path / "depot" / "depot.sock"))
+            listening.listen(100)
+            async with open_volume(paths, read_key_file(paths.key)) as volume:
+                ops = Operations(volume.names, volume.parts.files, MountOptions(), volume.services.describe)
+                entry = await ops.lookup(ROOT, b"file", CTX)
+                opened = await ops.open(entry.st_ino, os.O_RDWR, CTX)
+                assert await refused_after(ops.read(opened.fh, 0, 100)) == pytest.approx(20, abs=0.1)
+                began = trio.current_time()
+                await ops.fsync(opened.fh, True)
+                assert await ops.write(opened.fh, 0, b"y") == 1
+                assert trio.current_time() - began < 0.5
+                assert await refused_after(ops.fsync(opened.fh, True)) == pytest.approx(30, abs=0.1)
+                await ops.release(opened.fh)
+                ops.left()
+
+    trio.run(store)
+    trio.run(wait_in_vain, clock=trio.testing.MockClock(autojump_threshold=0.01))
+
+
+async def refused_after(call: Any) -> float:
+    """Seconds until a request is answered with EIO."""
+    began = trio.current_time()
+    await refused(errno.EIO, call)
+    return trio.current_time() - began
 
 
 async def test_names_and_bytes_without_any_depot(tmp_path: Path) -> None:

@@ -227,7 +227,10 @@ CREATE TABLE shares (
     seq     INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Rows that are gone, for increments: which table, which key.
+-- Rows that are gone since the last checkpoint: which table, which key. What is written anew since then is found by
+-- its seq, what is deleted only here; so each increment of a checkpoint carries these rows and then deletes them. They
+-- are written only between checkpoints: a volume without one (table commits is empty), as all that this program makes,
+-- has none, and its first checkpoint is a whole one.
 CREATE TABLE tombstones (
     table_name TEXT NOT NULL,
     row_key    TEXT NOT NULL,
