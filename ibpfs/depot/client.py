@@ -21,6 +21,7 @@ from ibpfs.depot.wire import (
     AllocationKind,
     BadRequest,
     Checksum,
+    DepotError,
     DepotUnreachable,
     ErrorCode,
     NotOffered,
@@ -36,6 +37,8 @@ __all__ = ["APPEND", "PERMANENT", "AliasStatus", "AllocationStatus", "DepotClien
 PERMANENT: Final = -1  # as a duration: a lease without an end
 _CONNECTION_TRIES: Final = 4
 _LONGEST_BACKOFF: Final = 5.0
+_MOST_AHEAD: Final = 64  # commands that wait for their reply on one connection: some kilobytes, in every buffer
+_READ: Final = CapabilityKind.READ
 _Feature: TypeAlias = tuple[type[ev.Command], bool]  # a command, and whether with digests
 #: What every depot knows.
 _ALWAYS_THERE: Final = frozenset[_Feature]((kind, False) for kind in (
@@ -147,17 +150,12 @@ class DepotClient(ProtocolCommands):
 
     async def probe(self, key: Key) -> AllocationStatus:
         """`key` is the manage key, as in the other commands below."""
-        reply = await self._call(ev.Probe(key, version=0), ev.Probed)
-        permanent = reply.seconds_left >= PERMANENT_SECONDS
-        return AllocationStatus(
-            read_count=reply.read_count,
-            write_count=reply.write_count,
-            size=reply.size,
-            max_size=reply.max_size,
-            seconds_left=None if permanent else float(reply.seconds_left),
-            reliability=reply.reliability,
-            kind=reply.kind,
-        )
+        return _status(await self._call(ev.Probe(key, version=0), ev.Probed))
+
+    async def probe_all(self, keys: Sequence[Key]) -> list[AllocationStatus | DepotError]:
+        """As `probe`, of many at once."""
+        replies = await self._carry_all([ev.Probe(key, version=0) for key in keys], repeatable=True)
+        return [_status(reply) if isinstance(reply, ev.Probed) else _refusal(reply) for reply in replies]
 
     async def incr(self, key: Key, counted: CapabilityKind = CapabilityKind.READ) -> None:
         await self._call(ev.Increment(key, counted, version=0), ev.Done, repeatable=False)
@@ -165,6 +163,11 @@ class DepotClient(ProtocolCommands):
     async def decr(self, key: Key, counted: CapabilityKind = CapabilityKind.READ) -> None:
         """A read count of 0 deletes the allocation."""
         await self._call(ev.Decrement(key, counted, version=0), ev.Done, repeatable=False)
+
+    async def decr_all(self, keys: Sequence[Key]) -> list[DepotError | None]:
+        """Takes one from the read counts of many at once. After DepotUnreachable some of it may have been done."""
+        replies = await self._carry_all([ev.Decrement(key, _READ, version=0) for key in keys], repeatable=False)
+        return [None if isinstance(reply, ev.Done) else _refusal(reply) for reply in replies]
 
     async def change(self, key: Key, *, max_size: int | None = None, duration: int | None = None) -> None:
         """`duration` in seconds from now, or PERMANENT. None = leave it, which costs a probe."""
@@ -322,6 +325,24 @@ class DepotClient(ProtocolCommands):
             fresh = True
         raise DepotUnreachable(f"{self.address}: the depot keeps closing the connection")
 
+    async def _carry_all(self, commands: Sequence[ev.Command], *, repeatable: bool) -> list[ev.Reply]:
+        """One reply each. Many lines go out before the first reply, to depots that keep connections."""
+        replies: list[ev.Reply] = []
+        while rest := commands[len(replies) : len(replies) + _MOST_AHEAD]:
+            before = len(replies)
+            if self._version == 1:
+                try:
+                    async with self._pool.connection() as (stream, _):
+                        await stream.transact_all(rest, replies)
+                except OutOfSockets:
+                    pass  # the depot has not read those that it did not answer
+                except Unanswered as lost:
+                    if not repeatable:
+                        raise DepotUnreachable(str(lost)) from lost
+            if len(replies) == before:
+                replies.append(await self._carry(rest[0], (), None, repeatable=repeatable))
+        return replies
+
     async def _back_off(self, busy: OutOfSockets, tries_left: int) -> None:
         if not tries_left or busy.backoff > _LONGEST_BACKOFF:
             raise busy
@@ -331,6 +352,24 @@ class DepotClient(ProtocolCommands):
 
 def _feature(command: ev.Command) -> _Feature:
     return type(command), getattr(command, "checksum", None) is not None
+
+
+def _status(reply: ev.Probed) -> AllocationStatus:
+    permanent = reply.seconds_left >= PERMANENT_SECONDS
+    return AllocationStatus(
+        read_count=reply.read_count,
+        write_count=reply.write_count,
+        size=reply.size,
+        max_size=reply.max_size,
+        seconds_left=None if permanent else float(reply.seconds_left),
+        reliability=reply.reliability,
+        kind=reply.kind,
+    )
+
+
+def _refusal(reply: ev.Reply) -> DepotError:
+    assert isinstance(reply, ev.Failed)
+    return error_for(reply.code)
 
 
 def _wire_duration(duration: int, version: int) -> int:

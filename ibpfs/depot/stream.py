@@ -123,6 +123,23 @@ class DepotStream:
                 raise Unanswered(f"{self._address}: the depot closed the connection") from lost
         raise DepotUnreachable(f"{self._address}: silent for {self._silence_limit:.0f} s")
 
+    async def transact_all(self, commands: Sequence[ev.Command], replies: "list[ev.Reply]") -> None:
+        """Commands without data, sent before the first is answered. `replies` grows by one for each, as far as
+        they come: of Unanswered, and OutOfSockets, the rest is meant."""
+        with _unreachable(self._address), trio.CancelScope() as self._scope:
+            self._heard, self._patience = False, 0.0
+            self._progress()
+            try:
+                with suppress(ConnectionResetError, BrokenPipeError):
+                    await self._send([b"".join(map(self._codec.send, commands))])
+                for _ in commands:
+                    self._heard = False
+                    replies.append(await self._reply())
+                return
+            except (_Closed, ConnectionResetError, BrokenPipeError) as lost:
+                raise Unanswered(f"{self._address}: the depot closed the connection") from lost
+        raise DepotUnreachable(f"{self._address}: silent for {self._silence_limit:.0f} s")
+
     async def _transact(
         self, command: ev.Command, data: Sequence[Buffer], into: memoryview | None, wait_for_ready: bool
     ) -> ev.Reply:

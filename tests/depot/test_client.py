@@ -444,6 +444,54 @@ async def test_an_old_depot_cuts_no_bytes_off(depot: StartDepot) -> None:
             await client.truncate(K, 204)
 
 
+# --- many at once on one connection ---
+
+DECR = b"0 9 %b 42 1 0\n" % L
+GONE = b"-4 \n"
+
+
+async def test_many_lines_go_out_before_the_first_is_answered(depot: StartDepot) -> None:
+    """Whatever is refused among them."""
+    answers = PROBED + GONE + PROBED * 62
+    script = says(INQUIRE, INQUIRED, PROBE * 64, answers, PROBE * 36, PROBED * 36, DECR * 2, GONE + b"1 \n")
+    async with depot(script) as client:
+        await client.status()
+        found = await client.probe_all([K] * 100)
+        assert isinstance(found[1], CapabilityNotFound)
+        assert [one.size for one in found if isinstance(one, AllocationStatus)] == [204] * 99
+        refused, done = await client.decr_all([K, K])
+        assert isinstance(refused, CapabilityNotFound)
+        assert done is None
+
+
+@pytest.mark.parametrize("last_words", [b"", b"-66 0.1\n"])
+async def test_what_was_not_answered_is_asked_again(depot: StartDepot, last_words: bytes) -> None:
+    first = hangs_up(INQUIRE, INQUIRED, PROBE * 5, PROBED * 2 + last_words)
+    async with depot(first, says(PROBE * 3, PROBED * 3)) as client:
+        await client.status()
+        assert len(await client.probe_all([K] * 5)) == 5
+
+
+async def test_what_may_have_been_done_is_not_asked_again(depot: StartDepot) -> None:
+    async with depot(hangs_up(INQUIRE, INQUIRED, DECR * 3, b"1 \n")) as client:
+        await client.status()
+        with pytest.raises(DepotUnreachable):
+            await client.decr_all([K] * 3)
+
+
+async def test_a_goodbye_says_that_the_rest_was_not_done(depot: StartDepot) -> None:
+    first = hangs_up(INQUIRE, INQUIRED, DECR * 3, b"-4 \n-66 0.1\n")  # as depots do without soft_fail
+    async with depot(first, says(DECR * 2, b"1 \n1 \n")) as client:
+        await client.status()
+        assert [done is None for done in await client.decr_all([K] * 3)] == [False, True, True]
+
+
+async def test_one_after_another_where_connections_are_not_kept(depot: StartDepot) -> None:
+    async with depot(*OLD, *[hangs_up(PROBE, PROBED)] * 3) as client:
+        await client.status()
+        assert len(await client.probe_all([K] * 3)) == 3
+
+
 async def test_a_cancelled_command_takes_its_connection_along(depot: StartDepot) -> None:
     asked = trio.Event()
 

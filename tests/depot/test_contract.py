@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
-from ibpfs.depot.client import APPEND, DepotClient, ShortLoad
+from ibpfs.depot.client import APPEND, AllocationStatus, DepotClient, ShortLoad
 from ibpfs.depot.wire import (
     AllocationKind,
     CapabilityNotFound,
@@ -432,6 +432,15 @@ async def test_many_at_once(depot: AnyDepot) -> None:
     if not depot.foreign:
         together = await depot.client.load(shared.read.wire_key, 0, 300)
         assert sorted(map(int, together.decode().split())) == list(range(30))
+
+
+async def test_many_are_asked_for_and_given_back_at_once(depot: AnyDepot) -> None:
+    client = depot.client
+    manages = [(await client.allocate(10, LEASE)).manage.wire_key for _ in range(70)]
+    assert len([one for one in await client.probe_all(manages) if isinstance(one, AllocationStatus)]) == 70
+    assert await client.decr_all(manages) == [None] * 70
+    assert all(isinstance(one, CapabilityNotFound) for one in await client.probe_all(manages))
+    assert all(isinstance(one, CapabilityNotFound) for one in await client.decr_all(manages[:3]))
 
 
 async def test_read_while_it_grows(depot: AnyDepot) -> None:
