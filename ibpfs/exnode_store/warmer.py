@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -28,6 +29,8 @@ from ibpfs.exnode_store.verification import CHUNK, Verification, chunks
 _log = logging.getLogger(__name__)
 
 RELEASE_EVERY = 1.0
+#: Allocations that one call gives back.
+_RELEASES = 64
 LOOK_EVERY = 5.0
 #: Segments that one look repairs; the rest is for the next.
 _REPAIRS = 20
@@ -111,18 +114,19 @@ class Warmer:
                 nursery.start_soon(self._release_on, depot, theirs)
 
     async def _release_on(self, depot: Depot, orphans: list[Orphan]) -> None:
-        for orphan in orphans:
-            manage = orphan.manage
+        for at in range(0, len(orphans), _RELEASES):
+            some = orphans[at : at + _RELEASES]
             try:
-                await depot.call(lambda manage=manage: depot.client.decr(manage))  # type: ignore[misc]
-            except CapabilityNotFound:
-                pass  # it ended by itself, or an earlier release was not noted
-            except DepotError as error:
-                _log.info("depot %s allocation %s: not released yet: %s", depot.address, manage.label, error)
-                continue
-            except DepotUnreachable:
+                answers = await depot.call(partial(depot.client.decr_all, [orphan.manage for orphan in some]))
+            except (DepotError, DepotUnreachable):
                 return
-            self._ledger.forget_orphan(orphan.id)
+            for orphan, refusal in zip(some, answers, strict=True):
+                # One that is not known ended by itself, or an earlier release was not noted.
+                if refusal is None or isinstance(refusal, CapabilityNotFound):
+                    self._ledger.forget_orphan(orphan.id)
+                else:
+                    label = orphan.manage.label
+                    _log.info("depot %s allocation %s: not released yet: %s", depot.address, label, refusal)
 
     # Keeping alive
 
