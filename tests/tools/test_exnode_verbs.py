@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -363,6 +364,20 @@ def test_a_depot_that_is_gone(call: Call, file: Path, depots: list[DepotProcess]
     assert "ibp://127.0.0.1:1" in err
     assert not Path("y.xnd").exists()
     assert _allocations(depots) == before
+
+
+def test_a_bar_on_a_terminal_and_none_in_a_pipe(file: Path, tmp_path: Path, places: list[str]) -> None:
+    words = [Path(sys.executable).parent / "ibpfs", "upload", file, "-b", "100K", "-o", "x.xnd", *places]
+    terminal, its_end = pty.openpty()
+    subprocess.run(words, cwd=tmp_path, stderr=its_end, check=True, timeout=30)
+    os.close(its_end)
+    shown = os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert b"uploading in.bin" in shown
+    assert b"100%" in shown
+    done = subprocess.run([*words, "--force"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stderr.count("\n") == 1
+    assert "%" not in done.stderr
 
 
 def test_a_deadline(call: Call, file: Path, depots: list[DepotProcess], places: list[str]) -> None:
