@@ -1,4 +1,4 @@
-"""Load by many processes at once: our own on one file and one directory, and stress-ng."""
+"""Load by many processes at once: our own on one file and one directory, and the programs made for it."""
 
 import hashlib
 import os
@@ -105,3 +105,15 @@ def test_stress_ng(shared: Volume, place: Path) -> None:
     done = run("stress-ng", "--temp-path", place, "--verify", "--timeout", "5s", "--mmap-file", *words, cwd=place)
     assert "successful run completed" in done.stdout + done.stderr
     assert list(place.iterdir()) == []
+
+
+def test_dbench(place: Path) -> None:
+    done = run("dbench", "-c", "/usr/share/dbench/client.txt", "-D", place, "-t", "4", "3")
+    assert "Throughput" in done.stdout
+    assert "ERROR" not in done.stdout
+
+
+def test_bonnie(place: Path) -> None:
+    """Its files alone; with its directories (`-n 1`) it takes half a minute: docs/recorded-runs.md."""
+    words = ("-d", place, "-u", os.geteuid(), "-r", "8", "-q", "-m", "ibpfs", "-f", "-s", "16M:64k", "-n", "0")
+    run("bonnie++", *words, env={"PATH": f"{os.environ['PATH']}:/usr/sbin"})
