@@ -34,6 +34,7 @@ from ibpfs.cache.spool import FILE_SIZE, Spool
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
 from ibpfs.control import Progress, listening
 from ibpfs.depot.embedded import EmbeddedDepot, socket_of
+from ibpfs.depot.suspends import watch_suspends
 from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exnode_store.database import Database
@@ -61,7 +62,6 @@ _RECORD_MEMORY = 64 * MIB
 #: A thread that is done with a sync must not wait 5 ms for the interpreter.
 _SWITCH_INTERVAL = 0.0005
 _DESCRIPTORS = 65536
-_SUSPEND_LOOK = 2.0
 #: Seconds that a mount waits for its own depot to start; it does without it then, for the time being.
 _DEPOT_START = 5.0
 
@@ -139,7 +139,7 @@ async def _rooms(
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
         for task in (flusher.run, files.run, reader.serve, warmer.run, compactor.run):
             nursery.start_soon(task)
-        nursery.start_soon(_watch_suspends, depots)
+        nursery.start_soon(watch_suspends, depots.drop_connections)
         try:
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports)
             await flusher.finish(0.0)
@@ -199,22 +199,6 @@ def _note_address(depots: DepotSet, address: str) -> None:
     for depot in depots:
         if depot.embedded and depot.address != address:
             depots.moved(depot, address)
-
-
-async def _watch_suspends(depots: DepotSet) -> None:
-    """After the machine slept, connections are dead without knowing it: drop them."""
-    slept = _slept()
-    while True:
-        await trio.sleep(_SUSPEND_LOOK)
-        now = _slept()
-        if now > slept + 1.0:
-            _log.info("the machine was suspended for %.0f s; connections to depots are made anew", now - slept)
-            depots.drop_connections()
-        slept = now
-
-
-def _slept() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 async def run_command(
