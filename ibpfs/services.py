@@ -78,6 +78,7 @@ class Services:
             "compact": self._compact,
             "depots": self._list_depots,
             "depots-add": self._add_depot,
+            "depots-pin": self._pin_depot,
             "remount": self._remount,
             **self.exchange.commands(),
         }
@@ -202,6 +203,16 @@ class Services:
         pin = await fingerprint_of(address, wanted=request.get("tls") is not False)
         named = {str(key): str(value) for key, value in labels.items()}
         return _depot(self._parts.depots.add(str(address), named, pin))
+
+    async def _pin_depot(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
+        depot = self._parts.depots.find(_integer(request, "id"))
+        if depot is None or depot.embedded:
+            raise UsageError(f"there is no depot {request['id']} whose certificate could be pinned (see ibpfs depots)")
+        pin = await fingerprint_of(Address.parse(depot.address))
+        if pin is None:
+            raise UsageError(f"{depot.address}: offers no TLS, or does not answer")
+        self._parts.depots.pin(depot.id, pin)
+        return _depot(depot) | {"fingerprint": pin.hex()}
 
     async def _remount(self, _: Mapping[str, Any], __: Progress) -> None:
         """The flags of the mount have been changed: look at them."""

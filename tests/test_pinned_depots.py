@@ -76,6 +76,27 @@ async def test_a_volume_uses_tls_and_knows_its_depot_again(tmp_path: Path, caplo
     assert "\n" not in warning.getMessage()
 
 
+async def test_pinned_later_and_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A depot that first had no TLS, and then changes its certificate."""
+    paths = VolumePaths(tmp_path / "volume")
+    async with a_depot(tmp_path / "depot", tls=False) as address:
+        await make(paths, address)
+        async with opened(paths) as volume:
+            with pytest.raises(UsageError, match="offers no TLS"):
+                await volume.services.commands()["depots-pin"]({"id": 1}, lambda *_: None)
+            with pytest.raises(UsageError, match="no depot 7"):
+                await volume.services.commands()["depots-pin"]({"id": 7}, lambda *_: None)
+    for _ in range(2):
+        async with a_depot(tmp_path / "depot"), opened(paths) as volume:
+            told = await volume.services.commands()["depots-pin"]({"id": 1}, lambda *_: None)
+            assert told["fingerprint"] == fingerprint(tmp_path / "depot").hex()
+            assert await volume.parts.depots.wait_for_any(10)
+            await volume.parts.depots.get(1).look()
+        assert pins(paths) == [(address, fingerprint(tmp_path / "depot"))]
+        (tmp_path / "depot" / "certificate.pem").unlink()
+    caplog.clear()  # between the mount and the pinning the changed certificate was refused
+
+
 async def test_a_pinned_depot_that_drops_tls_is_refused(tmp_path: Path) -> None:
     paths = VolumePaths(tmp_path / "volume")
     async with a_depot(tmp_path / "depot") as address:

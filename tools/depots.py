@@ -16,13 +16,20 @@ from ibpfs_tools.unlocking import Secrets, secret_options
 @click.option("--add", "address", metavar="ibp[s]://HOST:PORT",
               help="Add a depot; new bytes may go there from now on, through TLS if it offers that.")
 @click.option("--no-tls", is_flag=True, help="Do not ask the depot that is added whether it offers TLS.")
+@click.option("--pin", "number", type=int, metavar="ID",
+              help="Speak TLS with the depot of this number, and trust the certificate that it shows now.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
-def depots(volume: str, address: str | None, no_tls: bool, as_json: bool, secrets: Secrets) -> None:
+def depots(
+    volume: str, address: str | None, no_tls: bool, number: int | None, as_json: bool, secrets: Secrets
+) -> None:
     """List the depots of VOLUME (a volume or a mount point)."""
     paths = find_asked(volume)
     if address:
         ask(paths, "depots-add", secrets, address=address, tls=not no_tls)
+    if number is not None:
+        pinned = ask(paths, "depots-pin", secrets, id=number)
+        click.echo(f"{pinned['address']}: SHA-256 of its certificate: {pinned['fingerprint']}", err=True)
     found: list[dict[str, Any]] = ask(paths, "depots", secrets)
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -207,6 +207,11 @@ class DepotClient(ProtocolCommands):
                 return DepotStatus(reply.total, reply.used, reply.free, max_lease, reply.version_text)
         raise AssertionError("unreachable")
 
+    def pin(self, fingerprint: bytes) -> None:
+        """Through TLS with this certificate from now on."""
+        self._pin = fingerprint
+        self._pool.drop()
+
     def drop_connections(self) -> None:
         """After a suspend: nothing waits on a connection that may be dead."""
         self._pool.drop()

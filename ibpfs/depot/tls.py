@@ -170,7 +170,8 @@ async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) ->
         if pin is not None and not hmac.compare_digest(tls.fingerprint, pin):
             raise WrongCertificate(
                 f"{name}: refused: its certificate has changed (SHA-256 now {tls.fingerprint.hex()}, "
-                f"pinned {pin.hex()}); another depot answers there, or somebody is in between"
+                f"pinned {pin.hex()}): another depot answers there, or somebody is in between; "
+                "ibpfs depots --pin trusts it"
             )
     except BaseException:
         tls.close()

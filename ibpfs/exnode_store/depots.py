@@ -206,6 +206,14 @@ class DepotSet:
         self._warn_of_plain([self._depots[row]])
         return self._depots[row]
 
+    def pin(self, number: int, fingerprint: bytes) -> None:
+        """Trust this certificate of a depot, and no other, from now on."""
+        with self._db.transaction() as db:
+            db.execute("UPDATE depots SET fingerprint = ?, seq = ? WHERE id = ?", (fingerprint, db.seq, number))
+        depot = self._depots[number]
+        depot.is_pinned, depot.is_open = True, False
+        depot.client.pin(fingerprint)
+
     def foreign(self, address: Address) -> Depot:
         """Where imported bytes are: one of the volume's depots, or one that takes nothing new."""
         text = str(address)

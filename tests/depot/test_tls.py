@@ -152,6 +152,12 @@ async def test_the_probe_ends(autojump_clock: trio.testing.MockClock) -> None:
         assert trio.current_time() - began == pytest.approx(3.0)
 
 
+async def test_connecting_ends(autojump_clock: trio.testing.MockClock) -> None:
+    async with a_silent_one() as address, DepotClient(secure(str(address))) as client:
+        with pytest.raises(DepotUnreachable, match="no connection within 10 s"):
+            await client.status()
+
+
 def wrapped(depot: Any) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
