@@ -18,7 +18,7 @@ from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.sealer import Sealer
 from ibpfs.depot.wire import DepotError, DepotUnreachable
-from ibpfs.errors import DataError, NoSpace
+from ibpfs.errors import DataError, IbpfsError, NoSpace
 from ibpfs.exnode_store.allocator import Policy
 from ibpfs.exnode_store.compaction import SLACK, Extent, Merge, is_urgent, plan_merges
 from ibpfs.exnode_store.ledger import Ledger
@@ -41,6 +41,7 @@ _MOST_NOTED = 100_000
 #: A plan that others' writes disturbed is made again so many times when compaction was asked for.
 _PASSES = 3
 _BETWEEN_CHECKPOINTS = 32
+_DEPOTS_PATIENCE = 5.0
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Compactor:
         self._searched = False  # whether all files were looked through since the mount
         self._left: dict[int, int] = {}  # files that had many extents even after their plan: how many
         self._working = trio.Lock()
-        self._damaged: set[int] = set()  # files with bytes that no depot has sound; tried again by the next mount
+        self._asked = 0  # how many wait for all of it
 
     async def run(self) -> None:
         """Look and merge until cancelled."""
@@ -117,50 +118,42 @@ class Compactor:
 
     def _due(self) -> list[int]:
         last = trio.current_time() - IDLE
-        return [ino for ino, since in self._noted.items() if since <= last and ino not in self._damaged]
+        return [ino for ino, since in self._noted.items() if since <= last]
 
     # At once
 
     async def compact(self, progress: Callable[[int, int], None]) -> Outcome:
         """Merge whatever is due in any file, however young. Raises what keeps it from going on."""
         outcome = Outcome()
-        due = await self._search(0.0)
-        for done, ino in enumerate(crowd.ino for crowd in due):
-            progress(done, len(due))
-            before = await self._slices(ino)
-            try:
-                written = sum([await self._merge(ino) for _ in range(_PASSES)])
-            except DataError as error:
-                outcome.damaged.append(f"inode {ino}: {error}")
-                continue
-            if written:
-                outcome.files += 1
-                outcome.written += written
-                outcome.slices_before += before
-                outcome.slices_after += await self._slices(ino)
+        self._asked += 1
+        try:
+            await self._wait_for_depots()
+            due = await self._search(0.0)
+            for done, crowd in enumerate(due):
+                progress(done, len(due))
+                await self._compact(crowd.ino, outcome)
+        finally:
+            self._asked -= 1
         return outcome
 
-    # Merging
-
-    async def _merge_gently(self, ino: int) -> bool:
-        """Merge a file's poor extents, slowly; False when the depots or the local disk are not ready for it."""
+    async def _compact(self, ino: int, outcome: Outcome) -> None:
+        before = await self._slices(ino)
         try:
-            await self._merge(ino, gently=True)
+            written = sum([await self._merge(ino) for _ in range(_PASSES)])
         except DataError as error:
-            _log.info("inode %d: not compacted: %s", ino, error)
-            self._damaged.add(ino)
-        except (DepotError, DepotUnreachable, NoSpace, OSError) as error:
-            _log.info("inode %d: not compacted yet: %s", ino, error)
-            return False
-        self._noted.pop(ino, None)
-        self._remember(ino)
-        return True
+            outcome.damaged.append(f"inode {ino}: {error}")
+            return
+        if written:
+            outcome.files += 1
+            outcome.written += written
+            outcome.slices_before += before
+            outcome.slices_after += await self._slices(ino)
 
-    def _remember(self, ino: int) -> None:
-        crowd = self._merging.crowd(ino)
-        self._left.pop(ino, None)
-        if crowd is not None and is_urgent(crowd.extents, crowd.allocated):
-            self._left[ino] = crowd.extents
+    async def _wait_for_depots(self) -> None:
+        """Who was started for this has just begun to ask them."""
+        with trio.move_on_after(_DEPOTS_PATIENCE):
+            while self._transfer.answering() < self._transfer.policy(1).copies:
+                await trio.sleep(0.1)
 
     async def _slices(self, ino: int) -> int:
         found: set[int] = set()
@@ -171,6 +164,29 @@ class Compactor:
             await trio.lowlevel.checkpoint()
         return len(found)
 
+    # Merging
+
+    async def _merge_gently(self, ino: int) -> bool:
+        """Merge a file's poor extents, slowly; False when the depots or the local disk are not ready for it."""
+        try:
+            await self._merge(ino, gently=True)
+        except (DepotError, DepotUnreachable, NoSpace, OSError) as error:
+            _log.info("inode %d: not compacted yet: %s", ino, error)
+            return False
+        except IbpfsError as error:  # bytes that cannot be read, perhaps because their depot is away
+            _log.info("inode %d: not compacted: %s", ino, error)
+            self._noted[ino] = trio.current_time()
+            return True
+        self._noted.pop(ino, None)
+        self._remember(ino)
+        return True
+
+    def _remember(self, ino: int) -> None:
+        crowd = self._merging.crowd(ino)
+        self._left.pop(ino, None)
+        if crowd is not None and is_urgent(crowd.extents, crowd.allocated):
+            self._left[ino] = crowd.extents
+
     async def _merge(self, ino: int, *, gently: bool = False) -> int:
         """Carry out the plan for a file, a window of extents after the other; return the file bytes written anew."""
         written = start = 0
@@ -180,7 +196,7 @@ class Compactor:
                 for merge in plan_merges(extents, SLACK if whole else 1):
                     await self._write(ino, merge)
                     written += merge.size
-                    if gently:
+                    if gently and not self._asked:
                         await trio.sleep(merge.size / (_RATE_BESIDE if self._flusher.dirty_bytes else _RATE))
                 await trio.lowlevel.checkpoint()
                 start = extents[-1].stop

@@ -285,9 +285,7 @@ class Warmer:
         return moved
 
     async def _move_batch(self, segment: int, policy: Policy, batch: list[StoredRun]) -> None:
-        pieces = [
-            await self._verification.load(segment, run.offset, run.offset + run.length, [run]) for run in batch
-        ]
+        pieces = await self._verification.slices(segment, batch)
         length = sum(run.length for run in batch)
         target, offset = await self._transfer.append(policy, pieces, length)
         moves: list[tuple[int, int]] = []
@@ -296,6 +294,8 @@ class Warmer:
             moves.append((run.row, at))
             at += run.length
         try:
+            if not target.sound:
+                raise DepotUnreachable(f"{policy.copies} copies are wanted and not all depots took the bytes")
             with self._transfer.committing(target) as row:
                 self._ledger.move(row, at, moves)
         finally:

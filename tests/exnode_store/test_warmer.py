@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.compaction import SMALL_SEGMENTS, plan_packing
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.ledger_rows import Replica, StoredRun
+from ibpfs.exnode_store.verification import neighbours
 from ibpfs.exnode_store.warmer import Shortage, chunks, most_endangered, renewal_due
 from tests.cache.stack import Stack, run_depot, run_stack
 
@@ -182,6 +184,20 @@ def test_a_segment_is_cut_between_its_slices(slices: list[tuple[int, int]], end:
     assert all(start <= run.offset and run.offset + run.length <= stop for start, stop, inside in cut for run in inside)
     assert [run for _, _, inside in cut for run in inside] == runs
     assert all(stop - start <= size + 40 for start, stop, _ in cut)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40))), st.integers(0, 30))
+def test_slices_near_each_other_are_loaded_together(slices: list[tuple[int, int]], most: int) -> None:
+    runs, at = [], 0
+    for number, (gap, length) in enumerate(slices):
+        runs.append(StoredRun(number, at + gap, length, b""))
+        at += gap + length
+    groups = neighbours(runs, most)
+    assert [run for group in groups for run in group] == runs
+    for group in groups:
+        assert all(after.offset - before.offset - before.length <= most for before, after in pairwise(group))
+    for before, after in pairwise(groups):
+        assert after[0].offset - before[-1].offset - before[-1].length > most
 
 
 async def test_a_repair_copies_no_replica_that_is_damaged(tmp_path: Path) -> None:
