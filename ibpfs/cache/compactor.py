@@ -42,6 +42,8 @@ _MOST_NOTED = 100_000
 _PASSES = 3
 _BETWEEN_CHECKPOINTS = 32
 _DEPOTS_PATIENCE = 5.0
+#: Room on the depots that is left to writers.
+_SPARE = 32 * 1024 * 1024
 
 
 @dataclass
@@ -152,7 +154,7 @@ class Compactor:
     async def _wait_for_depots(self) -> None:
         """Who was started for this has just begun to ask them."""
         with trio.move_on_after(_DEPOTS_PATIENCE):
-            while self._transfer.answering() < self._transfer.policy(1).copies:
+            while self._transfer.answering() < self._transfer.policy(1).copies:  # noqa: ASYNC110 (of several tasks)
                 await trio.sleep(0.1)
 
     async def _slices(self, ino: int) -> int:
@@ -211,6 +213,9 @@ class Compactor:
         answer = "depot answers" if answering == 1 else "depots answer"
         if answering < policy.copies:  # what is mapped now may have more copies than what would replace it
             raise DepotUnreachable(f"{policy.copies} copies are wanted and {answering} {answer}")
+        free = self._transfer.free_bytes(policy.copies)
+        if free is not None and free < self._flusher.dirty_bytes + _SPARE:
+            raise NoSpace("the depots have too little room to write bytes anew before the old ones go")
         data = await self._read(merge.parts)
         if data is not None:
             await self._store(ino, merge.parts, policy, data)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.running import kill_and_wait, until
+from tests.mounted.running import BIN, kill_and_wait, until
 from tests.mounted.volumes import Session, Volume
 
 from .promises import Promises, Sealed
@@ -32,12 +32,15 @@ def promises(session: Session, source_tree: Path) -> Iterator[Promises]:
 
 
 def one_kill(volume: Volume, place: Path, promises: Promises, sealed: Sealed, dice: random.Random) -> None:
-    load = promises.start(place, dice.randrange(1 << 30))
+    started = [promises.start(place, dice.randrange(1 << 30))]
     try:
+        if dice.random() < 0.4:
+            started.append(compacting(volume))
         time.sleep(dice.uniform(0.2, 2.0))
         volume.kill()
     finally:
-        ended(load)
+        for process in started:
+            ended(process)
     sealed.look(volume)
     if dice.random() < 0.3:  # and once more in the middle of the replay
         volume.mount()
@@ -47,8 +50,13 @@ def one_kill(volume: Volume, place: Path, promises: Promises, sealed: Sealed, di
     volume.mount()
 
 
+def compacting(volume: Volume) -> subprocess.Popen[bytes]:
+    words = [BIN / "ibpfs", "compact", volume.mountpoint]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def ended(load: subprocess.Popen[bytes]) -> None:
-    """Wait for a load whose mount is gone."""
+    """Wait for what works on a mount that is gone."""
     try:
         load.wait(30)
     finally:
