@@ -102,7 +102,8 @@ class Allocator:
             return NoSpace("the depots have no room")
         if trouble is not None:
             return trouble
-        return DepotUnreachable("not enough depots answer")
+        refusal = next((depot.refusal for depot in self._depots if depot.refusal), "")
+        return DepotUnreachable(refusal or "not enough depots answer")
 
     def _orphan(self, got: Sequence[tuple[Depot, CapabilitySet]]) -> None:
         rows = self._ledger.add_pending([(d.id, c.read.wire_key, c.write.wire_key, c.manage.wire_key) for d, c in got])

@@ -11,7 +11,7 @@ import trio
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.client import DepotClient, DepotStatus
-from ibpfs.depot.wire import DepotError, DepotRefused, DepotUnreachable
+from ibpfs.depot.wire import DepotError, DepotRefused, DepotUnreachable, ErrorCode
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.placement import FAILED, OK, STUTTERING, Candidate
@@ -44,6 +44,7 @@ class Depot:
         self.latency = 0.0
         self.busy = 0  # open segments on it
         self.trouble = ""
+        self.refusal = ""  # why it answers, and yet can take nothing
         self.is_pinned = False  # spoken to through TLS, and known by its fingerprint
         self.is_open = False  # what is said to it, capabilities too, can be read on the way
         self._down_since: float | None = None
@@ -112,10 +113,21 @@ class Depot:
     async def look(self) -> None:
         """Ask for its status."""
         first = self.status is None
-        self.status = await self.call(self.client.status, 5.0)
+        try:
+            self.status = await self.call(self.client.status, 5.0)
+        except DepotError as error:
+            self._refused_to_tell(error)
+            raise
+        self.refusal = ""
         self.free_bytes = self.status.free_bytes
         if first:
             self._turn()
+
+    def _refused_to_tell(self, error: DepotError) -> None:
+        wanted = ", it wants another password than 'ibp' for it" if error.code == ErrorCode.WRONG_PASSWD else ""
+        told, self.refusal = self.refusal, f"{self.address} refuses to tell its status{wanted}: {error}"
+        if told != self.refusal:
+            _log.warning("depot %s", self.refusal)
 
     def candidate(self, labels: Sequence[str] = ()) -> Candidate:
         state = FAILED if self.role != "active" else self.state
