@@ -116,11 +116,11 @@ def test_c_program_is_compiled_and_runs(place: Path) -> None:
     assert run(place / "hello", code=7).stdout == "hello\n"
 
 
-@pytest.mark.parametrize("engine", ["psync", "mmap"])
+@pytest.mark.parametrize("engine", ["psync", "mmap", "libaio --direct=1 --iodepth=8"])
 def test_fio_verifies_random_reads_and_writes(place: Path, engine: str) -> None:
     run(
         "fio", "--name=mixed", f"--directory={place}", "--rw=randrw", "--size=16m", "--bsrange=1k-64k", "--numjobs=2",
-        f"--ioengine={engine}", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--randseed=7",
+        *f"--ioengine={engine}".split(), "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--randseed=7",
         "--fallocate=none", "--end_fsync=1", "--group_reporting", cwd=place,
     )  # fmt: skip
 

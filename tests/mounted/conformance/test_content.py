@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from .calls import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FICLONE, error_of, fallocate, in_child, opened
+from .calls import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FICLONE,
+    WHITEOUT,
+    error_of,
+    fallocate,
+    in_child,
+    opened,
+    renameat2,
+)
 
 pytestmark = pytest.mark.mounted
 
@@ -316,9 +326,9 @@ class TestWhatTheKernelAnswers:
     def test_fallocate(self, ours: Path) -> None:
         with opened(ours / "f", NEW) as descriptor:
             os.write(descriptor, b"x" * 10_000)
-            assert error_of(fallocate, descriptor, 0, 0, 10_000) == "EOPNOTSUPP"
-            assert error_of(fallocate, descriptor, FALLOC_KEEP_SIZE, 0, 10_000) == "EOPNOTSUPP"
-            assert error_of(fallocate, descriptor, FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE, 0, 4096) == "EOPNOTSUPP"
+            # Plain, keep size, punch a hole, collapse, zero, insert.
+            for mode in (0, FALLOC_KEEP_SIZE, FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE, 8, 16, 32):
+                assert error_of(fallocate, descriptor, mode, 0, 4096) == "EOPNOTSUPP"
             assert os.pread(descriptor, 10_001, 0) == b"x" * 10_000
 
     def test_seek_hole_and_data(self, ours: Path) -> None:
@@ -340,6 +350,16 @@ class TestWhatTheKernelAnswers:
             flags = array.array("l", [0])
             for number in (0x80086601, 0x801C581F):  # FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR
                 assert error_of(fcntl.ioctl, descriptor, number, flags) == "ENOTTY"
+            assert error_of(fcntl.ioctl, descriptor, 0xC020660B, bytearray(256)) == "EOPNOTSUPP"  # FS_IOC_FIEMAP
+
+    def test_whiteouts(self, ours: Path) -> None:
+        (ours / "f").touch()
+        assert error_of(renameat2, ours / "f", ours / "g", WHITEOUT) == "EINVAL"
+
+    def test_direct_access_needs_no_alignment(self, ours: Path) -> None:
+        with opened(ours / "f", NEW | os.O_DIRECT) as descriptor:
+            assert os.pwrite(descriptor, b"abc", 1) == 3
+            assert os.pread(descriptor, 5, 0) == b"\0abc"
 
     def test_nameless_files(self, ours: Path) -> None:
         assert error_of(os.open, ours, os.O_TMPFILE | os.O_RDWR) == "EOPNOTSUPP"
