@@ -3,7 +3,6 @@
 Read order: spool, ledger, depots. Synchronous except where bytes come from a depot or somebody must wait.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,8 +28,6 @@ from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.transfer import Transfer
-
-_log = logging.getLogger(__name__)
 
 #: A file up to this size is fetched with its first read anyway (a block of the cache).
 _AT_ONCE = 1024 * 1024

@@ -273,6 +273,7 @@ class Flusher:
             with self._transfer.committing(segment) as row:
                 self._ledger.commit(row, offset + length, new, lambda: self._settle(batch))
             self.retention.keep(taken, row)
+            self.retention.give_back(taken)
             self._land(batch)
             self._tell()
             # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.

@@ -24,7 +24,7 @@ from ibpfs.exnode_store.transfer import Transfer
 _log = logging.getLogger(__name__)
 
 #: Slices die without a word to the spool: with each look so many segments are searched for dead ones, in turn.
-_SEARCHED = 20
+_SEARCHED = 4
 #: Slices that are let go of at once, when no spool file is freed by it.
 _MOST_DROPPED = 1000
 
@@ -91,9 +91,10 @@ class Retention:
             self._add(one, segment)
         taken.clear()
 
-    def give_back(self, taken: Iterable[RetainedSlice]) -> None:
-        for one in taken:
-            for record in one.records:
+    def give_back(self, taken: list[RetainedSlice]) -> None:
+        """Hold them no more, and empty the list."""
+        while taken:
+            for record in taken.pop().records:
                 self._spool.release(record)
 
     def adopt(self, ino: int, records: Sequence[Record]) -> None:
@@ -188,11 +189,12 @@ class Retention:
     def _search(self, segment: int) -> None:
         group = self._groups[segment]
         group.replicas = self._ledger.replicas(segment)
+        is_short = self._ledger.is_short(segment)
         for one in list(group.slices):
             now = self._ledger.segment_of(one.form.slice_id)
-            if now is None or not self._ledger.is_short(now):
+            if now is None or not (is_short if now == segment else self._ledger.is_short(now)):
                 self.let_go(one)
-            elif now != segment:  # compaction has moved it
+            elif now != segment:  # packed into another one
                 self._leave(one)
                 self._join(one, now)
 

@@ -227,7 +227,7 @@ class Transfer:
         refused: set[int] = set()
         while True:
             replicas = [one for one in self._ledger.replicas(segment) if one.id not in avoid]
-            trouble = "it has no replica that can be tried"
+            trouble = "; ".join(map(self._why_untried, replicas)) or "it has no replica that can be tried"
             for replica in self._order(replicas):
                 try:
                     return await self.load_from(replica, start, stop)
@@ -255,6 +255,12 @@ class Transfer:
             if one.depot in known and known[one.depot].state != FAILED
         ]
         return [by_id[number] for number in order_replicas(ranked)]
+
+    def _why_untried(self, replica: Replica) -> str:
+        depot = self._depots.find(replica.depot)
+        if depot is None:
+            return f"depot {replica.depot} is no longer one of this volume's"
+        return f"allocation {replica.read.label}: depot {depot.trouble or depot.address}"
 
     def _worth_waiting(self, replicas: Sequence[Replica]) -> bool:
         known = {depot.id: depot for depot in self._depots}

@@ -148,6 +148,8 @@ async def test_a_read_from_a_depot_on_which_nobody_listens_fails_at_once(tmp_pat
         with pytest.raises(DataError), trio.fail_after(5):  # a depot that is only silent is waited for twice as long
             await now.files.read(ino, 0, 1000)
         assert [depot.state for depot in now.depots] == ["failed"]
+        with pytest.raises(DataError, match=f"segment 1: allocation .* depot unix:{tmp_path}/depot/.*: nobody listens"):
+            await now.files.read(ino, 0, 1000)
         async with run_depot(tmp_path / "depot"):
             await now.depots.wait_for_any(5)
             assert await now.files.read(ino, 0, 1000) == b"x" * 1000
