@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 
 import trio
@@ -131,17 +132,19 @@ class Compactor:
         try:
             await self._wait_for_depots()
             due = await self._search(0.0)
-            for done, crowd in enumerate(due):
-                progress(done, len(due))
-                await self._compact(crowd.ino, outcome)
+            total, done = sum(crowd.extents for crowd in due), 0
+            for crowd in due:
+                await self._compact(crowd.ino, outcome, partial(_advance, progress, total, done))
+                done += crowd.extents
+                progress(done, total)
         finally:
             self._asked -= 1
         return outcome
 
-    async def _compact(self, ino: int, outcome: Outcome) -> None:
+    async def _compact(self, ino: int, outcome: Outcome, merged: Callable[[int], None]) -> None:
         before = await self._slices(ino)
         try:
-            written = sum([await self._merge(ino) for _ in range(_PASSES)])
+            written = sum([await self._merge(ino, merged) for _ in range(_PASSES)])
         except DataError as error:
             outcome.damaged.append(f"inode {ino}: {error}")
             return
@@ -189,15 +192,22 @@ class Compactor:
         if crowd is not None and is_urgent(crowd.extents, crowd.allocated):
             self._left[ino] = crowd.extents
 
-    async def _merge(self, ino: int, *, gently: bool = False) -> int:
-        """Carry out the plan for a file, a window of extents after the other; return the file bytes written anew."""
-        written = start = 0
+    async def _merge(
+        self, ino: int, merged: Callable[[int], None] = lambda _: None, *, gently: bool = False
+    ) -> int:
+        """Carry out the plan for a file, a window of extents after the other; return the file bytes written anew.
+
+        `merged` is told of how many extents that is done.
+        """
+        written = start = done = 0
         async with self._working:
             while extents := self._merging.extents(ino, start):
                 whole = not start and len(extents) < WINDOW
                 for merge in plan_merges(extents, SLACK if whole else 1):
                     await self._write(ino, merge)
                     written += merge.size
+                    done += len(merge.parts)
+                    merged(done)
                     if gently and not self._asked:
                         await trio.sleep(merge.size / (_RATE_BESIDE if self._flusher.dirty_bytes else _RATE))
                 await trio.lowlevel.checkpoint()
@@ -257,6 +267,10 @@ class Compactor:
             await trio.to_thread.run_sync(self._clean.append, row, offset, pieces)
         finally:
             await self._transfer.release(segment)
+
+
+def _advance(progress: Callable[[int, int], None], total: int, done: int, more: int) -> None:
+    progress(min(done + more, total), total)
 
 
 def _age(crowd: Crowd) -> float:
