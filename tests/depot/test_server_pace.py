@@ -41,9 +41,8 @@ def test_who_holds_little_is_never_the_one_to_go() -> None:
     assert held.change(0, 3 * ALWAYS)
     assert held.change(0, ALWAYS)
     assert not held.change(0, ALWAYS + 1)
-    with held.holding(ALWAYS) as fits:
-        assert fits
-    assert held.held == 5 * ALWAYS + 1
+    assert held.change(ALWAYS, 0)
+    assert held.held == 4 * ALWAYS + 1
 
 
 def test_connections_are_counted_per_address_and_in_all() -> None:
@@ -71,24 +70,23 @@ def test_this_machine_may_have_all_connections() -> None:
             guest.__exit__(None, None, None)
 
 
+class Guest:
+    def __init__(self) -> None:
+        self.dismissed = False
+
+    def dismiss(self) -> None:
+        self.dismissed = True
+
+
 async def test_in_a_full_house_the_idlest_goes(autojump_clock: trio.testing.MockClock) -> None:
-    door, went = Door(2, None), []
-
-    async def idle(name: str, seconds: float) -> None:
-        await trio.sleep(seconds)
-        with door.inside(HERE), door.idle() as scope:
-            await trio.sleep_forever()
-        assert scope.cancelled_caught
-        went.append(name)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(idle, "second", 0.2)
-        nursery.start_soon(idle, "first", 0.1)
-        await trio.sleep(0.3)
+    door, first, second = Door(2, None), Guest(), Guest()
+    with door.inside(HERE), door.inside(HERE):
+        door.rests(first)
+        await trio.sleep(0.1)
+        door.rests(second)
         assert door.refusal(HERE) == "all"
         await trio.sleep(SHORTEST_IDLE)
         assert door.refusal(THERE) is None
-        await trio.testing.wait_all_tasks_blocked()
-        assert went == ["first"]
-        with door.inside(THERE):
-            assert door.refusal(THERE) is None
+        assert (first.dismissed, second.dismissed) == (True, False)
+        door.rises(second)
+        assert door.refusal(THERE) == "all"

@@ -29,6 +29,7 @@ class Conversation:
         self.intake = Intake(shared, self.flush)
         self._idle_limit = idle_limit
         self._out = bytearray()
+        self._unwanted = False
         self._held = 0  # of the memory for what is in flight
         self.refused: int | None = None  # with which number, since it was last set to None
 
@@ -74,10 +75,10 @@ class Conversation:
         try:
             data = await (self._receive_next() if waits else self.peer.receive(self.shared.progress_limit))
         except PeerStuck:
-            self._dismissed("idle" if waits else "slow")
+            self._count_end("idle" if waits else "slow")
             return False
-        if data is None:
-            self._dismissed("full")
+        if self._unwanted:
+            self._count_end("full")
             return False
         if data:
             self.connection.receive_data(data)
@@ -85,27 +86,33 @@ class Conversation:
             self.connection.receive_eof()
         return self._hold(self.connection.buffered)
 
-    async def _receive_next(self) -> bytes | None:
-        """Between two commands. None when the place is needed for somebody else."""
+    async def _receive_next(self) -> bytes:
+        """Between two commands."""
         self.peer.pace.begin()
         if self.peer.local:
             return await self.peer.receive(self._idle_limit)
-        data = None
-        with self.shared.door.idle():
-            data = await self.peer.receive(self._idle_limit)
-        self.peer.pace.begin()
-        return data
+        self.shared.door.rests(self)
+        try:
+            return await self.peer.receive(self._idle_limit)
+        finally:
+            self.shared.door.rises(self)
+            self.peer.pace.begin()
+
+    def dismiss(self) -> None:
+        """While it waits for the next command."""
+        self._unwanted = True
+        self.peer.hang_up()
 
     def _hold(self, count: int) -> bool:
         fits = self.peer.in_flight.change(self._held, count)
         self._held = count
         if not fits:
-            self._dismissed("memory")
+            self._count_end("memory")
             self.connection.forget()
             self._hold(0)
         return fits
 
-    def _dismissed(self, reason: str) -> None:
+    def _count_end(self, reason: str) -> None:
         self.shared.counters.dismissed[reason] += 1
 
     def end(self) -> None:

@@ -3,12 +3,20 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import trio
 
 from ibpfs.depot.server.access import Ip
 
 SHORTEST_IDLE = 1.0  # seconds; who has just said something is not sent away
+
+
+class Guest(Protocol):
+    def dismiss(self) -> None:
+        """Its place is needed for somebody else."""
+
+    def __hash__(self) -> int: ...
 
 
 class Door:
@@ -24,7 +32,7 @@ class Door:
         self.per_address = per_address
         self._inside: Counter[Ip] = Counter()
         self._connections = 0
-        self._idle: OrderedDict[trio.CancelScope, float] = OrderedDict()
+        self._idle: OrderedDict[Guest, float] = OrderedDict()
 
     def refusal(self, origin: Ip | None) -> str | None:
         """Why one more connection from there is too many, or None."""
@@ -46,11 +54,11 @@ class Door:
         """Sends the one away that has been idle longest."""
         if not self._idle:
             return False
-        scope, since = next(iter(self._idle.items()))
+        guest, since = next(iter(self._idle.items()))
         if trio.current_time() - since < SHORTEST_IDLE:
             return False
-        del self._idle[scope]
-        scope.cancel()
+        del self._idle[guest]
+        guest.dismiss()
         return True
 
     @contextmanager
@@ -68,12 +76,9 @@ class Door:
             if not self._inside[origin]:
                 del self._inside[origin]
 
-    @contextmanager
-    def idle(self) -> Iterator[trio.CancelScope]:
-        """Between two commands, when one's place may be needed: the scope is cancelled then."""
-        with trio.CancelScope() as scope:
-            self._idle[scope] = trio.current_time()
-            try:
-                yield scope
-            finally:
-                self._idle.pop(scope, None)
+    def rests(self, guest: Guest) -> None:
+        """It is between two commands: its place may be needed."""
+        self._idle[guest] = trio.current_time()
+
+    def rises(self, guest: Guest) -> None:
+        self._idle.pop(guest, None)

@@ -1,8 +1,5 @@
 """How slow a peer may be, and how much memory slow peers may hold. Pure; knows no clock and no socket."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 ALWAYS = 64 * 1024  # so much one connection may hold, whatever the others do
 
 
@@ -41,10 +38,3 @@ class InFlight:
         """One connection holds `after` bytes, not `before`. False when that is too much beside all others."""
         self.held += after - before
         return self.held <= self.limit or after <= ALWAYS
-
-    @contextmanager
-    def holding(self, count: int) -> Iterator[bool]:
-        try:
-            yield self.change(0, count)
-        finally:
-            self.held -= count

@@ -5,10 +5,10 @@ import math
 import os
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from types import TracebackType
 
 import trio
 
@@ -120,15 +120,19 @@ class Peer:
     async def send(self, data: bytes | bytearray, limit: float | None, *, more: bool = False) -> None:
         """`more`: data follow at once, do not send a small segment for this."""
         flags = socket.MSG_MORE if more and not self.local else 0
-        with memoryview(data) as rest, self.in_flight.holding(len(data)) as fits:
-            if not fits:
+        held = len(data)
+        try:
+            if not self.in_flight.change(0, held):
                 raise PeerGreedy("too much waits to be sent")
-            sent = 0
-            while sent < len(rest):
-                with self._bounded(limit):
-                    count = await self._sock.send(rest[sent:], flags)
-                self._went(count)
-                sent += count
+            with memoryview(data) as rest:
+                sent = 0
+                while sent < held:
+                    with self._bounded(limit):
+                        count = await self._sock.send(rest[sent:], flags)
+                    self._went(count)
+                    sent += count
+        finally:
+            self.in_flight.change(held, 0)
 
     async def send_file(self, fd: int, offset: int, length: int, limit: float | None) -> None:
         """From the page cache to the socket without passing through Python, but for TLS."""
@@ -178,6 +182,11 @@ class Peer:
             except OSError:
                 return
 
+    def hang_up(self) -> None:
+        """Whoever waits for what the peer says next hears the end of it; it can still be told something."""
+        with suppress(OSError):  # it is gone already
+            self._sock.shutdown(socket.SHUT_RD)
+
     def close(self) -> None:
         self._sock.close()
 
@@ -189,19 +198,33 @@ class Peer:
         self._traffic.sent += count
         self.pace.moved(count)
 
-    @contextmanager
-    def _bounded(self, limit: float | None) -> Iterator[None]:
-        """The one place where a deadline that passed and a socket error become ours."""
-        began = trio.current_time()
-        try:
-            with trio.fail_after(math.inf if limit is None else self.pace.patience(limit)):
-                yield
-        except trio.TooSlowError:
+    def _bounded(self, limit: float | None) -> "_Bounded":
+        return _Bounded(self.pace, limit)
+
+
+class _Bounded:
+    """The one place where a deadline that passed and a socket error become ours. No generator: it is in every wait."""
+
+    __slots__ = ("_began", "_pace", "_scope")
+
+    def __init__(self, pace: Pace, limit: float | None) -> None:
+        self._pace = pace
+        self._began = trio.current_time()
+        self._scope = trio.CancelScope(deadline=math.inf if limit is None else self._began + pace.patience(limit))
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        swallowed = self._scope.__exit__(kind, error, trace)
+        self._pace.waited(trio.current_time() - self._began)
+        if self._scope.cancelled_caught:
             raise PeerStuck("too slow") from None
-        except OSError as error:
+        if isinstance(error, OSError):
             raise PeerGone(str(error)) from None
-        finally:
-            self.pace.waited(trio.current_time() - began)
+        return bool(swallowed)
 
 
 def origin_of(sock: trio.socket.SocketType) -> Ip | None:
