@@ -24,12 +24,11 @@ class TestPermanentLeases:
         assert client.ask("0 4 1 ibp 5").split()[4] == b"-1"
         client.close()
 
-    @pytest.mark.parametrize(("version", "duration"), [(0, 0), (1, -1)])
-    def test_given_and_taken_back(self, in_process: InProcess, version: int, duration: int) -> None:
+    def test_given_and_taken_back(self, in_process: InProcess) -> None:
         depot = in_process(permanent=True, max_lease=None)
         client = depot.connect()
         manage = client.allocate(duration=60)[2]
-        assert client.ask(f"{version} 9 {manage} 1 43 3 1000 {duration} 2 10") == b"1 \n"
+        assert client.ask(f"0 9 {manage} 1 43 3 1000 0 2 10") == b"1 \n"
         assert client.probe(manage)[4] == PERMANENT_SECONDS
         assert client.ask(f"1 9 {manage} 1 43 3 1000 60 -1 10") == b"1 \n"
         assert client.probe(manage)[4] == 60
@@ -59,9 +58,9 @@ class TestSyncs:
     def synced(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         synced: list[int] = []
         fdatasync = os.fdatasync
-        syncfs = syncing._syncfs
+        syncfs = syncing._sync_file_systems
         monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(1), fdatasync(fd)))
-        monkeypatch.setattr(syncing, "_syncfs", lambda fd: (synced.append(0), syncfs(fd)))
+        monkeypatch.setattr(syncing, "_sync_file_systems", lambda units: (synced.append(0), syncfs(units)))
         return synced
 
     def test_each_stable_store_alone_is_synced(self, in_process: InProcess, synced: list[int]) -> None:
