@@ -32,7 +32,8 @@ from ibpfs_tools.upload import lease_of
 @click.option("--with-keys", is_flag=True,
               help="Of a sealed file: with the keys of its slices, so that whoever has the exNode can read this file.")
 @click.option("--decrypt", is_flag=True, help="Of a sealed file: store a copy in clear, for LoRS and libdlt.")
-@click.option("--copy", is_flag=True, help="Of a file in clear: store a copy, which stays as it is when FILE changes.")
+@click.option("--copy", is_flag=True,
+              help="Of a file in clear: store a copy, which stays as it is when FILE changes. --depot does, too.")
 @click.option("--all-rights", is_flag=True,
               help="Of a copy: with write and manage capabilities, to renew and delete it.  [default: read only]")
 @click.option("-c", "--copies", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
@@ -72,17 +73,18 @@ def export(
     wishes = Wishes(copies=copies, block=block, lease=lease_of(duration), streams=pace.streams)
     made = _Export(file, paths, wishes, places.addresses, pace)
     plain = load_config(paths).plain
-    if decrypt or ((copy or all_rights) and plain):
+    copied = bool(decrypt or copy or all_rights or places.addresses)
+    if decrypt or (copied and plain):
         exnode = made.copied()
     elif plain:
         exnode = made.clear()
-    elif copy or all_rights:
+    elif copied:
         raise UsageError(f"{file}: is sealed; --decrypt stores a copy that everybody with the exNode can read")
     else:
         exnode = made.sealed(keys=with_keys)
     given = exnode if all_rights else exnode.read_only()
     save(target, given, notation_of(target) or Notation.XML, overwrite=force)
-    _tell(target, exnode, pace, keys=with_keys)
+    _tell(target, exnode, pace, keys=with_keys, copied=copied)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class _Export:
         )
 
 
-def _tell(target: Path, exnode: ExNode, pace: Pace, *, keys: bool) -> None:
+def _tell(target: Path, exnode: ExNode, pace: Pace, *, keys: bool, copied: bool) -> None:
     sealed = any(one.conditioned for one in exnode.mappings)
     note(f"{target}: {format_size(exnode.size)} in {len(exnode.mappings)} allocations, "
          f"{'sealed' if sealed else 'in clear'}", pace)  # fmt: skip
@@ -138,7 +140,8 @@ def _tell(target: Path, exnode: ExNode, pace: Pace, *, keys: bool) -> None:
         who = "whoever has it can read the file" if keys else "and only on a volume that has its keys (or --with-keys)"
         note(f"{target}: is for ibpfs alone, LoRS and libdlt cannot read it; {who}", pace)
     if any(Address.of(one.capability).is_local for one in exnode.mappings if one.capability):
-        note(f"{target}: names a depot of this computer, which others cannot reach; --depot names another", pace)
+        way = "" if sealed else f"; {'--depot names another' if copied else '--depot copies it to another'}"
+        note(f"{target}: names a depot of this computer, which others cannot reach{way}", pace)
 
 
 def depots_of(rows: list[dict[str, Any]]) -> list[Address]:

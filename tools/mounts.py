@@ -1,4 +1,4 @@
-"""Mounts and volumes in use, as commands need them; a mount itself is never touched."""
+"""Mounts and volumes in use, as commands need them; only `volume_holding` touches a mount itself."""
 
 import ctypes
 import errno
@@ -43,7 +43,8 @@ def volume_holding(path: Path) -> VolumePaths:
     """Return the volume on whose mount a file is. VolumeError when it is on none."""
     place = absolute(str(path))
     entry = mount_holding(place) or mount_holding(place.resolve())
-    if entry is None:
+    # Something else may be mounted inside, with inode numbers of its own.
+    if entry is None or place.lstat().st_dev != entry.mountpoint.stat().st_dev:
         raise VolumeError(f"{path}: is not on a mounted volume of ibpfs")
     return VolumePaths(Path(entry.source))
 

@@ -82,6 +82,9 @@ class DataCheck:
         async with trio.open_nursery() as nursery:
             for _ in range(_WORKERS):
                 nursery.start_soon(work)
+        imported = self._db.value("SELECT count(*) FROM slices WHERE digest = x''")
+        if imported:
+            self._checkup.note(f"{imported} imported slices have no digest: verified is only that bytes are there")
         for number, count in sorted(self._unverified.items()):
             self._checkup.outcome.unverified += 1
             self._checkup.note(f"{self._depot_name(number)}: does not answer, {_replicas_are(count)} not verified")

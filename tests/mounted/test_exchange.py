@@ -133,7 +133,20 @@ def test_a_sealed_file_as_it_is(volumes: MakeVolume) -> None:
     other.remount(cold=True)
     assert (other / "g").read_bytes() == expected
     other.umount()
-    other.fsck("--data", "-n")
+    assert "imported slices have no digest" in other.fsck("--data", "-n").stdout
+
+
+@pytest.mark.usefixtures("as_root")
+def test_what_is_mounted_inside_is_no_part_of_the_volume(volume: Volume) -> None:
+    """Its inode numbers are those of other files of the volume."""
+    (volume / "inside").mkdir()
+    run("mount", "-t", "tmpfs", "tmpfs", volume / "inside")
+    try:
+        (volume / "inside" / "f").touch()
+        for words in (["export", volume / "inside" / "f"], ["stat", volume / "inside" / "f"]):
+            assert "is not on a mounted volume" in run("ibpfs", *words, code=1).stderr
+    finally:
+        run("umount", volume / "inside")
 
 
 # --- import
