@@ -91,6 +91,21 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+def is_held(lock: Path) -> bool:
+    """Whether a process holds this lock file; whoever asks holds it for an instant."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def owner_of(paths: VolumePaths) -> dict[str, Any]:
     """What the last owner said of itself: pid, state, mountpoint. Empty when that cannot be read."""
     try:

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import subprocess
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from ibpfs.config import VolumePaths
 from ibpfs.errors import IbpfsError, VolumeError
 from ibpfs.kernel import FILE_SYSTEM_TYPE, MountEntry, mount_entries
-from ibpfs.ownership import MOUNTED, owner_of
+from ibpfs.ownership import MOUNTED, is_held, owner_of
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 #: Seconds in which an owner notices that its mount is gone.
@@ -61,28 +60,13 @@ def absolute(word: str) -> Path:
     raise IbpfsError(f"{word}: {os.strerror(errno.ELOOP)}")
 
 
-def in_use(paths: VolumePaths) -> bool:
-    """Return whether a process owns the volume."""
-    try:
-        descriptor = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def wait_until_free(paths: VolumePaths) -> bool:
     """Return True when no process owns the volume any more, False when its owner has it mounted somewhere else.
 
     That is another mount namespace, to which this mount was copied.
     """
     seen_mounted = time.monotonic()
-    while in_use(paths):
+    while is_held(paths.lock):
         if owner_of(paths).get("state") != MOUNTED:
             seen_mounted = time.monotonic()
         elif time.monotonic() > seen_mounted + _NOTICE:

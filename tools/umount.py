@@ -10,6 +10,7 @@ from ibpfs.config import VolumePaths
 from ibpfs.control import Refused
 from ibpfs.errors import IbpfsError
 from ibpfs.kernel import MountEntry
+from ibpfs.ownership import is_held
 from ibpfs_tools import exits, mounts
 from ibpfs_tools.asking import ask
 from ibpfs_tools.commands import command
@@ -68,7 +69,7 @@ def umount(
 
 
 def _flush(mount: MountEntry, paths: VolumePaths, quiet: bool) -> None:
-    if not mounts.in_use(paths):
+    if not is_held(paths.lock):
         click.echo("umount.ibpfs: the mount's process is gone; what it left is uploaded by the next mount", err=True)
         return
     try:

@@ -3,7 +3,6 @@
 The process outlives the keeper: it ends by itself when nobody is connected. It inherits no descriptor.
 """
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 import trio
+
+from ibpfs.ownership import is_held
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class EmbeddedDepot:
         pause = _FIRST_PAUSE
         while True:
             began = trio.current_time()
-            if self._is_running():  # an earlier owner's
+            if is_held(self._store / "lock"):  # an earlier owner's
                 self._tell_address(told)
                 await trio.sleep(_LOOK_EVERY)
                 continue
@@ -108,20 +109,6 @@ class EmbeddedDepot:
             self.address = address
             told(address)
         self.ready.set()
-
-    def _is_running(self) -> bool:
-        """Whether a process has the store, ours or not."""
-        try:
-            descriptor = os.open(self._store / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
 
 
 def socket_of(store: Path) -> Path:

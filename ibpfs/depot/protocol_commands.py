@@ -3,18 +3,16 @@
 What a depot does not offer is asked once: from then on NotOffered comes without asking.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
+from ibpfs.depot.calls import Calls
 from ibpfs.depot.capability import Capability, CapabilityKind, CapabilitySet, Key
 from ibpfs.depot.stream import Buffer
 from ibpfs.depot.wire import Checksum, DepotError, ErrorCode, error_for
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.digests import Deframer, Framer
-
-_Reply = TypeVar("_Reply", bound=ev.Reply)
 
 APPEND: Final = ev.APPEND
 #: Seconds that a depot may move bytes between others without a word to us.
@@ -34,21 +32,8 @@ class AliasStatus:
     seconds_left: int
 
 
-class ProtocolCommands(ABC):
-    """Mixed into the client. Raises what the client raises."""
-
-    @abstractmethod
-    async def _call(
-        self,
-        command: ev.Command,
-        expected: type[_Reply],
-        data: Sequence[Buffer] = (),
-        into: memoryview | None = None,
-        *,
-        repeatable: bool = True,
-        patience: float = 0.0,
-        stepwise: bool = False,
-    ) -> _Reply: ...
+class ProtocolCommands(Calls):
+    """Part of the client."""
 
     # --- queues ---
 
