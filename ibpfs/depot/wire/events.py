@@ -8,10 +8,9 @@ from enum import Enum
 from typing import ClassVar, Final, TypeAlias
 
 from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
+from ibpfs.depot.wire.command import Carrying, is_permanent
 from ibpfs.depot.wire.command import Command as Command
-from ibpfs.depot.wire.command import is_permanent
 from ibpfs.depot.wire.digests import Checksum as Checksum
-from ibpfs.depot.wire.digests import framed_length
 from ibpfs.depot.wire.managing import AliasAllocate as AliasAllocate
 from ibpfs.depot.wire.managing import AliasChange as AliasChange
 from ibpfs.depot.wire.managing import AliasDecrement as AliasDecrement
@@ -70,36 +69,22 @@ class Allocate(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Store(Command):
-    """Append; `length` bytes follow."""
+class Store(Carrying):
+    """Append."""
 
-    carries_data: ClassVar[bool] = True
-    ready_first: ClassVar[bool] = True
-    closes_if_refused: ClassVar[bool] = True
     key: Key
     length: int
     checksum: Checksum | None = None
 
-    @property
-    def wire_length(self) -> int:
-        return framed_length(self.checksum, self.length)
-
 
 @dataclass(frozen=True, slots=True)
-class Write(Command):
-    """Write at an offset; `length` bytes follow."""
+class Write(Carrying):
+    """Write at an offset."""
 
-    carries_data: ClassVar[bool] = True
-    ready_first: ClassVar[bool] = True
-    closes_if_refused: ClassVar[bool] = True
     key: Key
     offset: int
     length: int
     checksum: Checksum | None = None
-
-    @property
-    def wire_length(self) -> int:
-        return framed_length(self.checksum, self.length)
 
 
 @dataclass(frozen=True, slots=True)

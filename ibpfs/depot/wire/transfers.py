@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ibpfs.depot.capability import Capability, Key
-from ibpfs.depot.wire.command import Command
-from ibpfs.depot.wire.digests import Checksum, framed_length
+from ibpfs.depot.wire.command import Carrying, Command
+from ibpfs.depot.wire.digests import Checksum
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -13,12 +13,9 @@ APPEND = -1  # in place of an offset
 
 
 @dataclass(frozen=True, slots=True)
-class VecWrite(Command):
-    """`ranges`: offset and length each; their bytes follow one after another."""
+class _Vector(Command):
+    """`ranges`: offset and length each."""
 
-    carries_data: ClassVar[bool] = True
-    ready_first: ClassVar[bool] = True
-    closes_if_refused: ClassVar[bool] = True
     key: Key
     ranges: Ranges
     checksum: Checksum | None = None
@@ -26,21 +23,16 @@ class VecWrite(Command):
     @property
     def length(self) -> int:
         return sum(length for _, length in self.ranges)
-
-    @property
-    def wire_length(self) -> int:
-        return framed_length(self.checksum, self.length)
 
 
 @dataclass(frozen=True, slots=True)
-class VecRead(Command):
-    key: Key
-    ranges: Ranges
-    checksum: Checksum | None = None
+class VecWrite(_Vector, Carrying):
+    """The bytes of the ranges follow one after another."""
 
-    @property
-    def length(self) -> int:
-        return sum(length for _, length in self.ranges)
+
+@dataclass(frozen=True, slots=True)
+class VecRead(_Vector):
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +54,7 @@ class Send(_Copy):
 
 
 @dataclass(frozen=True, slots=True)
-class Push(_Copy):
-    """As Send, to an offset of the target or `APPEND`."""
-
+class _Between(_Copy):
     key: Key
     remote: Capability
     offset: int
@@ -73,14 +63,13 @@ class Push(_Copy):
 
 
 @dataclass(frozen=True, slots=True)
-class Pull(_Copy):
-    """Fetch a range of `remote` to an offset of `key` or `APPEND`. Asked of the target's depot."""
+class Push(_Between):
+    """As Send, to an offset of the target or `APPEND`."""
 
-    key: Key
-    remote: Capability
-    offset: int
-    remote_offset: int
-    length: int
+
+@dataclass(frozen=True, slots=True)
+class Pull(_Between):
+    """Fetch a range of `remote` to an offset of `key` or `APPEND`. Asked of the target's depot."""
 
 
 @dataclass(frozen=True, slots=True)
