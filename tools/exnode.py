@@ -1,6 +1,7 @@
 """ibpfs exnode: documents themselves: from one notation into another, and whether they can be used."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -8,6 +9,7 @@ import click
 from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.documents.exnode import ExNode
 from ibpfs.exnode_store.documents.notation import Notation, notation_of, pick, read, read_all, recognise
+from ibpfs.exnode_store.documents.sealed import BadSlice, holes_are_zeros, is_sealed, slice_of
 from ibpfs.exnode_store.lors.plans import holes
 from ibpfs_tools.commands import CONTEXT, command
 from ibpfs_tools.exnodes import document_argument, load, naming, read_bytes, save
@@ -43,7 +45,12 @@ def convert(
 def caveats(found: ExNode, notation: Notation) -> list[str]:
     """Return what readers of a notation will not understand."""
     texts = []
-    if notation is Notation.JSON and any(one.conditioned for one in found.mappings):
+    sealed = [one for one in found.mappings if is_sealed(one)]
+    if sealed:
+        texts.append("parts are sealed: LoRS and libdlt cannot read them")
+    if any(one.function and one.function.key for one in sealed):
+        texts.append("carries keys: whoever has it can read what they open")
+    if notation is Notation.JSON and any(one.conditioned and not is_sealed(one) for one in found.mappings):
         texts.append("libdlt ignores end-to-end functions and would take stored bytes for the file's")
     if notation is Notation.JSON and any(one.alloc_offset for one in found.mappings):
         texts.append("libdlt reads allocations from byte 0, but extents begin farther on")
@@ -72,11 +79,20 @@ def validate(document: Path, as_json: bool) -> None:
 
 
 def faults_of(found: ExNode) -> list[str]:
-    missing = [f"no mapping has bytes {start} to {stop}" for start, stop in holes(found.mappings, found.size)]
+    gaps = [] if holes_are_zeros(found) else holes(found.mappings, found.size)
+    missing = [f"no mapping has bytes {start} to {stop}" for start, stop in gaps]
     unreadable = [number for number, one in enumerate(found.mappings) if one.read is None]
     texts = [f"mapping {number} has no read capability" for number in unreadable]
     beyond = [f"mapping {n} reaches beyond the size" for n, one in enumerate(found.mappings) if one.stop > found.size]
-    return [*missing, *texts, *beyond]
+    return [*missing, *texts, *beyond, *_bad_slices(found)]
+
+
+def _bad_slices(found: ExNode) -> Iterator[str]:
+    for number, mapping in enumerate(found.mappings):
+        try:
+            slice_of(mapping)
+        except BadSlice as error:
+            yield f"mapping {number}: {error}"
 
 
 for verb in (convert, validate):

@@ -39,7 +39,7 @@ def sealed_function(slice_: ForeignSlice) -> Function:
 def slice_of(mapping: Mapping) -> ForeignSlice | None:
     """What a volume sealed; None when none did. Raises BadSlice."""
     chain = mapping.function.chain() if mapping.function is not None else []
-    if not any(one.name in _SEALED for one in chain):
+    if not is_sealed(mapping):
         return None
     slice_ = read_function(chain[0])
     if len(chain) > 1:
@@ -82,6 +82,10 @@ def open_slice(function: Function, stored: bytes) -> bytes:
         raise BadSlice("the stored bytes are not those of its slice")
     frames = unseal(form, slice_.key, 0, memoryview(stored)[HEADER.size :])
     return b"".join(frames)[slice_.offset :]
+
+
+def is_sealed(mapping: Mapping) -> bool:
+    return mapping.function is not None and any(one.name in _SEALED for one in mapping.function.chain())
 
 
 def is_sealed_function(name: str) -> bool:

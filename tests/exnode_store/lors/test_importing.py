@@ -15,6 +15,7 @@ from ibpfs.exnode_store.lors import importing
 from ibpfs.exnode_store.lors.fetching import Unavailable
 from ibpfs.exnode_store.lors.importing import MOST_REPLICAS, Found, plan, request
 from ibpfs.exnode_store.sealing import AES_256_GCM, ForeignSlice, SliceForm, seal
+from ibpfs_tools.exnode import caveats, faults_of
 
 FORM = SliceForm(b"s" * 16, b"v" * 16, 3, AES_256_GCM, 64, 300)
 KEY = b"k" * 32
@@ -112,6 +113,8 @@ def test_a_sealed_slice_travels(notation: Notation, key: bytes | None) -> None:
     assert row["replicas"][0]["base"] == 7
     assert row["sealed"]["key"] == (None if key is None else key.hex())
     assert KEY.hex() not in repr(again)
+    told = " ".join(caveats(again, notation))
+    assert ("LoRS and libdlt cannot read" in told, "carries keys" in told) == (True, key is not None)
 
 
 def test_a_part_of_a_part_begins_later_in_the_slice() -> None:
@@ -149,6 +152,8 @@ def test_slices_that_make_no_sense(name: str, value: str | int) -> None:
     bad = replace(good, function=replace(good.function, arguments=arguments))
     with pytest.raises(BadDocument, match="mapping 0: "):
         plan(ExNode("x", 100, mappings=(bad,)))
+    assert faults_of(ExNode("x", 100, mappings=(bad,)))
+    assert not faults_of(with_holes(ExNode("x", 200, mappings=(good,))))
     nested = replace(good, function=replace(good.function, inner=Function("checksum")))
     with pytest.raises(BadDocument, match="conditioned once more"):
         plan(ExNode("x", 100, mappings=(nested,)))
