@@ -1,5 +1,6 @@
 """Compaction over a real depot: the bounds hold afterwards, and files show what they showed, whatever happens."""
 
+import logging
 import os
 import random
 import shutil
@@ -10,13 +11,16 @@ import pytest
 import trio
 import trio.testing
 
+from ibpfs.cache import compactor
 from ibpfs.cache.compactor import IDLE, LOOK_EVERY, Outcome
 from ibpfs.config import VolumePaths
 from ibpfs.depot.wire import DepotUnreachable
+from ibpfs.exnode_store import merging
 from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.fsck import check_store
 from ibpfs.exnode_store.fsck_faults import Checkup, never
+from tests.exnode_store.test_warmer import two_depots
 
 from .stack import Stack, run_depot, run_stack
 
@@ -123,12 +127,12 @@ async def test_runs_without_holes_are_one_mapping_again(sealed: VolumePaths) -> 
 async def test_progress_ends_with_all_of_it(sealed: VolumePaths) -> None:
     async with run_depot(sealed.depot), run_stack(sealed) as now:
         for name in (b"one", b"two"):
-            await scatter(now, now.create(name).ino, bytearray(), random.Random(1), 30, 10**9)
+            await scatter(now, now.create(name).ino, bytearray(), random.Random(1), 15, 10**9)
         told: list[tuple[int, int]] = []
         await now.compactor.compact(lambda done, total: told.append((done, total)))
         assert [done for done, _ in told] == sorted(done for done, _ in told)
         assert told[0][0] > 0
-        assert told[-1] == (60, 60)
+        assert told[-1] == (30, 30)
 
 
 async def test_hard_links_are_one_file(sealed: VolumePaths) -> None:
@@ -184,6 +188,44 @@ async def test_writers_go_on_while_their_file_is_compacted(volume: VolumePaths) 
             await trio.sleep(0.001)
         assert merged > 1
         await compact(now)
+        assert keeps_bound(now, ino)
+        await check(now, ino, model)
+
+
+async def test_readers_go_on_while_old_segments_are_released(
+    sealed: VolumePaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = bytearray()
+    async with run_depot(sealed.depot), run_stack(sealed) as now, trio.open_nursery() as nursery:
+        ino = now.create(b"read").ino
+        await scatter(now, ino, model, random.Random(11), 40, 200_000)
+        await now.transfer.close_old(every=True)
+
+        async def keep_reading() -> None:
+            while True:
+                await now.files.drop()  # so that all of it comes from the depot
+                assert await now.files.read(ino, 0, 600_000) == model
+
+        nursery.start_soon(keep_reading)
+        for _ in range(2):
+            assert (await compact(now)).files == 1
+            await now.warmer.pack_all(lambda done, total: None)
+            for at in range(0, 30_000, 1000):  # the same bytes again, in slices of their own
+                await now.files.write(ino, at, bytes(model[at : at + 500]))
+                await now.files.fsync(ino)
+        nursery.cancel_scope.cancel()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_file_of_many_windows_keeps_the_bound(sealed: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (compactor, merging):
+        monkeypatch.setattr(module, "WINDOW", 50)
+    model = bytearray()
+    async with run_depot(sealed.depot), run_stack(sealed) as now:
+        ino = now.create(b"file").ino
+        await scatter(now, ino, model, random.Random(12), 200, 500_000)
+        outcome = await compact(now)
+        assert outcome.slices_after <= 200 // 50 + 3
         assert keeps_bound(now, ino)
         await check(now, ino, model)
 
@@ -267,7 +309,10 @@ async def test_the_dead_part_of_a_long_slice_is_given_back(sealed: VolumePaths) 
         assert now.files.used_bytes < 1000
 
 
-async def test_files_wait_while_a_copy_could_not_be_made(sealed: VolumePaths) -> None:
+async def test_files_wait_while_a_copy_could_not_be_made(
+    sealed: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compactor, "_DEPOTS_PATIENCE", 0.1)
     async with run_depot(sealed.depot), run_stack(sealed) as now:
         ino, model = now.create(b"file").ino, bytearray()
         await scatter(now, ino, model, random.Random(6), 40, 100_000)
@@ -277,6 +322,21 @@ async def test_files_wait_while_a_copy_could_not_be_made(sealed: VolumePaths) ->
             await compact(now)
         assert slices(now, ino) > MORE
         await check(now, ino, model)
+
+
+async def test_what_is_merged_has_all_its_copies(sealed: VolumePaths) -> None:
+    second = sealed.root.with_name("second")
+    async with two_depots(sealed) as now:
+        ino, model = now.create(b"file").ino, bytearray()
+        await scatter(now, ino, model, random.Random(13), 40, 100_000)  # the second depot has none of it
+        async with run_depot(second):
+            while now.transfer.answering() < 2:
+                await trio.sleep(0.01)
+            assert (await compact(now)).slices_after == 1
+            assert now.ledger.under_replicated_bytes() == 0
+            (piece, *_) = now.ledger.extents(ino)
+            assert sorted(one.depot for one in now.ledger.replicas(piece.source.segment)) == [1, 2]
+            await check(now, ino, model)
 
 
 async def test_a_file_that_cannot_be_read_is_told_and_the_others_are_compacted(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .running import BIN, run
+from .test_large import peak_memory
 from .volumes import MakeVolume, Volume, allocation_files
 
 pytestmark = pytest.mark.mounted
@@ -53,7 +54,12 @@ def test_random_writes_with_fsyncs(volume: Volume) -> None:
     path = volume / "file"
     model = scatter(path, 64 * MIB, 20_000, 100, 1)
     before, info = volume.stat("file"), path.stat()
+    began = time.monotonic()
     result = compact(volume)
+    print(
+        f"{before['slices']} slices became {result['slices_after']} in {time.monotonic() - began:.1f} s; "
+        f"{volume.status()['segments']} segments; peak memory {peak_memory(volume.status()['pids']) // MIB} MiB"
+    )
     assert result["slices_before"] == before["slices"] > 1000
     check_bounds(volume, path)
     assert path.stat() == info
