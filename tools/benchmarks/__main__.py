@@ -4,6 +4,7 @@ import click
 
 from ibpfs_tools import exits
 from ibpfs_tools.benchmarks.depot import depot
+from ibpfs_tools.benchmarks.mounts import mounts
 from ibpfs_tools.commands import CONTEXT
 
 
@@ -13,6 +14,7 @@ def bench() -> None:
 
 
 bench.add_command(depot)
+bench.add_command(mounts)
 
 if __name__ == "__main__":
     exits.run(bench, exits.COMMAND)

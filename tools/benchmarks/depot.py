@@ -46,7 +46,7 @@ class Plan:
 def measure(directory: Path, plan: Plan) -> Measures:
     """All rows, once per round."""
     measures = Measures()
-    source = _source(directory, plan.load.large)
+    source = references.source_file(directory, plan.load.large)
     with running_depot(directory / "store", plan.idle + plan.slow) as (place, pid):
         for _ in _told(plan.rounds):
             measures.begin_round()
@@ -77,14 +77,6 @@ def _measure_besieged(measures: Measures, place: Place, pid: int, plan: Plan) ->
             if operation in (SMALL_STORE, SMALL_LOAD):
                 measures.add(ONE.row(operation) + BESIEGED, value, unit)
         measures.add("resident memory of the depot" + BESIEGED, resident_bytes(pid) / 2**20, "MiB")
-
-
-def _source(directory: Path, pieces: int) -> Path:
-    path = directory / "source"
-    with path.open("wb") as file:
-        for _ in range(pieces):
-            file.write(os.urandom(4 << 20))
-    return path
 
 
 @contextmanager

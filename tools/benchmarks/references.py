@@ -12,6 +12,15 @@ MIB = 1 << 20
 _BLOCK = 4 * MIB
 
 
+def source_file(directory: Path, pieces: int) -> Path:
+    """`pieces` times 4 MiB that no disk can make smaller."""
+    path = directory / "source"
+    with path.open("wb") as file:
+        for _ in range(pieces):
+            file.write(os.urandom(_BLOCK))
+    return path
+
+
 def dd_with_fsync(directory: Path, source: Path, pieces: int) -> float:
     """MB/s of `pieces` times 4 MiB into a new file."""
     to = directory / "dd"

@@ -1,0 +1,49 @@
+"""The benchmark of mounts: that its targets name what is measured, and what is shown of who is missing."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from ibpfs_tools.benchmarks import workloads
+from ibpfs_tools.benchmarks.measures import Measures
+from ibpfs_tools.benchmarks.mounts import DD, SENDFILE, TARGETS, rendered, row, scaled
+from ibpfs_tools.benchmarks.systems import ALL, OURS, SSHFS, Mounted, System
+from ibpfs_tools.benchmarks.workloads import Size
+
+TINY = Size(stream=1, reads=4, writes=4, files=4, synced=2, tree=30, many=20)
+
+
+def directory(path: Path) -> Mounted:
+    return Mounted(path, lambda: None, lambda: None)
+
+
+def test_every_target_is_about_something_that_is_measured(tmp_path: Path) -> None:
+    results = [result for work in workloads.ALL for result in work(directory(tmp_path), TINY)]
+    assert all(value > 0 for _, value, _ in results)
+    names = [name for name, _, _ in results]
+    assert len(set(names)) == len(names)
+    known = {row(name, system.name) for name in names for system in ALL} | {DD, SENDFILE}
+    assert {target.row for target in TARGETS} | {str(target.reference) for target in TARGETS} <= known
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["many", "pages", "small", "stream"]
+
+
+def test_a_peer_that_is_not_here_has_a_column_that_says_so() -> None:
+    measures = Measures()
+    measures.begin_round()
+    measures.add(row("rename", OURS), 300.0, "/s")
+    measures.add(row("rename", SSHFS), 100.0, "/s")
+    absent = System("absent", opened_by_nobody, ("no-such-command",))
+    assert absent.missing == ["no-such-command"]
+    chosen = [system for system in ALL if system.name in (OURS, SSHFS)] + [absent]
+    text = rendered(measures, chosen)
+    assert text.splitlines()[1].split() == ["rename", "/s", "300", "100", "(3.00x)", "missing"]
+
+
+def opened_by_nobody(_: Path) -> AbstractContextManager[Mounted]:
+    raise AssertionError("nobody opens what is missing")
+
+
+def test_less_of_everything() -> None:
+    size = scaled(0.1, many=7)
+    assert (size.stream, size.files, size.many) == (25, 100, 7)
+    assert scaled(0.0001, 0).reads == 4

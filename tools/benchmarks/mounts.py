@@ -1,0 +1,142 @@
+"""`tools/bench mounts`: ibpfs as a mounted file system, beside the disk, the ceiling of its stack, and its peers."""
+
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from ibpfs_tools.benchmarks import references, report, systems, workloads
+from ibpfs_tools.benchmarks.chart import draw
+from ibpfs_tools.benchmarks.measures import Measures, Target
+from ibpfs_tools.benchmarks.references import source_file
+from ibpfs_tools.benchmarks.systems import CEILING, OURS, RCLONE, S3QL, SSHFS, CannotMount, System
+from ibpfs_tools.benchmarks.workloads import Size
+
+DD, SENDFILE = "dd conv=fsync", "bare sendfile loop"
+METADATA = (
+    "create 4 KiB files", "open + read + close, warm", "rename", "unlink", "stat, cold", "untar", "find + stat, cold",
+    "git add + commit", "git status, cold", "tar c, cold", "rm -rf",
+)  # fmt: skip
+STORED = (
+    "write 1 MiB blocks, until stored", "create 4 KiB files, until stored", "untar, until stored",
+    "read 1 MiB blocks, cold", "open + read + close, cold",
+)  # fmt: skip
+
+
+def row(workload: str, system: str) -> str:
+    return f"{workload} @ {system}"
+
+
+def _target(workload: str, least: float, system: str) -> Target:
+    return Target(row(workload, OURS), least, row(workload, system))
+
+
+TARGETS = [
+    *(_target(workload, 0.6, CEILING) for workload in METADATA),
+    *(_target(workload, 1, peer) for peer in (S3QL, SSHFS, RCLONE) for workload in METADATA),
+    *(_target(workload, 2.5, S3QL) for workload in STORED),
+    Target(row("write 1 MiB blocks, until stored", OURS), 0.25, DD),
+    Target(row("read 1 MiB blocks, cold", OURS), 0.25, SENDFILE),
+    _target("create + fsync each", 1, SSHFS),
+    _target("random 4 KiB writes, one fsync", 0.5, CEILING),
+    _target("write 1 MiB blocks", 0.6, CEILING),
+    _target("random 4 KiB reads, warm", 1.5, S3QL),
+]
+
+
+def measure(directory: Path, chosen: Sequence[System], size: Size, rounds: int) -> Measures:
+    """Systems take turns; in every round another one begins, so that none always comes after the same."""
+    measures = Measures()
+    present = [system for system in chosen if not system.missing]
+    pieces = max(16, size.stream // 4)
+    source = source_file(directory, pieces)
+    for number in range(rounds):
+        measures.begin_round()
+        measures.add(DD, references.dd_with_fsync(directory, source, pieces), "MB/s")
+        measures.add(SENDFILE, references.sendfile_over_loopback(source, pieces), "MB/s")
+        for system in present[number % len(present) :] + present[: number % len(present)]:
+            click.echo(f"round {number + 1} of {rounds}: {system.name}", err=True)
+            _measure_system(measures, directory, system, size)
+    return measures
+
+
+def _measure_system(measures: Measures, directory: Path, system: System, size: Size) -> None:
+    """A peer that fails costs its own rows alone."""
+    with tempfile.TemporaryDirectory(prefix="system-", dir=directory) as place:
+        try:
+            with system.opened(Path(place)) as mounted:
+                for work in workloads.ALL:
+                    for workload, value, unit in work(mounted, size):
+                        measures.add(row(workload, system.name), value, unit)
+        except (CannotMount, OSError) as error:
+            click.echo(f"{system.name}: {error}", err=True)
+            if system.name.startswith(OURS):
+                traceback.print_exc()
+
+
+def rendered(measures: Measures, chosen: Sequence[System]) -> str:
+    """Medians, and behind each that of another system how many times as fast ibpfs is."""
+    names = [system.name for system in chosen]
+    lines = [["", "unit", *names]]
+    for workload in workloads_in(measures):
+        known = [measures.units[row(workload, name)] for name in names if row(workload, name) in measures.units]
+        lines.append([workload, known[0], *(_cell(measures, workload, name) for name in names)])
+    beside = [f"{name}: {report.number(measures.median(name))} MB/s" for name in (DD, SENDFILE)]
+    return "\n".join([report.table(lines), *beside])
+
+
+def _cell(measures: Measures, workload: str, name: str) -> str:
+    median = report.number(measures.median(row(workload, name)))
+    if name == OURS or median == "missing":
+        return median
+    return f"{median} ({report.number(measures.ratio(row(workload, OURS), row(workload, name)))}x)"
+
+
+def workloads_in(measures: Measures) -> list[str]:
+    return list(dict.fromkeys(one.partition(" @ ")[0] for one in measures.values if " @ " in one))
+
+
+def _systems(chosen: Sequence[str]) -> list[System]:
+    return [system for system in systems.ALL if not chosen or system.name in chosen or system.name == OURS]
+
+
+@click.command("mounts", epilog=f"Systems: {'; '.join(system.name for system in systems.ALL)}.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice([system.name for system in systems.ALL]), metavar="SYSTEM",
+              help="Beside ibpfs, these systems alone; may be given several times.")
+@click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1, show_default=True,
+              help="How much of the usual work is done.")
+@click.option("--many", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Also fill one directory with so many files.")
+@click.option("--directory", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="On the disk that is to be measured.  [default: the system's directory for temporary files]")
+@click.option("--json", "to", type=click.Path(dir_okay=False, path_type=Path), help="Write all values here.")
+@click.option("--chart", type=click.Path(dir_okay=False, path_type=Path), help="Draw the ratios into this PNG file.")
+def mounts(
+    rounds: int, only: tuple[str, ...], scale: float, many: int, directory: Path | None, to: Path | None,
+    chart: Path | None,
+) -> None:  # fmt: skip
+    """Measure mounted file systems.
+
+    The same work on ibpfs, on the disk below it, on a file system of the same stack that keeps everything in memory,
+    and on peers. The number in brackets says how many times as fast ibpfs is. What is not installed is missing.
+    """
+    chosen, size = _systems(only), scaled(scale, many)
+    with tempfile.TemporaryDirectory(prefix="ibpfs-bench-", dir=directory) as place:
+        measures = measure(Path(place), chosen, size, rounds)
+    known = [target for target in TARGETS if target.reference in measures.values]
+    print(rendered(measures, chosen), "", *(report.verdict(target, measures) for target in known), sep="\n")
+    if to is not None:
+        missing = {system.name: system.missing for system in chosen if system.missing}
+        report.write_json(to, report.as_json("mounts", measures, TARGETS, missing=missing))
+    if chart is not None:
+        draw(chart, measures, [system.name for system in chosen])
+
+
+def scaled(scale: float, many: int) -> Size:
+    usual = Size()
+    values = {one.name: max(4, int(getattr(usual, one.name) * scale)) for one in fields(Size)}
+    return Size(**{**values, "many": many})

@@ -1,0 +1,348 @@
+"""The file systems that are measured: how each is made, mounted, made to store all it has, and made to forget it."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_PATIENCE = 60.0
+_LONGEST = 600.0
+_COMMANDS = Path(sys.executable).parent
+Words = Sequence[str | Path]
+
+
+class CannotMount(Exception):
+    """A system did not come up."""
+
+
+@dataclass(slots=True)
+class Mounted:
+    """`pid`: whose memory and profile are looked at; None where there is no process."""
+
+    directory: Path
+    store: Callable[[], object]
+    forget: Callable[[], object]
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """`needs`: commands without which its column says missing."""
+
+    name: str
+    opened: Callable[[Path], AbstractContextManager[Mounted]]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        return [command for command in self.needs if shutil.which(command) is None]
+
+
+# --- ourselves, and what we are measured by ---------------------------------------------------------------
+
+
+@contextmanager
+def _plain(place: Path) -> Iterator[Mounted]:
+    """A directory of the disk itself. Its names stay in memory, whatever is forgotten."""
+    directory = place / "files"
+    directory.mkdir()
+
+    def forget() -> None:
+        _sync(directory)
+        for path in directory.rglob("*"):
+            if path.is_file():
+                forget_pages(path)
+
+    yield Mounted(directory, lambda: _sync(directory), forget)
+
+
+@contextmanager
+def _ceiling(place: Path) -> Iterator[Mounted]:
+    mountpoint = place / "mnt"
+    mountpoint.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ibpfs_tools.benchmarks.ceiling", mountpoint], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    said = process.stdout
+
+    def forget() -> None:
+        process.send_signal(signal.SIGUSR1)
+        said.readline()
+
+    try:
+        said.readline()
+        _wait_mounted(mountpoint)
+        _raise_read_ahead(mountpoint)
+        yield Mounted(mountpoint, lambda: None, forget, process.pid)
+    finally:
+        _unmount(mountpoint)
+        process.communicate()
+
+
+@contextmanager
+def _embedded(place: Path) -> Iterator[Mounted]:
+    with _ibpfs(place, []) as mounted:
+        yield mounted
+
+
+@contextmanager
+def _three_depots(place: Path) -> Iterator[Mounted]:
+    with ExitStack() as stack:
+        words: list[str] = []
+        for number in range(3):
+            words += ["--depot", stack.enter_context(depot(place / f"depot-{number}"))]
+        with _ibpfs(place, [*words, "--copies", "2"]) as mounted:
+            yield mounted
+
+
+@contextmanager
+def _ibpfs(place: Path, words: Words) -> Iterator[Mounted]:
+    volume, mountpoint = place / "volume", place / "mnt"
+    mountpoint.mkdir()
+    _run([_COMMANDS / "mkfs.ibpfs", volume, *words])
+    _run([_COMMANDS / "mount.ibpfs", volume, mountpoint])
+    try:
+        yield Mounted(
+            mountpoint,
+            lambda: _run([_COMMANDS / "ibpfs", "flush", mountpoint]),
+            lambda: _run([_COMMANDS / "ibpfs", "drop-cache", mountpoint]),
+            _serving(volume),
+        )
+    finally:
+        _run([_COMMANDS / "umount.ibpfs", mountpoint])
+
+
+def _serving(volume: Path) -> int | None:
+    text = _run([_COMMANDS / "ibpfs", "status", "--json", volume])
+    pid = json.loads(text)["pid"]
+    return None if pid is None else int(pid)
+
+
+@contextmanager
+def depot(store: Path, *words: str) -> Iterator[str]:
+    """As an operator starts it, on a port of the system's choice; its address."""
+    command = [sys.executable, "-m", "ibpfs_tools.depot", "--listen", "127.0.0.1:0", "--store", str(store), *words]
+    with store.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+# --- peers ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _sshfs(place: Path) -> Iterator[Mounted]:
+    with _sshd(place) as (port, key):
+        options = f"port={port},IdentityFile={key},UserKnownHostsFile=/dev/null,StrictHostKeyChecking=no,LogLevel=ERROR"
+        with _remounted(place, lambda to: ["sshfs", f"127.0.0.1:{place / 'backing'}", to, "-o", options]) as mounted:
+            yield mounted
+
+
+@contextmanager
+def _sshd(place: Path) -> Iterator[tuple[int, Path]]:
+    """A server of our own on loopback, that knows one key."""
+    host, key, port = place / "host", place / "key", _free_port()
+    for path in (host, key):
+        _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path])
+    shutil.copy(key.with_suffix(".pub"), place / "authorized")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    options = {
+        "Port": port, "ListenAddress": "127.0.0.1", "HostKey": host, "AuthorizedKeysFile": place / "authorized",
+        "PidFile": "none", "StrictModes": "no", "UsePAM": "no", "Subsystem": "sftp internal-sftp",
+        "PermitRootLogin": "prohibit-password", "LogLevel": "ERROR",
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    server = subprocess.Popen([shutil.which("sshd") or "sshd", "-D", "-f", "/dev/null", *words])
+    try:
+        _wait_for(lambda: _answers(port), "sshd")
+        yield port, key
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def _gocryptfs(place: Path) -> Iterator[Mounted]:
+    backing = place / "backing"
+    backing.mkdir()
+    password = ["-q", "-extpass", "echo", "-extpass", "bench"]
+    _run(["gocryptfs", "-init", "-scryptn", "10", *password, backing])
+    with _remounted(place, lambda to: ["gocryptfs", *password, backing, to]) as mounted:
+        yield mounted
+
+
+@contextmanager
+def _rclone(place: Path) -> Iterator[Mounted]:
+    port, config = _free_port(), place / "rclone.conf"
+    secret = _run(["rclone", "obscure", secrets.token_hex(8)]).strip()
+    config.write_text(f"[bench]\ntype = crypt\nremote = {place / 'backing'}\npassword = {secret}\n")
+    common: Words = ["--config", config]
+    remote: Words = ["--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{port}"]
+    cache: Words = ["--vfs-cache-mode", "writes", "--cache-dir", place / "cache", "--vfs-write-back", "1s"]
+
+    def uploaded() -> bool:
+        text = _run(["rclone", *common, "rc", "--url", f"http://127.0.0.1:{port}", "vfs/stats"])
+        disk = json.loads(text)["diskCache"]
+        return not (disk["uploadsInProgress"] or disk["uploadsQueued"])
+
+    def store() -> None:
+        _wait_for(uploaded, "rclone's uploads", patience=_LONGEST)
+        _sync(place / "backing")
+
+    # Its own --daemon never returns where it serves a remote control.
+    behind: Words = ["sh", "-c", '"$@" </dev/null >"$0" 2>&1 &', place / "rclone.log"]
+    mount: Words = [*behind, "rclone", *common, "mount", *remote, *cache, "bench:"]
+    with _remounted(place, lambda to: [*mount, to], store) as mounted:
+        yield mounted
+
+
+@contextmanager
+def _s3ql(place: Path) -> Iterator[Mounted]:
+    auth, backing, mountpoint = place / "auth", place / "backing", place / "mnt"
+    backing.mkdir()
+    mountpoint.mkdir()
+    auth.write_text(f"[local]\nstorage-url: local://\nfs-passphrase: {secrets.token_hex(16)}\n")
+    auth.chmod(0o600)
+    common: Words = ["--authfile", auth, "--cachedir", place / "cache", "--log", place / "s3ql.log"]
+    _run(["mkfs.s3ql", *common, f"local://{backing}"])
+
+    def mount() -> None:
+        _run(["mount.s3ql", *common, "--compress", "none", f"local://{backing}", mountpoint])
+
+    def forget() -> None:
+        _run(["umount.s3ql", mountpoint])
+        mount()
+
+    mount()
+    try:
+        yield Mounted(mountpoint, lambda: _run(["s3qlctrl", "flushcache", mountpoint]), forget)
+    finally:
+        _run(["umount.s3ql", mountpoint])
+
+
+@contextmanager
+def _remounted(
+    place: Path, command: Callable[[Path], Words], store: Callable[[], object] | None = None
+) -> Iterator[Mounted]:
+    """A peer that keeps its files below `backing`, and forgets by being mounted again."""
+    backing, mountpoint = place / "backing", place / "mnt"
+    backing.mkdir(exist_ok=True)
+    mountpoint.mkdir()
+    stored = store or (lambda: _sync(backing))
+
+    def mount() -> None:
+        _run(command(mountpoint))
+        _wait_mounted(mountpoint)
+
+    def forget() -> None:
+        stored()
+        _unmount(mountpoint)
+        mount()
+
+    mount()
+    try:
+        yield Mounted(mountpoint, stored, forget)
+    finally:
+        stored()
+        _unmount(mountpoint)
+
+
+OURS, OURS_SPREAD, DISK, CEILING = "ibpfs", "ibpfs, 3 depots, 2 copies", "disk", "ceiling"
+SSHFS, GOCRYPTFS, RCLONE, S3QL = "sshfs", "gocryptfs", "rclone crypt", "S3QL"
+ALL: tuple[System, ...] = (
+    System(OURS, _embedded),
+    System(OURS_SPREAD, _three_depots),
+    System(DISK, _plain),
+    System(CEILING, _ceiling),
+    System(SSHFS, _sshfs, ("sshfs", "sshd", "ssh-keygen")),
+    System(GOCRYPTFS, _gocryptfs, ("gocryptfs",)),
+    System(RCLONE, _rclone, ("rclone",)),
+    System(S3QL, _s3ql, ("mkfs.s3ql", "mount.s3ql", "umount.s3ql", "s3qlctrl")),
+)
+
+
+# --- small things -----------------------------------------------------------------------------------------
+
+
+def _run(command: Words) -> str:
+    """What it says; its errors are the caller's to read."""
+    words = list(map(str, command))
+    try:
+        done = subprocess.run(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=_LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        raise CannotMount(f"{Path(words[0]).name} did not end within {_LONGEST:.0f} s") from None
+    if done.returncode:
+        raise CannotMount(f"{Path(words[0]).name} failed: {done.stdout.strip()[-500:]}")
+    return done.stdout
+
+
+def _sync(directory: Path) -> None:
+    _run(["sync", "-f", directory])
+
+
+def forget_pages(path: Path) -> None:
+    """What the kernel keeps of a file, and nobody else."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def _unmount(mountpoint: Path) -> None:
+    """What a workload has just closed may still be busy for an instant."""
+    deadline = time.monotonic() + _PATIENCE
+    while mountpoint.is_mount():
+        try:
+            _run(["fusermount3", "-u", mountpoint])
+        except CannotMount:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _wait_mounted(mountpoint: Path) -> None:
+    _wait_for(mountpoint.is_mount, f"the mount on {mountpoint}")
+
+
+def _wait_for(done: Callable[[], bool], what: str, patience: float = _PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not done():
+        if time.monotonic() > deadline:
+            raise CannotMount(f"waited {patience:.0f} s for {what}")
+        time.sleep(0.02)
+
+
+def _raise_read_ahead(mountpoint: Path) -> None:
+    """As ibpfs does for its own mounts, where it may."""
+    device = mountpoint.stat().st_dev
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    if os.access(path, os.W_OK):
+        path.write_text("1024")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
