@@ -73,6 +73,15 @@ def _later() -> Iterator[None]:
         _log.info("upkeep of the volume waits: %s", error)
 
 
+@contextmanager
+def _not_yet(replica: Replica) -> Iterator[None]:
+    """What a depot cannot tell now is asked again with the next look."""
+    try:
+        yield
+    except (DepotError, DepotUnreachable) as error:
+        _log.info("segment %d: allocation %s is not verified yet: %s", replica.segment, replica.read.label, error)
+
+
 class Warmer:
     """Runs beside the flusher in whoever owns the volume."""
 
@@ -183,41 +192,43 @@ class Warmer:
 
     async def verify(self) -> None:
         """Look at suspect replicas on depots that answer: sound ones are trusted again, bad ones go once replaced."""
-        for replica in self._ledger.suspects():
-            depot = self._depots.find(replica.depot)
-            if depot is None or depot.state != OK:
-                continue
-            try:
-                await self._verify(depot, replica)
-            except (DepotError, DepotUnreachable) as error:
-                _log.info("segment %d: a suspect replica is not verified yet: %s", replica.segment, error)
+        suspects = {replica.id: replica for replica in self._ledger.suspects()}
+        self._bad = {number: since for number, since in self._bad.items() if number in suspects}
+        due = trio.current_time() - _VERIFY_AGAIN
+        at_hand = [replica for replica in suspects.values() if self._answers(replica)]
+        unknown = [replica for replica in at_hand if self._bad.get(replica.id, -math.inf) < due]
+        for replica in unknown[:_REPAIRS]:
+            with _not_yet(replica):
+                await self._examine(replica)
+        for replica in at_hand:
+            with _not_yet(replica):
+                if replica.id in self._bad and await self._is_dispensable(replica):
+                    _log.info("segment %d: allocation %s is released", replica.segment, replica.read.label)
+                    self._ledger.drop_replica(replica)
 
-    async def _verify(self, depot: Depot, replica: Replica) -> None:
-        label = f"segment {replica.segment}: depot {depot.address} allocation {replica.read.label}"
-        if trio.current_time() - self._bad.get(replica.id, -math.inf) > _VERIFY_AGAIN:
-            fault = await self._verification.fault(replica)
-            if self._ledger.replica(replica.id) is None:  # released while it was looked at
-                return
-            if not fault:
-                _log.info("%s was suspect and is sound", label)
-                self._bad.pop(replica.id, None)
-                self._ledger.verified(replica)
-                return
+    def _answers(self, replica: Replica) -> bool:
+        depot = self._depots.find(replica.depot)
+        return depot is not None and depot.state == OK
+
+    async def _examine(self, replica: Replica) -> None:
+        fault = await self._verification.fault(replica)
+        if self._ledger.replica(replica.id) is None:  # released while it was looked at
+            return
+        _log.info("segment %d: allocation %s was suspect: %s", replica.segment, replica.read.label, fault or "sound")
+        if fault:
             self._bad[replica.id] = trio.current_time()
-            _log.info("%s: %s", label, fault)
-        if await self._is_dispensable(depot, replica):
-            _log.info("%s is released", label)
-            self._ledger.drop_replica(replica)
-            del self._bad[replica.id]
+        else:
+            self._bad.pop(replica.id, None)
+            self._ledger.verified(replica)
 
-    async def _is_dispensable(self, depot: Depot, replica: Replica) -> bool:
+    async def _is_dispensable(self, replica: Replica) -> bool:
         """Whether nothing is lost with a bad replica: it is replaced; or it takes the room of its replacement."""
         segment = replica.segment
         if segment in self._verification.damaged:  # of a slice that is sound nowhere, some frames may be sound here
             return False
         if not self._ledger.is_short(segment):
             return True
-        if depot.free_bytes >= self._ledger.segment_length(segment):
+        if self._depots.get(replica.depot).free_bytes >= self._ledger.segment_length(segment):
             return False  # a copy is made first: some slice may be sound here alone
         for other in self._ledger.replicas(segment):
             if not other.suspect and not await self._verification.fault(other):

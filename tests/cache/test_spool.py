@@ -426,3 +426,15 @@ KNOWN = bytes.fromhex(
     "3815d6bffc44f430180e2e5139eca63af6159f1c5464b25484730003d9263073542a9667f1282c843c4d163fd70b22666c03"
     "9bc216087ac15f"
 )
+
+
+def test_a_record_that_two_need_stays_until_both_have_let_go(open_spool: Open) -> None:
+    spool = open_spool()
+    record = put(spool, 1, b"x")
+    spool.hold(record)
+    spool.release(record)
+    assert (spool.reclaimable, spool.spent(), spool.records) == (False, [], 1)
+    spool.release(record)
+    assert spool.reclaimable
+    spool.delete(spool.spent())
+    assert (spool.reclaimable, spool.size) == (False, 0)

@@ -160,3 +160,19 @@ def test_pending_allocations_of_an_earlier_owner_become_orphans(scene: Scene) ->
 
 def test_a_key_in_the_tables_comes_back(scene: Scene) -> None:
     assert unpack_key(pack_key(KEY)) == KEY
+
+
+def test_slices_that_lack_copies_are_found_in_the_order_they_were_made(scene: Scene) -> None:
+    ino, full, short = scene.file(), scene.segment(), scene.segment()
+    scene.commit(full, ino, 0, 100)
+    second = scene.commit(short, ino, 100, 100)
+    third = scene.commit(short, ino, 50, 80)
+    (replica,) = scene.ledger.replicas(short)
+    scene.ledger.suspect(replica)
+    assert [scene.ledger.is_short(segment) for segment in (full, short, 99)] == [False, True, False]
+    found = [(start, covers, ref.form.slice_id) for start, covers, ref in scene.ledger.short_slices(ino)]
+    assert found == [(100, 2, second), (50, 3, third)]
+    assert scene.ledger.segment_of(third) == short
+    assert scene.ledger.segment_of(bytes(16)) is None
+    scene.ledger.verified(scene.ledger.suspects()[0])
+    assert scene.ledger.short_slices(ino) == []
