@@ -126,7 +126,7 @@ def test_fsync_is_as_good_as_a_flush(volume: Volume) -> None:
 
 def test_every_read_comes_from_the_depot_after_drop_cache(volumes: MakeVolume) -> None:
     volume = volumes(depots=1)
-    volume.expect("does not answer|cannot be read|can be read|no replica|no depot")
+    volume.expect("does not answer|cannot be read|can be read|nobody listens")
     content = make_tree(volume.mountpoint)
     volume.drop_cache()
     assert not [path for path in (volume.root / "cache").rglob("*") if path.is_file()]
