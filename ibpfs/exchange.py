@@ -125,6 +125,7 @@ class Exchange:
         if form.is_sealed:
             offset, length = at, form.stored_length
         rows = []
+        self._ledger.keep_for_windows(piece.source.segment, time.time() + seconds)
         for replica in self._ledger.replicas(piece.source.segment):
             row = await self._open(_Window(replica, replica.base + offset, length), seconds, sealed=form.is_sealed)
             if row is not None:

@@ -114,6 +114,7 @@ async def _rooms(
 ) -> AsyncIterator[tuple[Namespace, Parts]]:
     ledger = Ledger(db, time.time)
     ledger.remove_empty_depots()
+    ledger.forget_windows()
     names = Namespace(db, time.time_ns, ledger.unmap)
     clean = CleanCache(*_cache_settings(paths, config, db, options))
     spool = Spool(paths.spool, keys, config.uuid)

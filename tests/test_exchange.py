@@ -1,5 +1,6 @@
 """What the owner of a volume gives away and takes in, over depots that have windows and depots that have none."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from ibpfs.errors import UsageError
 from ibpfs.exchange import Exchange
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.lors.exporting import uncovered, windows
+from ibpfs.exnode_store.merging import Merging
 from tests.cache.stack import Stack, run_depot, run_stack
 
 DATA = bytes(range(256)) * 1000
@@ -63,6 +65,29 @@ async def test_windows(tmp_path: Path, plain: bool, offered: bool) -> None:
             (depot,) = now.depots
             data = await depot.client.load(one.read.wire_key, 0, one.length)
             assert data == (await now.files.read(ino, one.offset, one.length))
+
+
+async def test_what_a_window_is_on_stays_where_it_is(tmp_path: Path) -> None:
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, plain=True)
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        now.ledger.now = time.time
+        ino = await written(now)
+        await now.files.flush()
+        assert await now.flusher.finish(5)
+        (segment,) = {piece.source.segment for piece in now.ledger.extents(ino)}
+        merging = Merging(now.db, now.ledger)
+        assert segment in [row[0] for row in now.ledger.packing()]
+        assert merging.extents(ino, 0)
+        await export(now, ino, sealed=False)
+        assert segment not in [row[0] for row in now.ledger.packing()]
+        assert not merging.extents(ino, 0)
+        with now.db.transaction() as db:
+            db.execute("UPDATE windows SET until = until - 601")
+        assert segment in [row[0] for row in now.ledger.packing()]
+        assert merging.extents(ino, 0)
+        now.ledger.forget_windows()
+        assert now.db.value("SELECT count(*) FROM windows") == 0
 
 
 async def test_requests_that_make_no_sense(tmp_path: Path) -> None:

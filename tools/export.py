@@ -60,7 +60,7 @@ def export(
     """Write an exNode for FILE, which is on a mounted volume.
 
     Of a volume in clear (mkfs.ibpfs --plain), LoRS, libdlt and ibpfs can read it: it names windows on the volume's own
-    allocations, which depots close when FILE's bytes are deleted or moved, and copies where a depot has no windows.
+    allocations, which depots close when FILE's bytes are deleted, and copies where a depot has no windows.
     Of a sealed volume, ibpfs alone can read it, on a volume with the keys, unless --with-keys puts them in or --decrypt
     stores a copy in clear. Windows and copies can only be read, and end by themselves.
     """  # fmt: skip

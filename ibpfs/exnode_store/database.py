@@ -181,11 +181,13 @@ def create_database(path: Path, facts: dict[str, str]) -> None:
 def _add_tables(connection: sqlite3.Connection, read_only: bool) -> None:
     """What an older release did not have; where nothing may be written, empty and for this connection alone."""
     have = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    wanted = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", ADDED_TABLES)
-    if have.issuperset(wanted):
+    tables = re.findall(r"^CREATE TABLE IF NOT EXISTS (\w+) (\(.*?^\));", ADDED_TABLES, re.M | re.S)
+    missing = [(name, columns) for name, columns in tables if name not in have]
+    if missing and not read_only:
+        connection.executescript(f"BEGIN IMMEDIATE; {ADDED_TABLES} COMMIT;")
         return
-    text = re.sub(r"CREATE INDEX [^;]*;", "", ADDED_TABLES).replace("CREATE TABLE", "CREATE TEMP TABLE")
-    connection.executescript(text if read_only else f"BEGIN IMMEDIATE; {ADDED_TABLES} COMMIT;")
+    for name, columns in missing:
+        connection.execute(f"CREATE TEMP TABLE {name} {columns}")
 
 
 def check_format(facts: dict[str, str], path: Path) -> None:

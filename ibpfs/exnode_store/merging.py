@@ -18,8 +18,10 @@ MOST_EXCHANGED = 240
 WINDOW = MOST_PARTS
 #: Inodes, or slices, that one query looks at.
 _AT_ONCE = 500
-#: Slices `s` that this volume stored; imported ones stay where they are.
-_OWN = f"s.digest_name != '{NO_DIGEST}'"
+#: Slices `s` that may be merged (parameter: now): neither imported nor in a window of an export.
+_MOVABLE = (
+    f"s.digest_name != '{NO_DIGEST}' AND s.segment NOT IN (SELECT segment FROM windows WHERE until > ?)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +97,17 @@ class Merging:
         return [Crowd(*row) for row in rows]
 
     def extents(self, ino: int, start: int) -> list[Extent]:
-        """The first WINDOW extents of a file at `start` and beyond, imported ones left out; none while a truncation is
-        being finished."""
+        """The first WINDOW extents of a file at `start` and beyond, without those that stay where they are.
+
+        None while a truncation is being finished.
+        """
         if self._ledger.voids(ino):
             return []
         rows = self._db.rows(
             "SELECT m.start, m.stop, m.slice, m.slice_offset, s.length, s.mapped"
-            f" FROM mappings m JOIN slices s ON s.id = m.slice WHERE m.ino = ? AND m.start >= ? AND {_OWN}"
+            f" FROM mappings m JOIN slices s ON s.id = m.slice WHERE m.ino = ? AND m.start >= ? AND {_MOVABLE}"
             " ORDER BY m.start LIMIT ?",
-            (ino, start, WINDOW),
+            (ino, start, self._ledger.now(), WINDOW),
         )
         return [Extent(*row) for row in rows]
 

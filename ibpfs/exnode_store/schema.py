@@ -266,6 +266,13 @@ CREATE TABLE IF NOT EXISTS imported (
 CREATE INDEX IF NOT EXISTS imported_segment ON imported (segment);
 CREATE INDEX IF NOT EXISTS imported_allocation ON imported (allocation);
 
+-- Segments that exported exNodes have windows on: not compacted until then, or the windows would close.
+CREATE TABLE IF NOT EXISTS windows (
+    segment INTEGER PRIMARY KEY REFERENCES segments (id),
+    until   REAL NOT NULL,                 -- Unix seconds at which the last window closes
+    seq     INTEGER NOT NULL
+);
+
 -- Keys of slices that another volume sealed and that were imported with their keys.
 CREATE TABLE IF NOT EXISTS imported_keys (
     slice   INTEGER PRIMARY KEY REFERENCES slices (id),

@@ -88,10 +88,11 @@ class Segments:
         return live
 
     def packing(self) -> list[tuple[int, int, int, int]]:
-        """(segment, policy, length, live) of every closed segment of our own."""
+        """(segment, policy, length, live) of every closed segment of our own that may be moved."""
         return self._db.rows(
-            f"SELECT s.id, s.policy, s.length, s.live FROM segments s WHERE s.state = ? AND {_OWN} ORDER BY s.id",
-            (CLOSED,),
+            f"SELECT s.id, s.policy, s.length, s.live FROM segments s WHERE s.state = ? AND {_OWN}"
+            " AND s.id NOT IN (SELECT segment FROM windows WHERE until > ?) ORDER BY s.id",
+            (CLOSED, self.now()),
         )
 
     def stored_slices(self, segment: int) -> list[StoredRun]:
@@ -159,6 +160,24 @@ class Segments:
                 "UPDATE depots SET role = 'removed', seq = ? WHERE role = 'draining' AND NOT embedded AND id NOT IN"
                 " (SELECT depot FROM replicas UNION SELECT depot FROM orphans UNION SELECT depot FROM pending)",
                 (db.seq,),
+            )
+
+    # Windows of exported exNodes
+
+    def keep_for_windows(self, segment: int, until: float) -> None:
+        """The segment's slices stay where they are until then, unless they are deleted."""
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO windows (segment, until, seq) VALUES (?, ?, ?) ON CONFLICT (segment)"
+                " DO UPDATE SET until = max(until, excluded.until), seq = excluded.seq",
+                (segment, until, db.seq),
+            )
+
+    def forget_windows(self) -> None:
+        """Those that are closed, and those on segments that are gone."""
+        with self._db.transaction() as db:
+            db.execute(
+                "DELETE FROM windows WHERE until <= ? OR segment NOT IN (SELECT id FROM segments)", (self.now(),)
             )
 
     # Segments and their replicas

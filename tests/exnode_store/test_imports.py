@@ -104,6 +104,18 @@ def test_an_import_that_is_broken_off(shelf: Shelf) -> None:
     assert shelf.check() == []
 
 
+def test_a_volume_without_the_newer_tables(shelf: Shelf) -> None:
+    """As an older release left it: a reader adds them for itself alone, an owner for good."""
+    shelf.adopt(shelf.new(b"raw"), [Part(0, 1000, (foreign(base=7),))], 1000)
+    shelf.db.execute("DROP TABLE windows")
+    with Database(shelf.paths.store, read_only=True) as reader:
+        assert reader.value("SELECT count(*) FROM windows") == 0
+        assert reader.value("SELECT base FROM imported") == 7
+    assert shelf.check() == []
+    with Database(shelf.paths.store) as owner:
+        assert owner.value("SELECT count(*) FROM main.windows") == 0
+
+
 def test_they_take_nobody_s_room(shelf: Shelf) -> None:
     before = shelf.ledger.live_bytes()
     shelf.adopt(shelf.new(b"raw"), [Part(0, 1000, (foreign(),))], 1000)

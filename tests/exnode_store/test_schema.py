@@ -45,6 +45,7 @@ def test_what_the_design_asks_for(connection: sqlite3.Connection) -> None:
         "pins": "pinned",
         "tombstones": "table_name row_key",
         "imported": "replica segment base owned allocation",
+        "windows": "segment until",
         "imported_keys": "slice epoch wrapped",
         "commits": "seq volume epoch writer versions root_digest previous signature",
     }
