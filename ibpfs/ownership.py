@@ -67,7 +67,7 @@ async def _lock(descriptor: int, paths: VolumePaths) -> None:
     said = ""
     while not _try_lock(descriptor):
         owner = owner_of(paths)
-        if owner.get("state") != MOUNTED:
+        if owner.get("state") != MOUNTED or is_dying(owner):
             seen_mounted = trio.current_time()
         elif mounts_of(paths.root) or trio.current_time() > seen_mounted + _NOTICE:
             raise VolumeBusy(f"{paths.root}: is mounted on {owner.get('mountpoint')} (process {owner.get('pid')})")
@@ -104,6 +104,14 @@ def is_held(lock: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def is_dying(owner: dict[str, Any]) -> bool:
+    """Whether the owner was killed. It holds the lock until the last of its threads is gone."""
+    try:
+        return Path(f"/proc/{owner.get('pid')}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return False
 
 
 def owner_of(paths: VolumePaths) -> dict[str, Any]:

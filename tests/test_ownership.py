@@ -1,5 +1,7 @@
 """The volume's lock: who waits for whom, and who is refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import trio.testing
 
 from ibpfs.config import VolumePaths
 from ibpfs.errors import VolumeBusy
-from ibpfs.ownership import DRAINING, MOUNTED, owned, owner_of
+from ibpfs.ownership import DRAINING, MOUNTED, is_dying, owned, owner_of
 
 
 @pytest.fixture
@@ -53,6 +55,40 @@ async def test_a_mounted_volume_is_refused(paths: VolumePaths, autojump_clock: t
         with pytest.raises(VolumeBusy, match="is mounted on /mnt/x"):
             async with owned(paths):
                 pass
+
+
+DYING = """
+import ctypes, fcntl, json, os, sys, threading, time
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+os.write(lock, json.dumps({"pid": os.getpid(), "state": "mounted", "mountpoint": "/mnt/x"}).encode())
+def last() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    os._exit(0)
+threading.Thread(target=last).start()
+ctypes.CDLL(None).pthread_exit(None)  # the end of this thread alone
+"""
+
+
+async def test_a_killed_owner_is_waited_for_until_its_last_thread_is_gone(
+    paths: VolumePaths, autojump_clock: trio.testing.MockClock
+) -> None:
+    paths.run.mkdir()
+    words = [sys.executable, "-c", DYING, paths.lock]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: ASYNC220
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not is_dying(owner_of(paths)):
+            pass
+        with trio.move_on_after(60):
+            async with owned(paths):
+                pytest.fail("two owners")
+        process.stdin.close()
+        process.wait()
+    async with owned(paths):
+        pass
 
 
 async def test_a_torn_note_is_no_note(paths: VolumePaths) -> None:

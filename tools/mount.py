@@ -11,7 +11,7 @@ from ibpfs import kernel
 from ibpfs.config import Secret, VolumePaths, check_access, find_volume, load_config
 from ibpfs.errors import UsageError, VolumeBusy, VolumeError
 from ibpfs.mount_options import MountOptions, parse_mount_options
-from ibpfs.ownership import is_held
+from ibpfs.ownership import is_dying, is_held, owner_of
 from ibpfs_tools import exits, mounts
 from ibpfs_tools.commands import command
 from ibpfs_tools.daemon import Report, run_in_background
@@ -101,7 +101,7 @@ def _prepare(paths: VolumePaths, place: Path) -> None:
     load_config(paths)
     check_access(paths)
     ours = kernel.mounts_of(paths.root)
-    if ours and is_held(paths.lock):
+    if ours and is_held(paths.lock) and not is_dying(owner_of(paths)):
         raise VolumeBusy(f"{paths.root}: is mounted already, on {ours[-1].mountpoint}")
     if any(entry.mountpoint == place for entry in ours):
         return  # a dead mount: whoever gets hold of the volume takes it away
