@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -21,10 +22,19 @@ from ibpfs.depot.wire import NotOffered
 
 from .conftest import DepotProcess
 from .memory import memory_pair
+from .peculiar import PLACE, Crowded, serve_brief, serve_normal, serve_old
 
+Serve = Callable[[Depot, Any], Awaitable[None]]
 #: HOST:PORT of a depot that is not ours, to be tried as well.
 FOREIGN = os.environ.get("IBPFS_FOREIGN_DEPOT", "")
-SETTINGS = ("in process", "memory streams", "unix socket", "tcp", "tls", *(("foreign",) if FOREIGN else ()))
+INSIDE: dict[str, Callable[[], Serve]] = {
+    "in process": lambda: serve_normal,
+    "memory streams": lambda: serve_normal,
+    "old": lambda: serve_old,
+    "one command a connection": lambda: serve_brief,
+    "crowded": Crowded,
+}
+SETTINGS = (*INSIDE, "unix socket", "tcp", "tls", *(("foreign",) if FOREIGN else ()))
 #: Cut every line and every block somewhere.
 PIECES = (1, 2, 5, 700, 100_000)
 SILENCE = 20.0
@@ -33,17 +43,18 @@ P = ParamSpec("P")
 
 @dataclass
 class AnyDepot:
-    """`another` makes one more client of it."""
+    """`another` makes one more client of it. `old`: knows what the oldest depots know; `foreign`: is not ours."""
 
     another: Callable[[], DepotClient]
     foreign: bool = False
+    old: bool = False
 
     def __post_init__(self) -> None:
         self.client = self.another()
 
 
 def optional(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """Of a part of the protocol that a foreign depot may answer that it does not offer; ours has to."""
+    """Of a part of the protocol that an old or foreign depot may answer that it does not offer; ours has to."""
 
     @functools.wraps(test)
     async def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -51,9 +62,9 @@ def optional(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]
         try:
             await test(*args, **kwargs)
         except* NotOffered as answers:
-            if not depot.foreign:
+            if not (depot.foreign or depot.old):
                 raise
-            print(f"{FOREIGN} does not offer this: {answers.exceptions[0]}")
+            print(f"{FOREIGN if depot.foreign else 'an old depot'} does not offer this: {answers.exceptions[0]}")
 
     return run
 
@@ -73,7 +84,7 @@ def depot_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DepotPro
 def place(request: pytest.FixtureRequest) -> str:
     """`address` of the depot, or the name of a setting where it has none."""
     setting: str = request.param
-    if setting in ("in process", "memory streams"):
+    if setting in INSIDE:
         return setting
     if setting == "foreign":
         return f"ibp://{FOREIGN}"
@@ -86,7 +97,7 @@ def place(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def depot(place: str, tmp_path: Path) -> AsyncIterator[AnyDepot]:
     """One depot for a test, with a client that is closed behind it."""
-    async with _inside(tmp_path, place) if ":" not in place else _outside(place) as any_depot, any_depot.client:
+    async with _inside(tmp_path, place) if place in INSIDE else _outside(place) as any_depot, any_depot.client:
         yield any_depot
 
 
@@ -101,17 +112,17 @@ async def _inside(store: Path, place: str) -> AsyncIterator[AnyDepot]:
     with open_depot(Settings(store=store, capacity=1 << 30), SteadyClock()) as served:
         async with trio.open_nursery() as nursery:
             in_memory = place == "memory streams"
-            yield AnyDepot(lambda: InnerClient(served, nursery, in_memory))
+            start = partial(nursery.start_soon, INSIDE[place](), served)
+            yield AnyDepot(lambda: InnerClient(start, in_memory), old=place == "old")
             nursery.cancel_scope.cancel()
 
 
 class InnerClient(DepotClient):
     """Of a depot in the same loop."""
 
-    def __init__(self, depot: Depot, nursery: trio.Nursery, in_memory: bool) -> None:
-        super().__init__(Address("127.0.0.1", 6714), silence_limit=SILENCE)
-        self._depot = depot
-        self._nursery = nursery
+    def __init__(self, start: Callable[[Any], None], in_memory: bool) -> None:
+        super().__init__(Address(*PLACE), silence_limit=SILENCE)
+        self._start = start
         self._in_memory = in_memory
 
     async def _connect(self) -> DepotStream:
@@ -120,5 +131,5 @@ class InnerClient(DepotClient):
             ends = memory_pair(PIECES)
         else:
             ends = tuple(map(trio.socket.from_stdlib_socket, socket.socketpair()))  # type: ignore[assignment]
-        self._nursery.start_soon(self._depot.serve_socket, ends[1], ("127.0.0.1", 6714))
+        self._start(ends[1])
         return DepotStream(ends[0], self.address, silence_limit=SILENCE)

@@ -68,7 +68,7 @@ async def test_status_counts_what_is_leased(depot: AnyDepot) -> None:
     after = await depot.client.status()
     assert 0 < after.free_bytes <= after.total_bytes == before.total_bytes
     assert after.used_bytes - before.used_bytes == 64 * MIB
-    assert after.version
+    assert after.version or depot.old
 
 
 async def test_the_longest_lease(depot: AnyDepot) -> None:
