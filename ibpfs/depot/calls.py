@@ -185,6 +185,8 @@ class Calls:
                 # Instead of an answer: the depot has not read the command.
                 if is_new:
                     await self._back_off(busy, tries_left)
+                    fresh = False  # one that works may have come free meanwhile
+                    continue
             fresh = True
         raise DepotUnreachable(f"{self.address}: the depot keeps closing the connection")
 

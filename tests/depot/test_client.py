@@ -367,6 +367,26 @@ async def test_too_many_connections_waits_as_long_as_the_depot_says(
         assert trio.current_time() - start == pytest.approx(2.5)
 
 
+async def test_too_many_connections_waits_for_one_that_works(depot: StartDepot, autojump_clock: MockClock) -> None:
+    """Two commands at once, a depot that takes one connection: the second command goes over the first one's."""
+    asked = trio.Event()
+
+    async def slow(peer: Peer) -> None:
+        await peer.answer(INQUIRE, INQUIRED)
+        await peer.expect(PROBE)
+        asked.set()
+        await trio.sleep(1)
+        await peer.answer(b"", PROBED, PROBE, PROBED)
+        await peer.until_closed()
+
+    async with depot(slow, hangs_up(b"", b"-66 2.5\n")) as client:
+        await client.status()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.probe, K)
+            await asked.wait()
+            await client.probe(K)
+
+
 async def test_too_many_connections_gives_up_in_the_end(depot: StartDepot, autojump_clock: MockClock) -> None:
     async with depot(*[hangs_up(b"", b"-66 1\n")] * 4) as client:
         with pytest.raises(OutOfSockets) as error:
