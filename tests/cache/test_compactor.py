@@ -127,12 +127,12 @@ async def test_runs_without_holes_are_one_mapping_again(sealed: VolumePaths) -> 
 async def test_progress_ends_with_all_of_it(sealed: VolumePaths) -> None:
     async with run_depot(sealed.depot), run_stack(sealed) as now:
         for name in (b"one", b"two"):
-            await scatter(now, now.create(name).ino, bytearray(), random.Random(1), 15, 10**9)
+            await scatter(now, now.create(name).ino, bytearray(), random.Random(1), 20, 10**6)
         told: list[tuple[int, int]] = []
         await now.compactor.compact(lambda done, total: told.append((done, total)))
         assert [done for done, _ in told] == sorted(done for done, _ in told)
         assert told[0][0] > 0
-        assert told[-1] == (30, 30)
+        assert told[-1][0] == told[-1][1] >= 30
 
 
 async def test_hard_links_are_one_file(sealed: VolumePaths) -> None:
