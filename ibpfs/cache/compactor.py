@@ -19,7 +19,7 @@ from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.sealer import Sealer
 from ibpfs.depot.wire import DepotError, DepotUnreachable
-from ibpfs.errors import DataError, IbpfsError, NoSpace
+from ibpfs.errors import DataError, NoSpace, VolumeError
 from ibpfs.exnode_store.allocator import Policy
 from ibpfs.exnode_store.compaction import SLACK, Extent, Merge, is_urgent, plan_merges
 from ibpfs.exnode_store.ledger import Ledger
@@ -32,9 +32,12 @@ _log = logging.getLogger(__name__)
 #: Seconds between looks, and how long a file must have been left alone: well done within the hour that is promised.
 LOOK_EVERY = 60.0
 IDLE = 1800.0
-#: File bytes a second: while nothing else goes to the depots, and while something does.
+#: File bytes a second: while nothing much else goes to the depots, and while it does.
 _RATE = 8 * 1024 * 1024
 _RATE_BESIDE = 1024 * 1024
+_MUCH = 4 * 1024 * 1024
+#: File bytes after which the next file has its turn.
+_TURN = 256 * 1024 * 1024
 #: Between two looks at a few hundred inodes, when a mount looks through all of them.
 _PAUSE = 0.05
 #: Files that are remembered as due later; with more, all files are looked through again instead.
@@ -83,9 +86,8 @@ class Compactor:
         while True:
             await trio.sleep(LOOK_EVERY)
             await self.look()
-            for ino in self._due():
-                if not await self._merge_gently(ino):
-                    break
+            while await self._round():
+                await self.look()
 
     # What is due
 
@@ -145,7 +147,7 @@ class Compactor:
         before = await self._slices(ino)
         try:
             written = sum([await self._merge(ino, merged) for _ in range(_PASSES)])
-        except DataError as error:
+        except (DataError, VolumeError) as error:
             outcome.damaged.append(f"inode {ino}: {error}")
             return
         if written:
@@ -171,20 +173,31 @@ class Compactor:
 
     # Merging
 
-    async def _merge_gently(self, ino: int) -> bool:
-        """Merge a file's poor extents, slowly; False when the depots or the local disk are not ready for it."""
+    async def _round(self) -> bool:
+        """Give each file that is due its turn; True when some want another, and nothing is in the way."""
+        more = False
         try:
-            await self._merge(ino, gently=True)
+            for ino in self._due():
+                more |= await self._turn(ino)
         except (DepotError, DepotUnreachable, NoSpace, OSError) as error:
-            _log.info("inode %d: not compacted yet: %s", ino, error)
+            _log.info("compaction waits: %s", error)
             return False
-        except IbpfsError as error:  # bytes that cannot be read, perhaps because their depot is away
+        return more
+
+    async def _turn(self, ino: int) -> bool:
+        """Merge poor extents of a file, slowly; True when there is more to do."""
+        try:
+            written = await self._merge(ino, gently=True)
+        except (DataError, VolumeError) as error:  # bytes that cannot be read, perhaps because their depot is away
             _log.info("inode %d: not compacted: %s", ino, error)
             self._noted[ino] = trio.current_time()
+            return False
+        since = self._noted.pop(ino, None)
+        if since is not None and written >= _TURN:
+            self._noted[ino] = since  # behind the others
             return True
-        self._noted.pop(ino, None)
         self._remember(ino)
-        return True
+        return False
 
     def _remember(self, ino: int) -> None:
         crowd = self._merging.crowd(ino)
@@ -209,7 +222,10 @@ class Compactor:
                     done += len(merge.parts)
                     merged(done)
                     if gently and not self._asked:
-                        await trio.sleep(merge.size / (_RATE_BESIDE if self._flusher.dirty_bytes else _RATE))
+                        busy = self._flusher.dirty_bytes > _MUCH
+                        await trio.sleep(merge.size / (_RATE_BESIDE if busy else _RATE))
+                    if gently and written >= _TURN:
+                        return written
                 await trio.lowlevel.checkpoint()
                 start = extents[-1].stop
         return written

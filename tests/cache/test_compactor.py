@@ -391,6 +391,25 @@ async def test_a_file_that_was_left_alone_is_merged(sealed: VolumePaths, mock_cl
         await check(now, ino, model)
 
 
+async def test_large_files_take_turns(
+    sealed: VolumePaths, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (compactor, merging):
+        monkeypatch.setattr(module, "WINDOW", 30)
+    monkeypatch.setattr(compactor, "_TURN", 1)
+    mock_clock.rate = 1.0
+    async with run_depot(sealed.depot), run_stack(sealed) as now:
+        models = {now.create(name).ino: bytearray() for name in (b"one", b"two")}
+        for ino, model in models.items():
+            await scatter(now, ino, model, random.Random(ino), 60, 100_000)
+        mock_clock.jump(LOOK_EVERY)
+        await trio.sleep(0.1)
+        mock_clock.jump(IDLE)
+        for ino, model in models.items():
+            await until_merged(now, ino, mock_clock)
+            await check(now, ino, model)
+
+
 async def test_the_next_mount_finds_what_is_due(sealed: VolumePaths, mock_clock: trio.testing.MockClock) -> None:
     mock_clock.rate = 1.0
     async with run_depot(sealed.depot):
