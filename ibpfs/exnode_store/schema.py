@@ -110,7 +110,8 @@ CREATE TABLE xattrs (
     PRIMARY KEY (ino, name)
 ) WITHOUT ROWID;
 
--- One continuous run of file bytes, sealed once under its own key, never changed (I2).
+-- One continuous run of file bytes, sealed once under its own key, never changed (I2). Where compaction made it, it
+-- may be several runs of a file, one behind the other.
 CREATE TABLE slices (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
     slice_id       BLOB NOT NULL UNIQUE CHECK (length(slice_id) = 16),  -- random; the key is derived from it
