@@ -73,9 +73,10 @@ def test_a_forecast_while_it_is_measured(start: Start, depot: DepotProcess, tmp_
     until(lambda: (tmp_path / "queue").exists() and (tmp_path / "queue").stat().st_size, what="the queue")
     said = end(start("weather.py", "forecast", "queue", "--wait", 2))
     end(sensor)
-    found = re.search(r"from (\d+) measurements up to number 149; (\d+) missed", said)
+    found = re.search(r"from (\d+) measurements up to number (\d+); (\d+) missed", said)
     assert found is not None, said
-    assert int(found[1]) + int(found[2]) == 150
+    seen, last, missed = map(int, found.groups())
+    assert seen + missed == last + 1  # a sensor that was held up for long may go on behind the forecast
 
 
 def test_a_pipeline(start: Start, depot: DepotProcess, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_a_pipeline(start: Start, depot: DepotProcess, tmp_path: Path) -> None:
 def test_a_checkpointed_computation(start: Start, depots: list[DepotProcess], tmp_path: Path) -> None:
     """The process and the depot that it used first are killed: it goes on from the copy on another one."""
     first, second, third = (depot.address for depot in depots)
-    words = ("state", 20_000, "--every", 200)
+    words = ("state", 30_000, "--every", 200)
     killed = start("checkpoint.py", *words, "--depot", first, "--depot", second)
     assert killed.stdout is not None
     assert killed.stdout.readline() == "begins at 2\n"
@@ -105,8 +106,8 @@ def test_a_checkpointed_computation(start: Start, depots: list[DepotProcess], tm
     depots[0].stop(signal.SIGKILL)
     said = end(start("checkpoint.py", *words, "--depot", first, "--depot", third)).splitlines()
     assert said[0] == f"resumed from {second}"
-    assert 2000 < int(said[1].removeprefix("begins at ")) < 20_000
-    assert said[-1] == "2262 primes below 20000"
+    assert 2000 < int(said[1].removeprefix("begins at ")) < 30_000
+    assert said[-1] == "3245 primes below 30000"
     depots[1].stop(signal.SIGKILL)
     said = end(start("checkpoint.py", *words, "--depot", third)).splitlines()
-    assert said == [f"resumed from {third}", "begins at 20000", "2262 primes below 20000"]
+    assert said == [f"resumed from {third}", "begins at 30000", "3245 primes below 30000"]
