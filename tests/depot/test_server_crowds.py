@@ -50,6 +50,10 @@ def descriptors(depot: Any) -> int:
     return len(list(Path(f"/proc/{depot.process.pid}/fd").iterdir()))
 
 
+def files_of(depot: Any) -> set[Path]:
+    return {path for path in depot.store.rglob("*") if path.is_file()}
+
+
 class Good:
     """A client that behaves: stores 4 KiB at a time and loads it again."""
 
@@ -257,8 +261,9 @@ def test_disconnected_at_every_byte(start_depot: Start, step: int) -> None:
     """In CI at every few bytes, another few for each exchange."""
     depot = start_depot(*TCP, "--idle-timeout", "5", "--max-lease", "600", "--grace", "1")
     watched = Watched(depot)
-    cuts = 0
-    for number, said in enumerate(conversations(watched.good.client)):
+    exchanges, cuts = conversations(watched.good.client), 0
+    files, allocations = files_of(depot), stat(depot)["resources"][0]["allocations"]
+    for number, said in enumerate(exchanges):
         for end in range(number % step, len(said), step):
             cut_off(depot, said[:end], reset=bool(end % 2))
             cuts += 1
@@ -267,4 +272,6 @@ def test_disconnected_at_every_byte(start_depot: Start, step: int) -> None:
             end += 5 * step
             cuts += 1
     watched.beside(f"{cuts} disconnects")
+    until(lambda: stat(depot)["resources"][0]["allocations"] == allocations)  # all but those are leased for a second
+    assert files_of(depot) == files
     watched.assert_as_before()
