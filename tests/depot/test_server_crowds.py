@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -93,8 +94,8 @@ class Watched:
         turn = max(1, EXCHANGES // TURNS)
         taken = [(self.undisturbed.work(turn), self.good.work(turn)) for _ in range(TURNS)]
         share, rate = median(alone / beside for alone, beside in taken), median(turn / beside for _, beside in taken)
-        peak, before = memory(self.depot, "VmHWM") / MIB, self.memory / MIB
-        print(f"{crowd}: {rate:.0f} exchanges/s, share {share:.2f}; peak memory {peak:.0f} MiB, before {before:.0f} MiB")
+        peak, before = memory(self.depot, "VmHWM") // MIB, self.memory // MIB
+        print(f"{crowd}: {rate:.0f} exchanges/s, share {share:.2f}; peak memory {peak} MiB, before {before} MiB")
 
     def assert_as_before(self, *, dismissed: bool = False) -> None:
         until(lambda: stat(self.depot)["connections"] == self.before["connections"])
@@ -258,13 +259,8 @@ def heard_until(depot: Any, said: bytes, count: int) -> bool:
     return count == 0
 
 
-@pytest.mark.parametrize("step", [int(os.environ.get("IBPFS_STEP", "7"))])
-def test_disconnected_at_every_byte(start_depot: Start, step: int) -> None:
-    """In CI at every few bytes, another few for each exchange."""
-    depot = start_depot(*TCP, "--idle-timeout", "5", "--max-lease", "600", "--grace", "1")
-    watched = Watched(start_depot, depot)
-    exchanges, cuts = conversations(watched.good.client), 0
-    files, allocations = files_of(depot), stat(depot)["resources"][0]["allocations"]
+def cut_everywhere(depot: Any, exchanges: list[bytes], step: int) -> None:
+    cuts = 0
     for number, said in enumerate(exchanges):
         for end in range(number % step, len(said), step):
             cut_off(depot, said[:end], reset=bool(end % 2))
@@ -273,7 +269,21 @@ def test_disconnected_at_every_byte(start_depot: Start, step: int) -> None:
         while heard_until(depot, said, end):
             end += 5 * step
             cuts += 1
-    watched.beside(f"{cuts} disconnects")
+    print(f"disconnected {cuts} times")
+
+
+@pytest.mark.parametrize("step", [int(os.environ.get("IBPFS_STEP", "7"))])
+def test_disconnected_at_every_byte(start_depot: Start, step: int) -> None:
+    """In CI at every few bytes, another few for each exchange."""
+    depot = start_depot(*TCP, "--idle-timeout", "5", "--max-lease", "600", "--grace", "1")
+    watched = Watched(start_depot, depot)
+    exchanges = conversations(watched.good.client)
+    files, allocations = files_of(depot), stat(depot)["resources"][0]["allocations"]
+    vandal = threading.Thread(target=cut_everywhere, args=(depot, exchanges, step))
+    vandal.start()
+    while vandal.is_alive():
+        watched.beside("disconnects")
+    vandal.join()
     until(lambda: stat(depot)["resources"][0]["allocations"] == allocations)  # all but those are leased for a second
     assert files_of(depot) == files
     watched.assert_as_before()
