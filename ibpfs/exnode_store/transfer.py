@@ -120,7 +120,9 @@ class Transfer:
             try:
                 taken = await depot.call(lambda: depot.client.store(replica.write, pieces))
             except (DepotError, DepotUnreachable) as error:
-                _log.warning("depot %s allocation %s: append refused: %s", depot.address, replica.write.label, error)
+                # That a depot is silent has been said of the depot.
+                level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
+                _log.log(level, "depot %s allocation %s: append refused: %s", depot.address, replica.write.label, error)
                 return
             results[depot.id] = taken == length
             if sum(results.values()) >= policy.min_copies:
