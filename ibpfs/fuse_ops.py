@@ -28,6 +28,8 @@ from ibpfs.mount_options import MountOptions
 
 #: How long the kernel may believe names and attributes: this process is the only way to change them.
 REMEMBERED = 300.0
+#: With the write-back cache the kernel counts a file's bytes itself, but not its blocks.
+REMEMBERED_BLOCKS = 1.0
 #: Programs read and write through stdio in pieces of this size.
 PREFERRED_SIZE = 128 * 1024
 BLOCK_SIZE = 4096
@@ -169,7 +171,7 @@ class Operations(pyfuse3.Operations):
 
     @answered()
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._files.inode(inode))
+        return self._entry(self._files.inode(inode))
 
     @answered()
     async def setattr(
@@ -184,7 +186,7 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             ctime_ns=_storable(attr.st_ctime_ns) if fields.update_ctime else None,
         )
-        return _entry(self._files.change(inode, change))
+        return self._entry(self._files.change(inode, change))
 
     @answered()
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
@@ -315,7 +317,7 @@ class Operations(pyfuse3.Operations):
         entries = self._names.readdir(directory, start_id, _DIRECTORY_STEP)
         while entries:
             for cookie, name, inode in entries:
-                if not pyfuse3.readdir_reply(token, name, _entry(self._files.overlay(inode)), cookie):
+                if not pyfuse3.readdir_reply(token, name, self._entry(self._files.overlay(inode)), cookie):
                     return
                 if cookie > DOT_DOT:
                     self._lookups.add(inode.ino)
@@ -335,7 +337,13 @@ class Operations(pyfuse3.Operations):
 
     def _handed_out(self, inode: Inode) -> EntryAttributes:
         self._lookups.add(inode.ino)
-        return _entry(self._files.overlay(inode))
+        return self._entry(self._files.overlay(inode))
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        entry = _entry(inode)
+        if self.enable_writeback_cache:
+            entry.attr_timeout = REMEMBERED_BLOCKS
+        return entry
 
     def _touch(self, ino: int) -> None:
         """Note an access, as relatime has it, since the kernel does not."""

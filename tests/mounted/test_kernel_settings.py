@@ -15,7 +15,7 @@ Shell = Callable[..., Done]
 
 # Every way to write, through a mapping too, and what must be read at once by others; prints what it found wrong.
 PROGRAM = """
-import mmap, os, subprocess, sys
+import mmap, os, subprocess, sys, time
 place = sys.argv[1]
 name = lambda one: os.path.join(place, one)
 read = lambda one: open(name(one), "rb").read()
@@ -51,6 +51,14 @@ writers = [subprocess.Popen([sys.executable, "-c", code, name("lines"), str(who)
 assert [writer.wait() for writer in writers] == [0, 0, 0]
 lines = read("lines").decode().splitlines()
 assert sorted(lines) == sorted(f"{who} {n:05}" for who in range(3) for n in range(300)), "appended"
+# The blocks are those of the depots' bytes, a second later at most.
+with open(name("sized"), "wb", buffering=0) as file:
+    file.write(b"x" * 100_000)
+    os.fsync(file.fileno())
+    until = time.monotonic() + 20
+    while os.fstat(file.fileno()).st_blocks * 512 < 100_000:
+        assert time.monotonic() < until, "blocks"
+        time.sleep(0.1)
 # Times that were set stay although pages are written later.
 with open(name("timed"), "wb", buffering=0) as file:
     file.write(b"x" * 100_000)
