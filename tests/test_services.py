@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from ibpfs import services
 from ibpfs.config import VolumePaths, read_key_file
 from ibpfs.errors import DeadlineExceeded, IbpfsError, NotFound, UsageError
 from ibpfs.exnode_store.attributes import NewInode
@@ -91,6 +92,28 @@ async def test_drop_cache_leaves_no_clean_byte(tmp_path: Path) -> None:
         assert asked == 1
         assert (volume.parts.clean.used, volume.parts.files.dirty_bytes) == (0, 0)
         assert (await volume.parts.files.read(ino, 0, 30)) == b"changed through mmapxxxxxxxxxx"
+
+
+async def test_a_flush_says_what_lacks_copies_and_the_next_owner_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(services, "COPIES_LIMIT", 0.1)
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[f"unix:{tmp_path}/{name}/depot.sock" for name in ("one", "two")])
+    async with run_depot(tmp_path / "one"):
+        async with open_volume(paths, read_key_file(paths.key)) as volume:
+            await volume.parts.depots.wait_for_any(10)
+            await write(volume, b"file", b"x" * 100_000)
+            told = await ask(volume, "flush")
+            assert told["under_replicated_bytes"] > 100_000
+            assert "safe on the depots" in told["note"]
+            assert "still lack copies" in told["note"]
+        async with open_volume(paths, read_key_file(paths.key)) as volume:
+            found = await ask(volume, "status")
+    assert (found["dirty_bytes"], found["retained_bytes"]) == (0, 100_000)
+    assert found["spool_bytes"] > 100_000
+    assert "of an earlier mount" not in caplog.text
 
 
 async def test_compact_merges_packs_and_releases(tmp_path: Path) -> None:
