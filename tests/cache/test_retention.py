@@ -22,12 +22,12 @@ from .stack import Stack, run_depot, run_stack
 TEXT = b"kept until all copies stand " * 4000
 
 
-@pytest.fixture(params=["sealed", "plain"])
+@pytest.fixture
 def volume(tmp_path: Path, request: pytest.FixtureRequest) -> VolumePaths:
     """Two copies of each byte, on depots `one` and `two`."""
     paths = VolumePaths(tmp_path / "volume")
     addresses = [f"unix:{tmp_path}/{name}/depot.sock" for name in ("one", "two")]
-    create_volume(paths, depots=addresses, plain=request.param == "plain")
+    create_volume(paths, depots=addresses, plain=getattr(request, "param", "sealed") == "plain")
     return paths
 
 
@@ -185,7 +185,7 @@ async def test_an_overwritten_record_that_outlived_the_younger_one_is_not_taken_
             await now.files.read(ino, 0, 1500)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("volume", "seed"), [("sealed", 0), ("plain", 1)], indirect=["volume"])
 async def test_the_spool_alone_has_every_byte_until_there_are_two_copies(volume: VolumePaths, seed: int) -> None:
     dice = random.Random(seed)
     models: dict[int, bytearray] = {}
