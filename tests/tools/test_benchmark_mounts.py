@@ -1,13 +1,13 @@
 """The benchmark of mounts: that its targets name what is measured, and what is shown of who is missing."""
 
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ibpfs_tools.benchmarks import workloads
-from ibpfs_tools.benchmarks.measures import Measures
-from ibpfs_tools.benchmarks.mounts import DD, SENDFILE, TARGETS, rendered, row, scaled
+from ibpfs_tools.benchmarks.mounts import DD, SENDFILE, TARGETS, Results, rendered, row, scaled
 from ibpfs_tools.benchmarks.systems import ALL, OURS, SSHFS, Mounted, System
-from ibpfs_tools.benchmarks.workloads import Size
+from ibpfs_tools.benchmarks.workloads import Result, Size
 
 TINY = Size(stream=1, reads=4, writes=4, files=4, synced=2, tree=30, many=20)
 
@@ -18,8 +18,8 @@ def directory(path: Path) -> Mounted:
 
 def test_every_target_is_about_something_that_is_measured(tmp_path: Path) -> None:
     results = [result for work in workloads.ALL for result in work(directory(tmp_path), TINY)]
-    assert all(value > 0 for _, value, _ in results)
-    names = [name for name, _, _ in results]
+    assert all(result.value > 0 for result in results)
+    names = [result.workload for result in results]
     assert len(set(names)) == len(names)
     known = {row(name, system.name) for name in names for system in ALL} | {DD, SENDFILE}
     assert {target.row for target in TARGETS} | {str(target.reference) for target in TARGETS} <= known
@@ -28,15 +28,17 @@ def test_every_target_is_about_something_that_is_measured(tmp_path: Path) -> Non
 
 
 def test_a_peer_that_is_not_here_has_a_column_that_says_so() -> None:
-    measures = Measures()
-    measures.begin_round()
-    measures.add(row("rename", OURS), 300.0, "/s")
-    measures.add(row("rename", SSHFS), 100.0, "/s")
+    results = Results()
+    results.measures.begin_round()
+    results.costs.begin_round()
+    ours, theirs = (next(system for system in ALL if system.name == name) for name in (OURS, SSHFS))
+    results.add(ours, Result("rename", 300.0, "/s", 25.0))
+    results.add(theirs, Result("rename", 100.0, "/s", math.nan))
     absent = System("absent", opened_by_nobody, ("no-such-command",))
     assert absent.missing == ["no-such-command"]
-    chosen = [system for system in ALL if system.name in (OURS, SSHFS)] + [absent]
-    text = rendered(measures, chosen)
-    assert text.splitlines()[1].split() == ["rename", "/s", "300", "100", "(3.00x)", "missing"]
+    lines = rendered(results, [ours, theirs, absent]).splitlines()
+    assert lines[1].split() == ["rename", "/s", "300", "100", "(3.00x)", "missing"]
+    assert lines[-1].split() == ["rename", "us", "25.0"]
 
 
 def opened_by_nobody(_: Path) -> AbstractContextManager[Mounted]:

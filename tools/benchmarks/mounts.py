@@ -1,9 +1,10 @@
 """`tools/bench mounts`: ibpfs as a mounted file system, beside the disk, the ceiling of its stack, and its peers."""
 
+import math
 import tempfile
 import traceback
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ from ibpfs_tools.benchmarks.chart import draw
 from ibpfs_tools.benchmarks.measures import Measures, Target
 from ibpfs_tools.benchmarks.references import source_file
 from ibpfs_tools.benchmarks.systems import CEILING, OURS, RCLONE, S3QL, SSHFS, CannotMount, System
-from ibpfs_tools.benchmarks.workloads import Size
+from ibpfs_tools.benchmarks.workloads import Result, Size
 
 DD, SENDFILE = "dd conv=fsync", "bare sendfile loop"
 METADATA = (
@@ -47,52 +48,74 @@ TARGETS = [
 ]
 
 
-def measure(directory: Path, chosen: Sequence[System], size: Size, rounds: int) -> Measures:
+@dataclass(slots=True)
+class Results:
+    """`costs`: microseconds of CPU time of the process that serves the kernel, per operation or MB."""
+
+    measures: Measures = field(default_factory=Measures)
+    costs: Measures = field(default_factory=Measures)
+
+    def add(self, system: System, result: Result) -> None:
+        self.measures.add(row(result.workload, system.name), result.value, result.unit)
+        if not math.isnan(result.cost):
+            self.costs.add(row(result.workload, system.name), result.cost, "us")
+
+
+def measure(directory: Path, chosen: Sequence[System], size: Size, rounds: int) -> Results:
     """Systems take turns; in every round another one begins, so that none always comes after the same."""
-    measures = Measures()
+    results = Results()
+    measures = results.measures
     present = [system for system in chosen if not system.missing]
     pieces = max(16, size.stream // 4)
     source = source_file(directory, pieces)
     for number in range(rounds):
         measures.begin_round()
+        results.costs.begin_round()
         measures.add(DD, references.dd_with_fsync(directory, source, pieces), "MB/s")
         measures.add(SENDFILE, references.sendfile_over_loopback(source, pieces), "MB/s")
         for system in present[number % len(present) :] + present[: number % len(present)]:
             click.echo(f"round {number + 1} of {rounds}: {system.name}", err=True)
-            _measure_system(measures, directory, system, size)
-    return measures
+            _measure_system(results, directory, system, size)
+    return results
 
 
-def _measure_system(measures: Measures, directory: Path, system: System, size: Size) -> None:
+def _measure_system(results: Results, directory: Path, system: System, size: Size) -> None:
     """A peer that fails costs its own rows alone."""
     with tempfile.TemporaryDirectory(prefix="system-", dir=directory) as place:
         try:
             with system.opened(Path(place)) as mounted:
                 for work in workloads.ALL:
-                    for workload, value, unit in work(mounted, size):
-                        measures.add(row(workload, system.name), value, unit)
+                    for result in work(mounted, size):
+                        results.add(system, result)
         except (CannotMount, OSError) as error:
             click.echo(f"{system.name}: {error}", err=True)
             if system.name.startswith(OURS):
                 traceback.print_exc()
 
 
-def rendered(measures: Measures, chosen: Sequence[System]) -> str:
-    """Medians, and behind each that of another system how many times as fast ibpfs is."""
-    names = [system.name for system in chosen]
+def rendered(results: Results, chosen: Sequence[System]) -> str:
+    """Medians, and behind each that of another system how many times as fast, or as costly, ibpfs is."""
+    measures, names = results.measures, [system.name for system in chosen]
+    costly = [name for name in names if any(one.endswith(f" @ {name}") for one in results.costs.values)]
+    beside = [f"{name}: {report.number(measures.median(name))} MB/s" for name in (DD, SENDFILE)]
+    costs = ["", "CPU time of the process that serves the kernel, per operation or MB:", _table(results.costs, costly)]
+    return "\n".join([_table(measures, names), *beside, *(costs if costly else [])])
+
+
+def _table(measures: Measures, names: Sequence[str]) -> str:
     lines = [["", "unit", *names]]
     for workload in workloads_in(measures):
         known = [measures.units[row(workload, name)] for name in names if row(workload, name) in measures.units]
         lines.append([workload, known[0], *(_cell(measures, workload, name) for name in names)])
-    beside = [f"{name}: {report.number(measures.median(name))} MB/s" for name in (DD, SENDFILE)]
-    return "\n".join([report.table(lines), *beside])
+    return report.table(lines)
 
 
 def _cell(measures: Measures, workload: str, name: str) -> str:
     median = report.number(measures.median(row(workload, name)))
     if name == OURS or median == "missing":
         return median
-    return f"{median} ({report.number(measures.ratio(row(workload, OURS), row(workload, name)))}x)"
+    ratio = measures.ratio(row(workload, OURS), row(workload, name))
+    return median if math.isnan(ratio) else f"{median} ({report.number(ratio)}x)"
 
 
 def workloads_in(measures: Measures) -> list[str]:
@@ -126,12 +149,14 @@ def mounts(
     """
     chosen, size = _systems(only), scaled(scale, many)
     with tempfile.TemporaryDirectory(prefix="ibpfs-bench-", dir=directory) as place:
-        measures = measure(Path(place), chosen, size, rounds)
+        results = measure(Path(place), chosen, size, rounds)
+    measures = results.measures
     known = [target for target in TARGETS if target.reference in measures.values]
-    print(rendered(measures, chosen), "", *(report.verdict(target, measures) for target in known), sep="\n")
+    print(rendered(results, chosen), "", *(report.verdict(target, measures) for target in known), sep="\n")
     if to is not None:
+        costs = report.rows(results.costs)
         missing = {system.name: system.missing for system in chosen if system.missing}
-        report.write_json(to, report.as_json("mounts", measures, TARGETS, missing=missing))
+        report.write_json(to, report.as_json("mounts", measures, TARGETS, costs=costs, missing=missing))
     if chart is not None:
         draw(chart, measures, [system.name for system in chosen])
 

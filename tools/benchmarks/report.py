@@ -48,14 +48,7 @@ def as_json(bench: str, measures: Measures, targets: Sequence[Target] = (), **mo
         "command": sys.argv[1:],
         **more,
         "rounds": measures.rounds,
-        "rows": {
-            row: {
-                "unit": measures.units[row],
-                "median": _known(measures.median(row)),
-                "values": [_known(value) for value in measures.of(row)],
-            }
-            for row in measures.values
-        },
+        "rows": rows(measures),
         "targets": [
             {
                 "row": target.row,
@@ -66,6 +59,17 @@ def as_json(bench: str, measures: Measures, targets: Sequence[Target] = (), **mo
             }
             for target in targets
         ],
+    }
+
+
+def rows(measures: Measures) -> dict[str, Any]:
+    return {
+        row: {
+            "unit": measures.units[row],
+            "median": _known(measures.median(row)),
+            "values": [_known(value) for value in measures.of(row)],
+        }
+        for row in measures.values
     }
 
 

@@ -1,6 +1,7 @@
 """The file systems that are measured: how each is made, mounted, made to store all it has, and made to forget it."""
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -26,12 +27,18 @@ class CannotMount(Exception):
 
 @dataclass(slots=True)
 class Mounted:
-    """`pid`: whose memory and profile are looked at; None where there is no process."""
+    """`pid`: the process that serves the kernel; None where there is none, or another one after `forget`."""
 
     directory: Path
     store: Callable[[], object]
     forget: Callable[[], object]
     pid: int | None = None
+
+    def cpu_seconds(self) -> float:
+        """What its process has used; NaN where there is none."""
+        if self.pid is None:
+            return math.nan
+        return time.clock_gettime(~self.pid << 3 | 2)  # what clock_getcpuclockid(3) returns
 
 
 @dataclass(frozen=True, slots=True)

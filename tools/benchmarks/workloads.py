@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ibpfs_tools.benchmarks.systems import Mounted, forget_pages
@@ -29,26 +29,37 @@ class Size:
     many: int = 0  # files in one directory
 
 
-Result = tuple[str, float, str]  # workload, value, unit: more is better
+@dataclass(frozen=True, slots=True)
+class Result:
+    """More is better in `value`; `cost` is CPU time of the mount's process, in microseconds per operation or MB."""
+
+    workload: str
+    value: float
+    unit: str
+    cost: float
+
+
 Work = Callable[[Mounted, Size], Iterator[Result]]
 
 
 class Watch:
-    """Seconds since it was made."""
+    """What has passed since it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, system: Mounted) -> None:
+        self._system = system
+        self._cpu = system.cpu_seconds()
         self._start = time.perf_counter()
 
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
+    def rate(self, workload: str, count: int) -> Result:
+        return self._result(workload, count, "/s")
 
+    def speed(self, workload: str, length: int) -> Result:
+        return self._result(workload, length / 1e6, "MB/s")
 
-def _rate(count: float, watch: Watch) -> tuple[float, str]:
-    return count / watch.seconds(), "/s"
-
-
-def _speed(mebibytes: float, watch: Watch) -> tuple[float, str]:
-    return mebibytes * MIB / 1e6 / watch.seconds(), "MB/s"
+    def _result(self, workload: str, amount: float, unit: str) -> Result:
+        seconds = time.perf_counter() - self._start
+        cpu = self._system.cpu_seconds() - self._cpu
+        return Result(workload, amount / seconds, unit, cpu * 1e6 / amount)
 
 
 # --- one large file ---------------------------------------------------------------------------------------
@@ -57,13 +68,13 @@ def _speed(mebibytes: float, watch: Watch) -> tuple[float, str]:
 def streams(system: Mounted, size: Size) -> Iterator[Result]:
     path, block = system.directory / "stream", os.urandom(MIB)
     system.store()
-    watch = Watch()
+    watch = Watch(system)
     with path.open("wb", buffering=0) as file:
         for _ in range(size.stream):
             file.write(block)
-    yield "write 1 MiB blocks", *_speed(size.stream, watch)
+    yield watch.speed("write 1 MiB blocks", size.stream * MIB)
     system.store()
-    yield "write 1 MiB blocks, until stored", *_speed(size.stream, watch)
+    yield watch.speed("write 1 MiB blocks, until stored", size.stream * MIB)
     yield from _read_back(system, size, path)
 
 
@@ -75,17 +86,17 @@ def _read_back(system: Mounted, size: Size, path: Path) -> Iterator[Result]:
     }
     for state, prepare in states.items():
         prepare()
-        watch = Watch()
+        watch = Watch(system)
         _read_all(path)
-        yield f"read 1 MiB blocks, {state}", *_speed(size.stream, watch)
+        yield watch.speed(f"read 1 MiB blocks, {state}", size.stream * MIB)
     for state, prepare in states.items():
         prepare()
-        yield f"random 4 KiB reads, {state}", *_random_reads(path, size.reads)
+        yield _random_reads(system, f"random 4 KiB reads, {state}", path, size.reads)
     system.forget()
-    watch = Watch()
+    watch = Watch(system)
     with path.open("rb", buffering=0) as file:
         file.read(1)
-    yield "first byte, cold", *_rate(1, watch)
+    yield watch.rate("first byte, cold", 1)
 
 
 def _read_all(path: Path) -> None:
@@ -95,16 +106,16 @@ def _read_all(path: Path) -> None:
             pass
 
 
-def _random_reads(path: Path, count: int) -> tuple[float, str]:
+def _random_reads(system: Mounted, workload: str, path: Path, count: int) -> Result:
     dice = random.Random(1)
     fd = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         pages = os.fstat(fd).st_size // _FILE
-        watch = Watch()
+        watch = Watch(system)
         for _ in range(count):
             os.pread(fd, _FILE, dice.randrange(pages) * _FILE)
-        return _rate(count, watch)
+        return watch.rate(workload, count)
     finally:
         os.close(fd)
 
@@ -114,17 +125,17 @@ def small_writes(system: Mounted, size: Size) -> Iterator[Result]:
     count = size.stream * 8
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        watch = Watch()
+        watch = Watch(system)
         for page in range(count):
             os.pwrite(fd, data, page * _FILE)
         os.fsync(fd)
-        yield "write 4 KiB blocks, one fsync", *_speed(count * _FILE / MIB, watch)
+        yield watch.speed("write 4 KiB blocks, one fsync", count * _FILE)
         dice = random.Random(2)
-        watch = Watch()
+        watch = Watch(system)
         for _ in range(size.writes):
             os.pwrite(fd, data, dice.randrange(count) * _FILE)
         os.fsync(fd)
-        yield "random 4 KiB writes, one fsync", *_rate(size.writes, watch)
+        yield watch.rate("random 4 KiB writes, one fsync", size.writes)
     finally:
         os.close(fd)
 
@@ -137,23 +148,23 @@ def small_files(system: Mounted, size: Size) -> Iterator[Result]:
     place.mkdir()
     names = [str(place / f"{number:06}") for number in range(size.files)]
     system.store()
-    watch = Watch()
+    watch = Watch(system)
     _create(names)
-    yield "create 4 KiB files", *_rate(len(names), watch)
+    yield watch.rate("create 4 KiB files", len(names))
     system.store()
-    yield "create 4 KiB files, until stored", *_rate(len(names), watch)
+    yield watch.rate("create 4 KiB files, until stored", len(names))
     system.forget()
-    yield "stat, cold", *_each(names, os.stat)
+    yield _each(system, "stat, cold", names, os.stat)
     system.forget()
-    yield "open + read + close, cold", *_each(names, _read)
-    yield "open + read + close, warm", *_each(names, _read)
-    watch = Watch()
+    yield _each(system, "open + read + close, cold", names, _read)
+    yield _each(system, "open + read + close, warm", names, _read)
+    watch = Watch(system)
     for name in names:
         os.rename(name, name + "-")  # noqa: PTH104 - a Path costs more than some file systems
-    yield "rename", *_rate(len(names), watch)
-    yield "unlink", *_each([name + "-" for name in names], os.unlink)
+    yield watch.rate("rename", len(names))
+    yield _each(system, "unlink", [name + "-" for name in names], os.unlink)
     synced = [str(place / f"synced-{number}") for number in range(size.synced)]
-    yield "create + fsync each", *_each(synced, lambda name: _write(name, synced=True))
+    yield _each(system, "create + fsync each", synced, lambda name: _write(name, synced=True))
 
 
 def _create(names: Sequence[str]) -> None:
@@ -161,11 +172,11 @@ def _create(names: Sequence[str]) -> None:
         _write(name)
 
 
-def _each(names: Sequence[str], action: Callable[[str], object]) -> tuple[float, str]:
-    watch = Watch()
+def _each(system: Mounted, workload: str, names: Sequence[str], action: Callable[[str], object]) -> Result:
+    watch = Watch(system)
     for name in names:
         action(name)
-    return _rate(len(names), watch)
+    return watch.rate(workload, len(names))
 
 
 _DATA = os.urandom(_FILE)
@@ -196,15 +207,13 @@ def large_directory(system: Mounted, size: Size) -> Iterator[Result]:
     place = system.directory / "many"
     place.mkdir()
     tenth = size.many // 10
-    rates = []
+    tenths = []
     for part in range(10):
-        watch = Watch()
+        watch = Watch(system)
         _create([str(place / f"{part}-{number:06}") for number in range(tenth)])
-        rates.append(tenth / watch.seconds())
-    yield "last tenth of the creates in one directory", rates[-1] / rates[0], "of the first"
-    watch = Watch()
-    _run(["ls", "-l", str(place)])
-    yield "ls -l of a large directory", *_rate(10 * tenth, watch)
+        tenths.append(watch.rate("last tenth of the creates in one directory", tenth))
+    yield replace(tenths[-1], value=tenths[-1].value / tenths[0].value, unit="of the first")
+    yield _command(system, "ls -l of a large directory", 10 * tenth, ["ls", "-l", str(place)])
 
 
 # --- a tree -----------------------------------------------------------------------------------------------
@@ -214,26 +223,28 @@ def tree(system: Mounted, size: Size) -> Iterator[Result]:
     archive, place = _archive(size.tree), system.directory / "tree"
     place.mkdir()
     system.store()
-    watch = Watch()
+    watch = Watch(system)
     _run(["tar", "-x", "-C", str(place)], archive)
-    yield "untar", *_rate(size.tree, watch)
+    yield watch.rate("untar", size.tree)
     system.store()
-    yield "untar, until stored", *_rate(size.tree, watch)
+    yield watch.rate("untar, until stored", size.tree)
     system.forget()
-    yield "find + stat, cold", *_command(size.tree, ["find", str(place), "-printf", "%s"])
-    yield "tar c, cold", *_command(size.tree, ["sh", "-c", 'tar -c -C "$1" . | cat >/dev/null', "sh", str(place)])
+    yield _command(system, "find + stat, cold", size.tree, ["find", str(place), "-printf", "%s"])
+    read = ["sh", "-c", 'tar -c -C "$1" . | cat >/dev/null', "sh", str(place)]  # to /dev/null alone it reads nothing
+    yield _command(system, "tar c, cold", size.tree, read)
     git = ["git", "-C", str(place), "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "gc.auto=0"]
     _run([*git, "init", "-q"])
-    yield "git add + commit", *_command(size.tree, ["sh", "-c", '"$@" add . && "$@" commit -q -m all', "sh", *git])
+    commit = ["sh", "-c", '"$@" add . && "$@" commit -q -m all', "sh", *git]
+    yield _command(system, "git add + commit", size.tree, commit)
     system.forget()
-    yield "git status, cold", *_command(size.tree, [*git, "status", "--porcelain"])
-    yield "rm -rf", *_command(size.tree, ["rm", "-rf", str(place)])
+    yield _command(system, "git status, cold", size.tree, [*git, "status", "--porcelain"])
+    yield _command(system, "rm -rf", size.tree, ["rm", "-rf", str(place)])
 
 
-def _command(count: int, command: Sequence[str]) -> tuple[float, str]:
-    watch = Watch()
+def _command(system: Mounted, workload: str, count: int, command: Sequence[str]) -> Result:
+    watch = Watch(system)
     _run(command)
-    return _rate(count, watch)
+    return watch.rate(workload, count)
 
 
 def _run(command: Sequence[str], given: bytes = b"") -> None:
