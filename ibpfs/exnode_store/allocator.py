@@ -1,8 +1,10 @@
 """Getting room for segments: allocations on as many depots as a policy asks copies for, leased for long (I4)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -16,12 +18,16 @@ from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica
 from ibpfs.exnode_store.placement import FAILED, choose_depots
 
+T = TypeVar("T")
+
 #: Four of the longest slices fit, with their tags.
 SEGMENT_SIZE = 16 * 1024 * 1024 + 8 * 1024
 #: Seconds an open segment takes appends.
 SEGMENT_AGE = 60.0
 #: An allocation's first lease; extended once it stands in the ledger as pending (I4).
 SHORT_LEASE = 600
+#: Seconds that the others are waited for when as many depots have answered as have to.
+STRAGGLER_LIMIT = 2.0
 #: What a policy asks for where a depot does not lease permanently: the depot's longest, but no more than this.
 LONG_LEASE = 30 * 24 * 3600
 
@@ -75,19 +81,17 @@ class Allocator:
             chosen = choose_depots(candidates, policy.copies - len(got), size)
             if not chosen:
                 break
-            for number in chosen:
-                tried.add(number)
-                depot = self._depots.get(number)
-                try:
-                    got.append((depot, await self._allocate(depot, size)))
-                except (DepotError, DepotUnreachable) as error:
-                    trouble = error
+            tried.update(chosen)
+            asked = [self._depots.get(number) for number in chosen]
+            found, refusal = await _ask_all(asked, partial(self._allocate, size), policy.min_copies - len(got))
+            got += [(depot, found[depot.id]) for depot in asked if depot.id in found]
+            trouble = refusal or trouble
         if len(got) < policy.min_copies:
             self._orphan(got)
             raise self._why_not(length, trouble)
         return await self._lease(policy, size, got)
 
-    async def _allocate(self, depot: Depot, size: int) -> CapabilitySet:
+    async def _allocate(self, size: int, depot: Depot) -> CapabilitySet:
         caps = await depot.call(lambda: depot.client.allocate(size, self._first_lease(depot)))
         depot.free_bytes -= size
         return caps
@@ -111,18 +115,23 @@ class Allocator:
 
     async def _lease(self, policy: Policy, size: int, got: Sequence[tuple[Depot, CapabilitySet]]) -> OpenSegment:
         keys = [(d.id, c.read.wire_key, c.write.wire_key, c.manage.wire_key) for d, c in got]
-        rows = self._ledger.add_pending(keys)
+        rows = dict(zip([depot.id for depot, _ in got], self._ledger.add_pending(keys), strict=True))
         await self._db.sync()  # I4: what is leased for long must be known after a power cut
+        manage = {depot.id: caps.manage.wire_key for depot, caps in got}
+
+        async def extend(depot: Depot) -> float | None:
+            return await self.extend(depot, manage[depot.id], size)
+
+        ends, trouble = await _ask_all([depot for depot, _ in got], extend, policy.min_copies)
+        kept = [(depot, caps) for depot, caps in got if depot.id in ends]
+        if len(kept) < policy.min_copies:
+            self._ledger.abandon_pending(list(rows.values()))
+            raise trouble or DepotUnreachable("depots do not answer")
+        self._ledger.abandon_pending([row for number, row in rows.items() if number not in ends])
         replicas: list[tuple[Depot, NewReplica]] = []
-        try:
-            for row, (depot, caps) in zip(rows, got, strict=True):
-                end = await self.extend(depot, caps.manage.wire_key, size)
-                wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
-                replicas.append((depot, NewReplica(row, depot.id, *wire, end, time.time())))
-        except (DepotError, DepotUnreachable):
-            self._ledger.abandon_pending(rows)
-            raise
-        for depot, _ in replicas:
+        for depot, caps in kept:
+            wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
+            replicas.append((depot, NewReplica(rows[depot.id], depot.id, *wire, ends[depot.id], time.time())))
             depot.busy += 1
         return OpenSegment(policy.id, size, replicas, trio.current_time())
 
@@ -139,3 +148,31 @@ class Allocator:
         duration = LONG_LEASE if longest is None else min(LONG_LEASE, longest)
         await depot.call(lambda: depot.client.change(manage, max_size=size, duration=duration))
         return time.time() + duration
+
+
+async def _ask_all(
+    depots: Sequence[Depot], ask: Callable[[Depot], Awaitable[T]], enough: int
+) -> tuple[dict[int, T], IbpfsError | None]:
+    """Ask all at once; return their answers, and the last refusal.
+
+    Once `enough` have answered, the others are waited for so much longer only: a stuck depot delays nobody.
+    """
+    answers: dict[int, T] = {}
+    refusals: dict[int, IbpfsError] = {}
+
+    async def one(depot: Depot) -> None:
+        try:
+            answers[depot.id] = await ask(depot)
+        except (DepotError, DepotUnreachable) as error:
+            refusals[depot.id] = error
+        if len(answers) >= enough:
+            scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_LIMIT)
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            for depot in depots:
+                nursery.start_soon(one, depot)
+    for depot in depots:
+        if depot.id not in answers and depot.id not in refusals:
+            depot.late()
+    return answers, next(reversed(refusals.values()), None)

@@ -49,6 +49,7 @@ class Depot:
         self.is_open = False  # what is said to it, capabilities too, can be read on the way
         self._down_since: float | None = None
         self._refused = False
+        self._is_told = False  # that it does not answer
         self.turned = trio.Event()  # set, and replaced, when it begins or ceases to answer
 
     @property
@@ -67,10 +68,11 @@ class Depot:
         return self._down_since is not None and trio.current_time() - self._down_since > FAILED_AFTER
 
     def answered(self, seconds: float) -> None:
-        if self._down_since is not None:
+        if self._is_told:
             _log.info("depot %s answers again", self.address)
+        if self._down_since is not None:
             self._turn()
-        self._down_since = None
+        self._down_since, self._is_told = None, False
         self._refused = False
         self.trouble = ""
         self.latency = 0.8 * self.latency + 0.2 * seconds
@@ -78,12 +80,18 @@ class Depot:
     def silent(self, trouble: str, *, refused: bool = False) -> None:
         self.trouble = trouble
         self._refused = refused
-        if self._down_since is None:
-            self._down_since = trio.current_time()
-            self._turn()
+        self.late()
+        if not self._is_told:
+            self._is_told = True
             # The embedded one's keeper starts it again, and warns when it was killed or does not come up.
             level = logging.INFO if self.embedded else logging.WARNING
             _log.log(level, "depot %s does not answer: %s", self.address, trouble)
+
+    def late(self) -> None:
+        """Others had answered long ago: it gets nothing to do before it has shown that it answers."""
+        if self._down_since is None:
+            self._down_since = trio.current_time()
+            self._turn()
 
     def _turn(self) -> None:
         self.turned.set()

@@ -13,7 +13,7 @@ import trio
 from ibpfs.depot.client import ShortLoad
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, NoSpace
-from ibpfs.exnode_store.allocator import Allocator, OpenSegment, Policy
+from ibpfs.exnode_store.allocator import STRAGGLER_LIMIT, Allocator, OpenSegment, Policy
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 _OVERHEAD = 1 / 256, 256 * 1024
 #: A segment with less room than this is full: kept open for so little, it would hold back what is deleted from it.
 _LEAST_ROOM = 64 * 1024
-#: When min_copies have acknowledged, how long the others may still take before the append goes on without them.
-STRAGGLER_LIMIT = 5.0
+#: What the others may take, in bytes per second, beside STRAGGLER_LIMIT, when min_copies have acknowledged.
+_STRAGGLER_RATE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +123,20 @@ class Transfer:
                 # That a depot is silent has been said of the depot.
                 level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
                 _log.log(level, "depot %s allocation %s: append refused: %s", depot.address, replica.write.label, error)
+                results[depot.id] = False
                 return
             results[depot.id] = taken == length
             if sum(results.values()) >= policy.min_copies:
-                scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_LIMIT)
+                patience = STRAGGLER_LIMIT + length / _STRAGGLER_RATE
+                scope.deadline = min(scope.deadline, trio.current_time() + patience)
 
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 for depot, replica in segment.replicas:
                     nursery.start_soon(store, depot, replica)
+        for depot, _ in segment.replicas if scope.cancelled_caught else []:
+            if depot.id not in results:
+                depot.late()
         lost = [depot.id for depot, _ in segment.replicas if not results.get(depot.id)]
         if lost or len(segment.replicas) < policy.copies:
             segment.sound = False
