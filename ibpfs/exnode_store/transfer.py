@@ -284,6 +284,11 @@ class Transfer:
         text = f"depot {depot.address} allocation {replica.read.label}"
         return text if error is None else f"{text}: {error}"
 
+    def is_at_hand(self, replica: Replica) -> bool:
+        """Whether its depot answers."""
+        depot = self._depots.find(replica.depot)
+        return depot is not None and depot.state == OK
+
     def is_lost(self, segment: int) -> bool:
         """Whether no replica is left that can be read: each is suspect, or its depot has been away for long."""
         known = {depot.id: depot for depot in self._depots}

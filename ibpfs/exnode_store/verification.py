@@ -14,7 +14,7 @@ from ibpfs.exnode_store.transfer import Transfer
 CHUNK = 1024 * 1024
 #: Dead bytes between two slices that are loaded with them rather than asking twice.
 _GAP = 16 * 1024
-_DIFFERS = "stored bytes differ from their digest"
+DIFFERS = "stored bytes differ from their digest"
 
 
 class Verification:
@@ -36,12 +36,13 @@ class Verification:
             try:
                 loaded = await self._transfer.load(segment, start, stop, avoid=avoid)
             except DataError:
-                if len(runs) == 1 and avoid.issuperset(one.id for one in self._ledger.replicas(segment)):
-                    self.damaged.add(segment)  # not out of reach, but wrong
+                others = [one for one in self._ledger.replicas(segment) if one.id not in avoid]
+                if avoid and len(runs) == 1 and all(one.suspect and self._transfer.is_at_hand(one) for one in others):
+                    self.damaged.add(segment)  # not out of reach, but wrong here and lost there
                 raise
             if self._are_sound(loaded.data, start, runs):
                 return loaded.data
-            self._transfer.report(loaded.replica, _DIFFERS)
+            self._transfer.report(loaded.replica, DIFFERS)
             avoid |= {loaded.replica}
 
     async def load_best(
@@ -87,7 +88,7 @@ class Verification:
             except (CapabilityNotFound, ShortLoad) as error:
                 return str(error)
             if not self._are_sound(data, start, inside):
-                return _DIFFERS
+                return DIFFERS
         return ""
 
     def _are_sound(self, data: Buffer, start: int, runs: Sequence[StoredRun]) -> bool:

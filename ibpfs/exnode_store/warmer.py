@@ -24,7 +24,7 @@ from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, Orphan, Replica, StoredRun
 from ibpfs.exnode_store.placement import FAILED, OK, choose_depots
 from ibpfs.exnode_store.transfer import Transfer
-from ibpfs.exnode_store.verification import CHUNK, Verification, chunks
+from ibpfs.exnode_store.verification import CHUNK, DIFFERS, Verification, chunks
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Warmer:
         self._packing = trio.Lock()
         self._verification = Verification(db, ledger, transfer)
         self._bad: dict[int, float] = {}  # suspect replicas that were found to be bad, and when
+        self._gone: set[int] = set()  # those of them of which the depot has nothing
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -195,7 +196,8 @@ class Warmer:
         suspects = {replica.id: replica for replica in self._ledger.suspects()}
         self._bad = {number: since for number, since in self._bad.items() if number in suspects}
         due = trio.current_time() - _VERIFY_AGAIN
-        at_hand = [replica for replica in suspects.values() if self._answers(replica)]
+        self._gone &= suspects.keys()
+        at_hand = [replica for replica in suspects.values() if self._transfer.is_at_hand(replica)]
         unknown = [replica for replica in at_hand if self._bad.get(replica.id, -math.inf) < due]
         for replica in unknown[:_REPAIRS]:
             with _not_yet(replica):
@@ -206,20 +208,19 @@ class Warmer:
                     _log.info("segment %d: allocation %s is released", replica.segment, replica.read.label)
                     self._ledger.drop_replica(replica)
 
-    def _answers(self, replica: Replica) -> bool:
-        depot = self._depots.find(replica.depot)
-        return depot is not None and depot.state == OK
-
     async def _examine(self, replica: Replica) -> None:
         fault = await self._verification.fault(replica)
         if self._ledger.replica(replica.id) is None:  # released while it was looked at
             return
         _log.info("segment %d: allocation %s was suspect: %s", replica.segment, replica.read.label, fault or "sound")
-        if fault:
-            self._bad[replica.id] = trio.current_time()
-        else:
-            self._bad.pop(replica.id, None)
+        self._bad.pop(replica.id, None)
+        self._gone.discard(replica.id)
+        if not fault:
             self._ledger.verified(replica)
+            return
+        self._bad[replica.id] = trio.current_time()
+        if fault != DIFFERS:
+            self._gone.add(replica.id)
 
     async def _is_dispensable(self, replica: Replica) -> bool:
         """Whether nothing is lost with a bad replica: it is replaced; or it takes the room of its replacement."""
@@ -321,13 +322,19 @@ class Warmer:
         return self._ledger.under_replicated_bytes()
 
     async def _augment(self, shortage: Shortage) -> None:
-        replicas = self._ledger.replicas(shortage.segment)
-        kept = shortage.segment in self._verification.damaged
-        taken = {replica.depot for replica in replicas if kept or replica.id not in self._bad}
+        taken = self._taken(shortage.segment)
         candidates = [depot.candidate() for depot in self._depots if depot.id not in taken]
         for number in choose_depots([one for one in candidates if one.state != FAILED], shortage.missing,
                                     shortage.length):  # fmt: skip
             await self._copy_to(self._depots.get(number), shortage)
+
+    def _taken(self, segment: int) -> set[int]:
+        """The depots that need no copy: those with a replica, unless it is bad and a sound one can be made now."""
+        replicas = self._ledger.replicas(segment)
+        sources = [replica for replica in replicas if replica.id not in self._gone]
+        at_hand = bool(sources) and all(map(self._transfer.is_at_hand, sources))
+        replaceable = at_hand and segment not in self._verification.damaged
+        return {replica.depot for replica in replicas if not (replaceable and replica.id in self._bad)}
 
     async def _copy_to(self, depot: Depot, shortage: Shortage) -> None:
         longest = depot.status.max_lease if depot.status else None

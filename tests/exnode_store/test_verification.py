@@ -164,6 +164,20 @@ async def test_what_is_bad_everywhere_is_kept(volume: VolumePaths) -> None:
         assert all(len(allocations(volume, name)) == 1 for name in ("one", "two"))
 
 
+async def test_nothing_is_allocated_for_what_no_depot_has(volume: VolumePaths) -> None:
+    def harm() -> None:
+        for name in ("one", "two"):
+            shutil.rmtree(volume.root.with_name(name) / "allocations")
+
+    async with harmed(volume, harm) as now:
+        suspect_all(now)
+        await look(now)
+        await look(now)
+        assert [one.suspect for one in now.ledger.replicas(1)] == [True, True]
+        assert now.db.value("SELECT max(id) FROM orphans") is None
+        assert now.db.value("SELECT seq FROM sqlite_sequence WHERE name = 'pending'") == 2  # those of the first copies
+
+
 async def test_a_bad_one_on_a_full_depot_makes_room_for_its_replacement(volume: VolumePaths) -> None:
     async with harmed(volume, lambda: flip(volume, "two", TEXTS[1])) as now:
         (bad,) = [one for one in now.ledger.replicas(1) if one.depot == 2]
