@@ -71,9 +71,13 @@ class Calls:
         await trio.lowlevel.checkpoint()
 
     async def _connect(self) -> DepotStream:
-        stream = await DepotStream.connect(self.address, pin=self._pin, silence_limit=self._silence_limit)
-        self._pin = self._pin or stream.fingerprint
-        return stream
+        pin = self._pin
+        stream = await DepotStream.connect(self.address, pin=pin, silence_limit=self._silence_limit)
+        if self._pin == pin:
+            self._pin = pin or stream.fingerprint
+            return stream
+        stream.close()  # pinned meanwhile: this connection knows nothing of it
+        return await self._connect()
 
     async def _try_version(
         self, command: ev.Command, expected: type[_Reply], *, repeatable: bool = True

@@ -5,7 +5,7 @@ import ssl
 import stat
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,43 @@ async def test_the_probe_ends(autojump_clock: trio.testing.MockClock) -> None:
         began = trio.current_time()
         assert await fingerprint_of(address) is None
         assert trio.current_time() - began == pytest.approx(3.0)
+
+
+async def test_two_certificates_at_first(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """Two first connections at once, behind which there are different ones: one of them is the depot from then on."""
+    contexts = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        context = tls_context(tmp_path / name)
+        assert context is not None
+        contexts.append(context)
+    turns = iter([0, 1, 1])
+    both, heard = trio.Event(), set[int]()
+
+    async def answer(stream: trio.SocketStream) -> None:
+        turn = next(turns)
+        if turn:
+            both.set()
+        await both.wait()
+        tls = trio.SSLStream(stream, contexts[turn], server_side=True, https_compatible=True)
+        with suppress(trio.BrokenResourceError):
+            async for _ in tls:
+                heard.add(turn)
+                await tls.send_all(b"1 41 \nVS:1.4:1.0 CT:1000 UT:30 AT:970 DR:5 RE \n")
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, answer, [listener])
+    place = Address("127.0.0.1", listener.socket.getsockname()[1], secure=True)
+
+    async def ask() -> None:
+        with suppress(WrongCertificate):
+            await client.status()
+
+    async with DepotClient(place) as client, trio.open_nursery() as asking:
+        asking.start_soon(ask)
+        asking.start_soon(ask)
+    assert len(heard) == 1
+    nursery.cancel_scope.cancel()
 
 
 async def test_connecting_ends(autojump_clock: trio.testing.MockClock) -> None:
