@@ -6,7 +6,6 @@ pyfuse3 ends the mount on any exception but FUSEError; so nothing else may leave
 import errno
 import functools
 import logging
-import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -43,28 +42,31 @@ ERRNO: dict[type[Exception], int] = {
 class Deadlines:
     """Seconds after which a request is answered with EIO. `write` is bounded by the cache, which knows the reason."""
 
-    local: float = 5.0
     read: float = 20.0
     fsync: float = 30.0
 
     @classmethod
     def of(cls, options: MountOptions) -> "Deadlines":
         seconds = options.deadline
-        return cls() if seconds is None else cls(seconds, seconds, seconds)
+        return cls() if seconds is None else cls(seconds, seconds)
 
 
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
-def answered(limit: str = "local") -> Callable[[Handler], Handler]:
-    """Bound a method by the deadline `limit` of its object ('' for none) and let only FUSEError out of it."""
+def answered(limit: str = "") -> Callable[[Handler], Handler]:
+    """Let only FUSEError out of a method; bound it by the deadline `limit` of its object, if it is one that waits.
+
+    Most do not wait, and a deadline costs 10 us of each request (measured: a seventh of a rename).
+    """
 
     def decorate(handler: Handler) -> Handler:
         @functools.wraps(handler)
         async def bounded(self: Any, *arguments: Any) -> Any:
-            seconds = getattr(self.deadlines, limit) if limit else math.inf
             try:
-                with trio.fail_after(seconds):
+                if not limit:
+                    return await handler(self, *arguments)
+                with trio.fail_after(getattr(self.deadlines, limit)):
                     return await handler(self, *arguments)
             except FUSEError:
                 raise

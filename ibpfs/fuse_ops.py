@@ -273,7 +273,7 @@ class Operations(pyfuse3.Operations):
             self._touch(opened.ino)
         return await self._files.read(opened.ino, off, size)
 
-    @answered("")
+    @answered()
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         ino = self._open[fh].ino
         written = await self._files.write(ino, off, buf)

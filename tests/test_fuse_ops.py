@@ -1,5 +1,6 @@
 """The kernel's requests, without a kernel: nothing but FUSEError leaves a handler, and the right errno does."""
 
+import ast
 import errno
 import inspect
 import os
@@ -14,7 +15,7 @@ import pytest
 import trio
 from pyfuse3 import FUSEError, RequestContext, SetattrFields
 
-from ibpfs import errors
+from ibpfs import errors, fuse_ops
 from ibpfs.config import VolumePaths, read_key_file
 from ibpfs.depot.wire import DepotUnreachable
 from ibpfs.exnode_store.attributes import NewInode
@@ -102,7 +103,7 @@ def test_every_error_has_an_errno() -> None:
 
 async def test_a_deadline_is_eio(caplog: pytest.LogCaptureFixture, autojump_clock: object) -> None:
     ops = Operations(Broken(), Broken(), MountOptions(deadline=2.0), Broken())  # type: ignore[arg-type]
-    assert ops.deadlines == Deadlines(2.0, 2.0, 2.0)
+    assert ops.deadlines == Deadlines(2.0, 2.0)
 
     class Slow:
         async def read(self, *_: int) -> bytes:
@@ -120,7 +121,7 @@ async def test_a_deadline_is_eio(caplog: pytest.LogCaptureFixture, autojump_cloc
     assert "deadline" in caplog.text
 
 
-@pytest.mark.parametrize(("limit", "seconds"), [("local", 5.0), ("read", 20.0), ("fsync", 30.0)])
+@pytest.mark.parametrize(("limit", "seconds"), [("read", 20.0), ("fsync", 30.0)])
 @pytest.mark.parametrize("chosen", [None, 1.5])
 async def test_each_kind_of_request_has_its_deadline(
     limit: str, seconds: float, chosen: float | None, autojump_clock: object
@@ -135,6 +136,19 @@ async def test_each_kind_of_request_has_its_deadline(
     began = trio.current_time()
     await refused(errno.EIO, Stuck().request())
     assert trio.current_time() - began == pytest.approx(chosen or seconds)
+
+
+def test_what_waits_has_a_deadline() -> None:
+    """But `write`, which the cache bounds."""
+    (operations_class,) = (
+        one for one in ast.parse(inspect.getsource(fuse_ops)).body
+        if isinstance(one, ast.ClassDef) and one.name == "Operations"
+    )  # fmt: skip
+    handlers = [one for one in operations_class.body if isinstance(one, ast.AsyncFunctionDef)]
+    waits = {one.name for one in handlers if any(isinstance(node, ast.Await | ast.AsyncWith) for node in ast.walk(one))}
+    bounded = {one.name for one in handlers for mark in one.decorator_list if isinstance(mark, ast.Call) and mark.args}
+    assert waits - {"write", "_make_sure"} <= bounded
+    assert bounded >= {"read", "fsync", "fsyncdir", "flush"}
 
 
 def test_a_depot_that_swallows_everything_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
