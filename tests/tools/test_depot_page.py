@@ -13,7 +13,7 @@ from ibpfs_tools.depot import depot
 from ibpfs_tools.depot_config import keys
 
 PAGE = (Path(__file__).parents[2] / "docs" / "depot.md").read_text()
-CONTEXT = click.Context(depot, info_name="ibpfs-depot")
+CONTEXT = click.Context(depot, info_name="ibpfs-depot", **depot.context_settings)  # a command keeps its help option
 OPTIONS = [option for one in depot.get_params(CONTEXT) for option in (*one.opts, *one.secondary_opts)]
 HELP = depot.get_help(CONTEXT)
 
