@@ -175,10 +175,11 @@ async def test_a_depot_that_ended_while_a_connection_was_kept(depot: RunningDepo
 
 @pytest.mark.parametrize("depot", [("--max-connections", "1")], indirect=True)
 async def test_a_crowded_depot(depot: RunningDepot) -> None:
-    async with DepotClient(Address.parse(depot.tcp)) as first, DepotClient(Address.parse(depot.tcp)) as second:
-        await first.status()
+    address = Address.parse(depot.tcp)
+    async with DepotClient(address) as client, await trio.open_tcp_stream(address.host, address.port) as other:
+        await other.send_all(b"1 4 ")  # in the middle of a command, so that its place is not given away
         with pytest.raises(OutOfSockets):
-            await second.status()
-        first.drop_connections()
+            await client.status()
+        await other.aclose()
         with trio.fail_after(5):
-            await second.status()
+            await client.status()

@@ -251,8 +251,9 @@ class TestLimits:
     def test_too_many_connections(self, start_depot: Start) -> None:
         depot = start_depot("--listen", "127.0.0.1:0", "--max-connections", "2")
         first, second = depot.connect(), depot.connect()
-        first.allocate()
-        second.allocate()
+        for client in (first, second):
+            client.allocate()
+            client.send("1 4 ")  # in the middle of a command, so that its place is not given away
         backoffs = []
         for _ in range(3):
             refused = depot.connect()
