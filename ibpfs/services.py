@@ -6,6 +6,7 @@ Knows the objects of an open volume; neither terminal nor socket.
 import importlib.metadata
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,13 @@ from ibpfs.exchange import Exchange
 from ibpfs.exnode_store.compaction import most_segments
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
-from ibpfs.exnode_store.description import describe, earliest_lease_end, summarize
+from ibpfs.exnode_store.description import (
+    at_risk_bytes,
+    describe,
+    earliest_lease_end,
+    summarize,
+    survives_until,
+)
 from ibpfs.exnode_store.imports import Imports, describe_imports
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.warmer import Warmer
@@ -98,7 +105,9 @@ class Services:
             "used_bytes": parts.files.used_bytes,
             "segments": parts.ledger.segments,
             "under_replicated_bytes": parts.warmer.under_replicated_bytes,
+            "at_risk_bytes": at_risk_bytes(parts.db, time.time()),
             "earliest_lease_end": earliest_lease_end(parts.db),
+            "survives_until": survives_until(parts.db, time.time()),
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
             "depots": [_depot(depot) for depot in parts.depots],
             "version": __version__,

@@ -23,6 +23,7 @@ from .cache.stack import run_depot
 STATUS_KEYS = {
     "volume", "mountpoint", "pid", "pids", "dirty_bytes", "spool_bytes", "files", "used_bytes",
     "segments", "under_replicated_bytes", "earliest_lease_end", "depots", "version", "installed_version",
+    "at_risk_bytes", "survives_until",
 }  # fmt: skip
 
 

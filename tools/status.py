@@ -45,7 +45,7 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
         f"  files           {found['files']}, {format_size(found['used_bytes'])}{_segments(found)}",
         f"  to be uploaded  {_waiting(found)}",
         f"  lacking copies  {_lacking(found)}",
-        f"  leases          {_lease(found['earliest_lease_end'], now)}",
+        f"  leases          {_lease(found['earliest_lease_end'], now)}{_survival(found.get('survives_until'), now)}",
     ]
     lines += [
         f"  depot {depot['id']:<9} {depot['state']}, {depot['address']}, {_free(depot['free_bytes'])}"
@@ -71,7 +71,9 @@ def _waiting(found: dict[str, Any]) -> str:
 
 def _lacking(found: dict[str, Any]) -> str:
     retained = found.get("retained_bytes", 0)
+    at_risk = found.get("at_risk_bytes", 0)
     text = format_size(found["under_replicated_bytes"])
+    text += f"; {format_size(at_risk)} at risk: no copy to spare" if at_risk else ""
     return f"{text}; {format_size(retained)} of the files are also kept in the spool until then" if retained else text
 
 
@@ -80,6 +82,16 @@ def _lease(end: float | None, now: float) -> str:
         return "permanent"
     days = (end - now) / 86400
     return f"the first ends in {days:.1f} days" if days >= 0 else f"the first ended {-days:.1f} days ago"
+
+
+def _survival(end: float | None, now: float) -> str:
+    """Until when the volume is whole with this machine off."""
+    if end is None:
+        return ""
+    days = (end - now) / 86400
+    if days <= 0:
+        return "; some bytes are not kept any more"
+    return f"; with this machine off, all is kept for {days:.1f} days"
 
 
 def _free(size: int | None) -> str:

@@ -1,4 +1,7 @@
-"""A file as a person asks for it: which slices, in which segments, on which depots, until when. Names no secret."""
+"""A file as a person asks for it: which slices, in which segments, on which depots, until when. Names no secret.
+
+And what the volume as a whole can count on.
+"""
 
 from typing import Any
 
@@ -55,6 +58,32 @@ def summarize(db: Database, ledger: Ledger, ino: int) -> dict[str, Any]:
 def earliest_lease_end(db: Database) -> float | None:
     """Unix seconds at which the first lease ends; None when every one is permanent."""
     end: float | None = db.value("SELECT min(lease_end) FROM replicas")
+    return end
+
+
+def at_risk_bytes(db: Database, now: float) -> int:
+    """Stored bytes with fewer sound leased replicas than min_copies, or with one only where there should be more."""
+    endangered: int = db.value(
+        "SELECT coalesce(sum(length), 0) FROM (SELECT s.length FROM segments s JOIN policies p ON p.id = s.policy"
+        " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0 AND (r.lease_end IS NULL OR r.lease_end > ?)"
+        " WHERE s.length > 0 AND s.id NOT IN (SELECT segment FROM imported)"
+        " GROUP BY s.id HAVING count(r.id) < max(p.min_copies, min(p.copies, 2)))",
+        (now,),
+    )
+    return endangered
+
+
+def survives_until(db: Database, now: float) -> float | None:
+    """Unix seconds until which every segment keeps a sound replica if nothing is renewed; None: for good.
+
+    `now` where one has none already.
+    """
+    end: float | None = db.value(
+        "SELECT min(CASE WHEN sound = 0 THEN ? WHEN permanent THEN NULL ELSE end END)"
+        " FROM (SELECT count(r.id) AS sound, count(r.id) > count(r.lease_end) AS permanent, max(r.lease_end) AS end"
+        " FROM segments s LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0 WHERE s.length > 0 GROUP BY s.id)",
+        (now,),
+    )
     return end
 
 
