@@ -4,6 +4,7 @@ import json
 import math
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -84,6 +85,9 @@ def _ceiling(place: Path) -> Iterator[Mounted]:
 
     def forget() -> None:
         process.send_signal(signal.SIGUSR1)
+        if not select.select([said], [], [], _PATIENCE)[0]:
+            process.kill()
+            raise CannotMount("the ceiling does not answer")
         said.readline()
 
     try:
