@@ -40,8 +40,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class MountEntry:
-    """A line of /proc/self/mountinfo. `device` is MAJOR:MINOR."""
+    """A line of /proc/self/mountinfo. `number` tells this mount from any other, `device` is MAJOR:MINOR."""
 
+    number: int
     device: str
     mountpoint: Path
     options: tuple[str, ...]
@@ -54,7 +55,8 @@ def mount_entries(table: Path = Path("/proc/self/mountinfo")) -> Iterator[MountE
     for line in table.read_bytes().decode(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         fields, (kind, source, *_) = left.split(" "), right.split(" ")
-        yield MountEntry(fields[2], Path(_plain(fields[4])), tuple(fields[5].split(",")), kind, _plain(source))
+        place, options = Path(_plain(fields[4])), tuple(fields[5].split(","))
+        yield MountEntry(int(fields[0]), fields[2], place, options, kind, _plain(source))
 
 
 def mount_at(mountpoint: Path) -> MountEntry | None:

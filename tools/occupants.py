@@ -47,7 +47,7 @@ def _uses(process: Path, mount: MountEntry) -> Iterator[str]:
         if _inside(process / link, mount):
             yield use
     for descriptor in (process / "fd").iterdir():
-        if _inside(descriptor, mount):
+        if _inside(descriptor, mount) and _is_on(process / "fdinfo" / descriptor.name, mount):
             path = Path(os.readlink(descriptor)).relative_to(mount.mountpoint)  # noqa: PTH115 (no resolving)
             yield f"open file {path}"
     if f" {_map_device(mount.device)} " in (process / "maps").read_text(errors="replace"):
@@ -59,6 +59,11 @@ def _inside(link: Path, mount: MountEntry) -> bool:
         return Path(os.readlink(link)).is_relative_to(mount.mountpoint)  # noqa: PTH115
     except OSError:
         return False
+
+
+def _is_on(description: Path, mount: MountEntry) -> bool:
+    """Whether a descriptor is of the mount; it may be of what the mount hides, as one of the mount's own process."""
+    return f"mnt_id:\t{mount.number}" in description.read_text().splitlines()
 
 
 def _map_device(device: str) -> str:

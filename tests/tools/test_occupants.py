@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ibpfs.kernel import MountEntry
@@ -11,7 +12,17 @@ from ibpfs_tools.occupants import describe, occupants
 
 
 def entry(place: Path, device: str = "4095:1") -> MountEntry:
-    return MountEntry(device, place, (), "fuse.ibpfs", "/v")
+    """A mount that is what the descriptors of `place` are on."""
+    return MountEntry(mount_number(place), device, place, (), "fuse.ibpfs", "/v")
+
+
+def mount_number(place: Path) -> int:
+    descriptor = os.open(place, os.O_PATH)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
 
 
 def test_working_directory_open_file_and_mapping(tmp_path: Path) -> None:
@@ -26,10 +37,21 @@ def test_working_directory_open_file_and_mapping(tmp_path: Path) -> None:
         status = os.fstat(file.fileno())
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
         mapped = mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ)
-    found = {one.pid: one.use for one in occupants(entry(tmp_path / "elsewhere", device))}
+    found = {one.pid: one.use for one in occupants(replace(entry(tmp_path, device), mountpoint=Path("/elsewhere")))}
     assert found[os.getpid()] == "mapped file"
     mapped.close()
 
 
+def test_a_descriptor_of_what_the_mount_hides(tmp_path: Path) -> None:
+    """The process of an ordinary user's mount holds one; it keeps nothing busy."""
+    hiding = replace(entry(tmp_path), number=2**31)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert occupants(hiding) == []
+        assert [one.use for one in occupants(entry(tmp_path))] == ["open file ."]
+    finally:
+        os.close(descriptor)
+
+
 def test_nobody() -> None:
-    assert describe(entry(Path("/nowhere/at/all"))) == "by a process of another user"
+    assert describe(replace(entry(Path("/")), mountpoint=Path("/nowhere/at/all"))) == "by a process of another user"
