@@ -84,7 +84,7 @@ async def _converse(commands: Mapping[str, Command], stream: trio.SocketStream) 
             request = await _receive(stream)
             if request is not None:
                 await _answer(commands, stream, request)
-        except trio.BrokenResourceError:
+        except* trio.BrokenResourceError:  # in a group, when it was noticed while the command ran
             _log.debug("who asked went away")
 
 
@@ -103,7 +103,7 @@ async def _receive(stream: trio.SocketStream) -> dict[str, Any] | None:
         line += chunk
     try:
         request = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return request if isinstance(request, dict) else None
 

@@ -126,7 +126,32 @@ async def test_who_hangs_up_ends_the_command(paths: VolumePaths) -> None:
             await ended.wait()
 
 
-@pytest.mark.parametrize("junk", [b"\n", b"[]\n", b"\xff\xfe\n", b'{"command": 1}\n', b"x" * 70_000])
+async def test_who_hangs_up_on_unread_progress_ends_the_command_alone(
+    paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ibpfs.control._PROGRESS_EVERY", 0.001)
+    given_up = trio.Event()
+
+    async def work(_: Request, progress: Progress) -> None:
+        progress(1, 2, "")
+        try:
+            await trio.sleep_forever()
+        finally:
+            given_up.set()
+
+    async with listening(paths.control, {"work": work}):
+        stream = await trio.open_unix_socket(_short(paths))
+        await stream.send_all(b'{"command": "work"}\n')
+        await trio.lowlevel.wait_readable(stream.socket)
+        await stream.aclose()  # with a line in its buffer: the owner is told of a reset, not of an end
+        with trio.fail_after(10):
+            await given_up.wait()
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\n", b"[]\n", b"[" * 70_000 + b"\n", b"\xff\xfe\n", b'{"command": 1}\n', b"x" * 70_000]
+)
 async def test_junk_is_survived(paths: VolumePaths, junk: bytes) -> None:
     async def status(_: Request, __: Progress) -> str:
         return "here"
