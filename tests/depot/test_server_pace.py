@@ -47,27 +47,26 @@ def test_who_holds_little_is_never_the_one_to_go() -> None:
 
 def test_connections_are_counted_per_address_and_in_all() -> None:
     door = Door(3, 2)
-    with door.inside(THERE), door.inside(THERE):
-        assert door.refusal(THERE) == "address"
-        assert door.refusal(ELSEWHERE) is None
-        with door.inside(ELSEWHERE):
-            assert door.refusal(HERE) == "all"
-            assert door.refusal(None) is None
-        assert door.refusal(HERE) is None
+    door.enter(THERE)
+    door.enter(THERE)
+    assert door.refusal(THERE) == "address"
+    assert door.refusal(ELSEWHERE) is None
+    door.enter(ELSEWHERE)
+    assert door.refusal(HERE) == "all"
+    assert door.refusal(None) is None
+    door.leave(ELSEWHERE)
+    assert door.refusal(HERE) is None
+    door.leave(THERE)
     assert door.refusal(THERE) is None
 
 
 def test_this_machine_may_have_all_connections() -> None:
-    door = Door(1000, None)
     for origin, most in ((HERE, 1000), (THERE, Door.DEFAULT_PER_ADDRESS)):
-        guests = [door.inside(origin) for _ in range(most)]
-        for guest in guests[:-1]:
-            guest.__enter__()
-        assert door.refusal(origin) is None
-        guests[-1].__enter__()
+        door = Door(1000, None)
+        for _ in range(most):
+            assert door.refusal(origin) is None
+            door.enter(origin)
         assert door.refusal(origin) is not None
-        for guest in guests:
-            guest.__exit__(None, None, None)
 
 
 class Guest:
@@ -80,13 +79,14 @@ class Guest:
 
 async def test_in_a_full_house_the_idlest_goes(autojump_clock: trio.testing.MockClock) -> None:
     door, first, second = Door(2, None), Guest(), Guest()
-    with door.inside(HERE), door.inside(HERE):
-        door.rests(first)
-        await trio.sleep(0.1)
-        door.rests(second)
-        assert door.refusal(HERE) == "all"
-        await trio.sleep(SHORTEST_IDLE)
-        assert door.refusal(THERE) is None
-        assert (first.dismissed, second.dismissed) == (True, False)
-        door.rises(second)
-        assert door.refusal(THERE) == "all"
+    door.enter(HERE)
+    door.enter(HERE)
+    door.rests(first)
+    await trio.sleep(0.1)
+    door.rests(second)
+    assert door.refusal(HERE) == "all"
+    await trio.sleep(SHORTEST_IDLE)
+    assert door.refusal(THERE) is None
+    assert (first.dismissed, second.dismissed) == (True, False)
+    door.rises(second)
+    assert door.refusal(THERE) == "all"

@@ -17,7 +17,7 @@ import trio
 
 from ibpfs.depot.capability import render_place
 from ibpfs.depot.server import operator
-from ibpfs.depot.server.access import plain_ip
+from ibpfs.depot.server.access import Ip, plain_ip
 from ibpfs.depot.server.certificate import tls_context
 from ibpfs.depot.server.courier import Courier
 from ibpfs.depot.server.leases import LeaseRules
@@ -242,8 +242,7 @@ class Depot:
         idle_limit = None if peer.local else self._settings.idle_timeout
         self._count(1)
         try:
-            with shared.door.inside(peer.origin):
-                await Session(peer, shared, place, idle_limit=idle_limit).serve()
+            await Session(peer, shared, place, idle_limit=idle_limit).serve()
         except Exception:
             shared.counters.failed_sessions += 1
             log.exception("session failed")
@@ -263,13 +262,23 @@ class Depot:
                     log.warning("cannot accept: %s", error)
                     await trio.sleep(BACKOFF_PER_REJECT)
                 continue  # otherwise the peer went away while it was in the queue
-            if (reason := self._shared.door.refusal(origin_of(accepted))) is not None:
+            origin = origin_of(accepted)
+            if (reason := self._shared.door.refusal(origin)) is not None:
                 self._shared.counters.refused[reason] += 1
                 await self._reject(accepted)
             else:
                 self._rejected = 0
                 self._shared.counters.accepted += 1
-                nursery.start_soon(self.serve_socket, accepted, self._place(listener, accepted))
+                self._shared.door.enter(origin)  # at once: the next one may be there before this one's task runs
+                nursery.start_soon(self._serve_guest, accepted, origin, self._place(listener, accepted))
+
+    async def _serve_guest(
+        self, sock: trio.socket.SocketType, origin: Ip | None, place: tuple[str, int]
+    ) -> None:
+        try:
+            await self.serve_socket(sock, place)
+        finally:
+            self._shared.door.leave(origin)
 
     async def _reject(self, sock: trio.socket.SocketType) -> None:
         self._rejected += 1

@@ -1,8 +1,6 @@
 """Who is let in: connections in all and per address, and who goes when the house is full. Knows no socket."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -61,16 +59,13 @@ class Door:
         guest.dismiss()
         return True
 
-    @contextmanager
-    def inside(self, origin: Ip | None) -> Iterator[None]:
-        if origin is None:
-            yield
-            return
-        self._inside[origin] += 1
-        self._connections += 1
-        try:
-            yield
-        finally:
+    def enter(self, origin: Ip | None) -> None:
+        if origin is not None:
+            self._inside[origin] += 1
+            self._connections += 1
+
+    def leave(self, origin: Ip | None) -> None:
+        if origin is not None:
             self._connections -= 1
             self._inside[origin] -= 1
             if not self._inside[origin]:
