@@ -199,7 +199,10 @@ async def _embedded(paths: VolumePaths, db: Database, depots: DepotSet) -> Async
 def _note_address(depots: DepotSet, address: str) -> None:
     for depot in depots:
         if depot.embedded and depot.address != address:
-            depots.moved(depot, address)
+            try:
+                depots.moved(depot, address)
+            except (NoSpace, OSError) as error:  # it is reached by its Unix socket; the next mount notes where it is
+                _log.info("depot %s: its address is not noted: %s", address, error)
 
 
 async def run_command(

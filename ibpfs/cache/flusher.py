@@ -21,7 +21,7 @@ from ibpfs.cache.retention import RetainedSlice, Retention
 from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Record, Spool
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
-from ibpfs.errors import DataError, IbpfsError, NoSpace
+from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement
@@ -184,6 +184,7 @@ class Flusher:
             await self._wake.wait()
 
     async def _keep(self) -> None:
+        told = None
         while True:
             await trio.sleep(DELAY)
             self.retention.settle()
@@ -192,8 +193,11 @@ class Flusher:
                 await self._transfer.trim()
                 await self.delete_spent()
                 await self._db.checkpoint()
+                told = None
             except OSError as error:
-                _log.warning("the local disk refuses: %s", error.strerror)
+                if error.errno != told:
+                    _log.warning("the local disk refuses: %s", error.strerror)
+                told = error.errno
 
     async def delete_spent(self) -> None:
         """Delete the spool files that nobody needs, once that is on stable storage."""
@@ -207,7 +211,8 @@ class Flusher:
     async def _carry(self, batch: Batch) -> bool:
         try:
             await self._store(batch)
-        except (DepotError, DepotUnreachable, NoSpace) as error:
+        except (DepotError, DepotUnreachable, NoSpace, OSError) as refusal:
+            error = VolumeError(f"the local disk: {refusal.strerror}") if isinstance(refusal, OSError) else refusal
             if self.trouble is None:
                 # That a depot is silent has been said of the depot; that one refuses is said here.
                 level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING

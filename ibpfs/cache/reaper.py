@@ -45,7 +45,7 @@ class Reaper:
                     await self._reap(self._doomed[-1])
                 while self._to_cut:
                     await self._cut(self._to_cut[-1])
-            except NoSpace:
+            except (NoSpace, OSError):
                 await trio.sleep(1.0)  # the local disk is full; who writes is told
                 continue
             self._work_wanted = trio.Event()

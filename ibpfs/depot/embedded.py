@@ -54,7 +54,11 @@ class EmbeddedDepot:
                 self._tell_address(told)
                 await trio.sleep(_LOOK_EVERY)
                 continue
-            code = await self._run(told)
+            try:
+                code = await self._run(told)
+            except OSError as error:
+                _log.warning("the embedded depot cannot be started: %s", error)
+                code = 0
             if trio.current_time() - began > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
             if code not in (0, _STORE_LOCKED):

@@ -69,6 +69,7 @@ class Allocator:
 
     async def open(self, policy: Policy, length: int) -> OpenSegment:
         """Allocate on as many depots as the policy asks copies for, at least min_copies; lease them for long."""
+        self._db.check_syncs()  # before depots are asked for what could not be kept
         size = SEGMENT_SIZE
         got: list[tuple[Depot, CapabilitySet]] = []
         tried: set[int] = set()
@@ -116,6 +117,24 @@ class Allocator:
     async def _lease(self, policy: Policy, size: int, got: Sequence[tuple[Depot, CapabilitySet]]) -> OpenSegment:
         keys = [(d.id, c.read.wire_key, c.write.wire_key, c.manage.wire_key) for d, c in got]
         rows = dict(zip([depot.id for depot, _ in got], self._ledger.add_pending(keys), strict=True))
+        try:
+            ends = await self._extend_all(policy, size, got)
+        except BaseException:
+            self._ledger.abandon_pending(list(rows.values()))
+            raise
+        self._ledger.abandon_pending([row for number, row in rows.items() if number not in ends])
+        replicas: list[tuple[Depot, NewReplica]] = []
+        for depot, caps in got:
+            if depot.id in ends:
+                wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
+                replicas.append((depot, NewReplica(rows[depot.id], depot.id, *wire, ends[depot.id], time.time())))
+                depot.busy += 1
+        return OpenSegment(policy.id, size, replicas, trio.current_time())
+
+    async def _extend_all(
+        self, policy: Policy, size: int, got: Sequence[tuple[Depot, CapabilitySet]]
+    ) -> dict[int, float | None]:
+        """Lease allocations that are pending for long; return the leases' ends by depot, at least min_copies."""
         await self._db.sync()  # I4: what is leased for long must be known after a power cut
         manage = {depot.id: caps.manage.wire_key for depot, caps in got}
 
@@ -123,17 +142,9 @@ class Allocator:
             return await self.extend(depot, manage[depot.id], size)
 
         ends, trouble = await _ask_all([depot for depot, _ in got], extend, policy.min_copies)
-        kept = [(depot, caps) for depot, caps in got if depot.id in ends]
-        if len(kept) < policy.min_copies:
-            self._ledger.abandon_pending(list(rows.values()))
+        if len(ends) < policy.min_copies:
             raise trouble or DepotUnreachable("depots do not answer")
-        self._ledger.abandon_pending([row for number, row in rows.items() if number not in ends])
-        replicas: list[tuple[Depot, NewReplica]] = []
-        for depot, caps in kept:
-            wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
-            replicas.append((depot, NewReplica(rows[depot.id], depot.id, *wire, ends[depot.id], time.time())))
-            depot.busy += 1
-        return OpenSegment(policy.id, size, replicas, trio.current_time())
+        return ends
 
     async def extend(self, depot: Depot, manage: Key, size: int) -> float | None:
         """Lease an allocation for the policy's time; return the lease's end, None when permanent."""

@@ -5,6 +5,7 @@ survives a kill of the process (I7); `sync` makes what was committed survive a p
 """
 
 import errno
+import logging
 import os
 import re
 import sqlite3
@@ -18,6 +19,8 @@ import trio
 
 from ibpfs.errors import NoSpace, VolumeError
 from ibpfs.exnode_store.schema import ADDED_TABLES, FEATURES, FORMAT, TABLES
+
+_log = logging.getLogger(__name__)
 
 #: WAL bytes after which a passive checkpoint is due; 16 MiB keeps reads of the WAL index quick.
 CHECKPOINT_BYTES = 16 * 1024 * 1024
@@ -67,10 +70,10 @@ class Database:
                 self._depth -= 1
             return
         before = self.seq, self.next_ino, self.files, dict(self.facts)
-        self._connection.execute("BEGIN IMMEDIATE")
         self._depth = 1
         self.seq += 1
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield self
             self._connection.execute(
                 "UPDATE state SET seq = ?, next_ino = ?, files = ?", (self.seq, self.next_ino, self.files)
@@ -82,6 +85,8 @@ class Database:
                 self._connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
                 raise NoSpace("no room for the exNode store on the local disk") from error
+            if isinstance(error, sqlite3.OperationalError) and "I/O" in str(error):
+                raise _refusal(error) from error
             raise
         finally:
             self._depth = 0
@@ -126,9 +131,7 @@ class Database:
         async with self._sync_lock:
             if self._synced_seq >= wanted:  # somebody else's sync, begun after our commit, covered it
                 return
-            if self._sync_trouble:
-                # After a failed fdatasync the kernel may have dropped the pages: a later success proves nothing.
-                raise OSError(self._sync_trouble, "an earlier sync of the exNode store failed; mount it again")
+            self.check_syncs()
             covered = self.seq
             try:
                 await trio.to_thread.run_sync(_sync_wal, self.path, not self._directory_synced)
@@ -138,22 +141,38 @@ class Database:
             self._directory_synced = True
             self._synced_seq = max(self._synced_seq, covered)
 
+    def check_syncs(self) -> None:
+        """OSError when an earlier sync failed."""
+        if self._sync_trouble:
+            # After a failed fdatasync the kernel may have dropped the pages: a later success proves nothing.
+            raise OSError(self._sync_trouble, "an earlier sync of the exNode store failed; mount it again")
+
     async def checkpoint(self) -> None:
-        """Move the WAL into the database file when it has grown, from a connection and thread of its own."""
+        """Move the WAL into the database file when it has grown, from a connection and thread of its own.
+
+        OSError when the disk refuses, or is full: what is in the WAL stays there.
+        """
         if self._checkpoint_lock.locked():
             return
-        async with self._checkpoint_lock:
-            size = await trio.to_thread.run_sync(_passive_checkpoint, self.path)
-        if size > WAL_LIMIT:
-            # Under unbroken load a passive checkpoint never finds a moment in which the WAL may begin anew. Little is
-            # left to copy now.
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            async with self._checkpoint_lock:
+                size = await trio.to_thread.run_sync(_passive_checkpoint, self.path)
+            if size > WAL_LIMIT:
+                # Under unbroken load a passive checkpoint never finds a moment in which the WAL may begin anew. Little
+                # is left to copy now.
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            raise _refusal(error) from error
 
     def close(self) -> None:
-        """Fold the WAL into the database and close."""
-        if not self._read_only:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.close()
+        """Fold the WAL into the database, if the disk lets us, and close."""
+        try:
+            if not self._read_only:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            _log.info("%s: the WAL stays beside it: %s", self.path, error)
+        finally:
+            self._connection.close()
 
     def __enter__(self) -> "Database":
         return self
@@ -220,6 +239,11 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
         connection.close()
         raise VolumeError(f"{path}: damaged database ({error}); run fsck.ibpfs") from error
     return connection
+
+
+def _refusal(error: sqlite3.OperationalError) -> OSError:
+    code = errno.ENOSPC if "full" in str(error) else errno.EIO
+    return OSError(code, f"the exNode store cannot be written: {error}")
 
 
 def _sync_wal(path: Path, directory_too: bool) -> None:

@@ -175,34 +175,37 @@ class Transfer:
         """Close the idle segments that are too old (or `every` one) to take appends."""
         old = [segment for segment in self._idle if every or not segment.fits(1)]
         self._idle = [segment for segment in self._idle if segment not in old]
-        for segment in old:  # out of everybody's reach before the first await
-            await self._give_up(segment)
+        # All of them before the first await: who closes them may be cancelled there.
+        to_trim = [segment for segment in old if self._close(segment)]
+        if to_trim:
+            await self.trim()
 
     async def _give_up(self, segment: OpenSegment) -> None:
+        if self._close(segment):
+            await self.trim()
+
+    def _close(self, segment: OpenSegment) -> bool:
+        """No more appends; True when its allocations reserve more than they hold, and are to be trimmed."""
         segment.sound = False
         try:
             if segment.row is None:
                 self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])
             else:
                 self._ledger.close_segment(segment.row)
-        except NoSpace as error:
+        except (NoSpace, OSError) as error:
             _log.info("a segment is closed later: %s", error)
             self._idle.append(segment)
-            return
+            return False
         self._open_segments.discard(segment)
         for depot, _ in segment.replicas:
             depot.busy -= 1
-        if segment.row is not None:
-            await self._trim(segment)
-
-    async def _trim(self, segment: OpenSegment) -> None:
-        """Give the room that was not used back to the depots; one that cannot now is asked again later."""
-        if segment.row is not None and segment.length < segment.size:
-            self.untrimmed.add(segment.row)
-            await self.trim()
+        if segment.row is None or segment.length >= segment.size:
+            return False
+        self.untrimmed.add(segment.row)
+        return True
 
     async def trim(self) -> None:
-        """Cut the allocations of `untrimmed` segments to what is in them, as far as their depots answer."""
+        """Give the room that `untrimmed` segments do not use back to the depots; one that is silent is asked later."""
         for segment in list(self.untrimmed):
             length = self._ledger.segment_length(segment)
             # The ledger's length is what is committed; what lies behind it was never acknowledged.
@@ -303,7 +306,10 @@ class Transfer:
         if row is None or row.suspect:
             return
         _log.warning("segment %d: %s: %s", row.segment, self._describe(row, None), reason)
-        self._ledger.suspect(row)
+        try:
+            self._ledger.suspect(row)
+        except (NoSpace, OSError) as error:  # no reason not to read another one
+            _log.info("segment %d: that is not noted: %s", row.segment, error)
 
     # Room
 

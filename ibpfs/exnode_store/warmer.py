@@ -69,8 +69,8 @@ def _later() -> Iterator[None]:
     """A local disk that is full is no reason to end: the work is taken up again with the next look."""
     try:
         yield
-    except (NoSpace, OSError) as error:
-        _log.info("upkeep of the volume waits: %s", error)
+    except* (NoSpace, OSError) as group:  # of several depots at once, perhaps
+        _log.info("upkeep of the volume waits: %s", group.exceptions[0])
 
 
 @contextmanager

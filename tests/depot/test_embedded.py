@@ -80,3 +80,18 @@ async def test_another_ones_depot_is_used(store: Path, caplog: pytest.LogCapture
             assert second.process is None
         assert len(set(told)) == 1
     assert not caplog.records
+
+
+async def test_one_that_cannot_be_started_yet_is_started_later(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    embedded = EmbeddedDepot(store, store.parent / "log" / "depot.log")
+
+    async def make_place() -> None:
+        while "cannot be started" not in caplog.text:
+            await trio.sleep(0.01)
+        (store.parent / "log").mkdir()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_place)
+        async with kept(embedded, []):
+            await until_it_answers(embedded)
+    caplog.clear()

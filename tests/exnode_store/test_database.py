@@ -303,3 +303,23 @@ def test_a_full_disk_is_told_and_takes_nothing_away(small_disk: Path) -> None:
         with store.transaction():
             add_pin(store, "second")
         assert pins(store) == [("first", 1), ("second", 2)]
+
+
+async def test_a_full_disk_refuses_checkpoints_and_nothing_else(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "CHECKPOINT_BYTES", 1 << 20)
+    path = small_disk / "exnode_store.sqlite"
+    create_database(path, FACTS)
+    with Database(path) as store:
+        with store.transaction():
+            store.set_fact("bulk", "x" * (1 << 20))
+        with (small_disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
+            while True:
+                other.write(bytes(4096))
+        with pytest.raises(OSError, match="full"):
+            await store.checkpoint()
+        assert len(store.value("SELECT value FROM volume WHERE key = 'bulk'")) == 1 << 20
+    (small_disk / "other").unlink()
+    with Database(path) as store:
+        assert len(store.facts["bulk"]) == 1 << 20

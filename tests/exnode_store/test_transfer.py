@@ -164,3 +164,38 @@ async def test_a_full_segment_is_closed_at_once_and_holds_nothing_back(volume: V
             pass
         await now.transfer.release(segment)
         assert now.db.value("SELECT count(*) FROM segments") == 0  # nothing lives in it
+
+
+async def test_who_is_cancelled_while_it_closes_segments_leaves_none_open(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        policy = now.transfer.policy(1)
+        inos = [now.create(b"%d" % number).ino for number in range(2)]
+        await now.files.write(inos[0], 0, b"x")
+        await now.files.fsync(inos[0])
+        held = now.transfer._take(policy, 1)  # so that the next has a segment of its own
+        assert held is not None
+        await now.files.write(inos[1], 0, b"x")
+        await now.files.fsync(inos[1])
+        await now.transfer.release(held)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await now.transfer.close_old(every=True)
+        assert now.db.value("SELECT count(*) FROM segments WHERE state = 0") == 0
+        assert now.transfer._open_segments == set()
+        assert all(depot.busy == 0 for depot in now.depots)
+
+
+async def test_who_is_cancelled_while_it_opens_a_segment_leaves_nothing_pending(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now, trio.open_nursery() as nursery:
+        await now.depots.wait_for_any(5)
+        nursery.start_soon(now.transfer.append, now.transfer.policy(1), [b"x"], 1)
+        with trio.fail_after(5):
+            while not now.db.value("SELECT count(*) FROM pending"):
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+        while nursery.child_tasks:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+        assert now.db.value("SELECT count(*) FROM pending") == 0
+        assert now.db.value("SELECT count(*) FROM orphans") == 1
