@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,26 @@ class TestNumbers:
         assert said["resources"][0]["allocated_bytes"] == 901_000
         assert "connections" not in said
         assert "not running" in call("stat", "--store", busy.store).stdout
+
+    def test_nonsense_at_the_operators_socket(self, busy: Any) -> None:
+        undelete = b'{"do": "undelete", "name": "0123456789", "seconds": %s}'
+        questions = [
+            b"[]",
+            b"7",
+            b"{}",
+            b"\xff",
+            b"[" * 60_000,
+            *(undelete % one for one in (b"[]", b"NaN", b"-1", b"1e999")),
+        ]
+        for question in questions:
+            with closing(socket.socket(socket.AF_UNIX)) as sock:
+                sock.settimeout(20)
+                sock.connect(str(busy.store / "operator.sock"))
+                sock.sendall(question + b"\n")
+                with sock.makefile() as lines:
+                    assert list(json.loads(lines.readline())) == ["error"]
+        assert busy.stop() == 0
+        assert "level=error" not in busy.errors.read_text()
 
     def test_metrics(self, busy: Any) -> None:
         found = re.search(r"at=(\S+)", busy.errors.read_text())

@@ -5,6 +5,7 @@ A running depot listens on a socket in its store, for its own user alone: a line
 
 import json
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -82,17 +83,22 @@ def answer(resources: Resources, request: dict[str, Any], unsynced: Unsynced) ->
         if request.get("do") == "ended":
             return {"ended": ended(resources)}
         if request.get("do") == "undelete":
-            seconds = request.get("seconds")
-            lease = None if seconds is None else float(seconds)
+            lease = _lease(request.get("seconds"))
             return {"undeleted": undelete(resources, str(request.get("name")), lease, unsynced)}
     except (IbpfsError, ValueError) as error:
         return {"error": str(error)}
     return {"error": "not understood"}
 
 
-async def serve(
-    resources: Resources, syncs: SyncThreads, listener: socket.socket, counters: Counters
-) -> None:
+def _lease(seconds: object) -> float | None:
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise ValueError("seconds: a number above 0, or null")
+    return float(seconds)
+
+
+async def serve(resources: Resources, syncs: SyncThreads, listener: socket.socket, counters: Counters) -> None:
     """One question a connection, until cancelled."""
     sock = trio.socket.from_stdlib_socket(listener)
     while True:
@@ -116,10 +122,10 @@ async def _serve_one(
     unsynced = Unsynced()
     try:
         request = json.loads(line)
-        said = answer(resources, request, unsynced)
+        said = answer(resources, request if isinstance(request, dict) else {}, unsynced)
         if "stat" in said:
             said["stat"] = stat.running(resources, counters, syncs.durations)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = {"error": "not understood"}
     if unsynced:
         await syncs.settle(unsynced)
