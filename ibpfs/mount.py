@@ -46,12 +46,14 @@ from ibpfs.exnode_store.merging import Merging
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
 from ibpfs.exnode_store.transfer import Transfer
+from ibpfs.exnode_store.upkeep import Upkeep
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.kernel_door import KernelDoor
 from ibpfs.mount_options import MountOptions
 from ibpfs.ownership import DRAINING, MOUNTED, Ownership, owned
 from ibpfs.quantities import format_size
 from ibpfs.services import Parts, Services
+from ibpfs.upkeep import UpkeepCommands
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +102,21 @@ async def open_volume(
                     yield OpenVolume(ownership, names, parts, services)
 
 
+@asynccontextmanager
+async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
+    """Own a volume without its keys; the spool is left as it is. Raises VolumeBusy, VolumeError."""
+    check_access(paths)
+    async with owned(paths):
+        load_config(paths)
+        with Database(paths.store) as db:
+            async with _depots(paths, db) as depots:
+                ledger = Ledger(db, time.time)
+                transfer = Transfer(db, ledger, depots)
+                transfer.untrimmed.update(ledger.close_all_segments())
+                ledger.abandon_pending()
+                yield UpkeepCommands(Upkeep(db, ledger, depots, Warmer(db, ledger, depots, transfer)))
+
+
 def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKeys:
     """Return the volume's keys. Raises WrongKey, VolumeError."""
     try:
@@ -118,10 +135,7 @@ async def _rooms(
     names = Namespace(db, time.time_ns, ledger.unmap)
     clean = CleanCache(*_cache_settings(paths, config, db, options))
     spool = Spool(paths.spool, keys, config.uuid)
-    depots = DepotSet(db, str(socket_of(paths.depot)))
-    async with _embedded(paths, db, depots) as embedded, depots.watched(), trio.open_nursery() as nursery:
-        if embedded is not None and embedded.address:
-            _note_address(depots, embedded.address)
+    async with _depots(paths, db) as depots, trio.open_nursery() as nursery:
         transfer = Transfer(db, ledger, depots)
         imports = Imports(db, ledger, keys, config.uuid)
         reader = SliceReader(ledger.segment_length, transfer, imports, clean)
@@ -196,6 +210,15 @@ async def _embedded(paths: VolumePaths, db: Database, depots: DepotSet) -> Async
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def _depots(paths: VolumePaths, db: Database) -> AsyncIterator[DepotSet]:
+    depots = DepotSet(db, str(socket_of(paths.depot)))
+    async with _embedded(paths, db, depots) as embedded, depots.watched():
+        if embedded is not None and embedded.address:
+            _note_address(depots, embedded.address)
+        yield depots
+
+
 def _note_address(depots: DepotSet, address: str) -> None:
     for depot in depots:
         if depot.embedded and depot.address != address:
@@ -213,6 +236,13 @@ async def run_command(
     async with open_volume(paths, secret) as volume:
         await volume.parts.depots.wait_for_any(5.0)
         return await volume.services.commands()[command](arguments, progress)
+
+
+async def run_upkeep(paths: VolumePaths, command: str, arguments: Mapping[str, Any], progress: Progress) -> Any:
+    """The same for a command of `UpkeepCommands`, which needs no keys."""
+    prepare_process()
+    async with open_for_upkeep(paths) as upkeep:
+        return await upkeep.commands()[command](arguments, progress)
 
 
 async def serve(

@@ -37,8 +37,10 @@ from ibpfs.exnode_store.description import (
 )
 from ibpfs.exnode_store.imports import Imports, describe_imports
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.upkeep import Upkeep
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
+from ibpfs.upkeep import UpkeepCommands
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +76,7 @@ class Services:
         self.supervisor: int | None = None
         self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
         self.remounted: Callable[[], None] | None = None
+        self._upkeep = UpkeepCommands(Upkeep(parts.db, parts.ledger, parts.depots, parts.warmer))
         self.exchange = Exchange(parts.db, parts.ledger, parts.depots, parts.files, parts.imports)
 
     def commands(self) -> dict[str, Command]:
@@ -87,6 +90,7 @@ class Services:
             "depots-add": self._add_depot,
             "depots-pin": self._pin_depot,
             "remount": self._remount,
+            **self._upkeep.commands(),
             **self.exchange.commands(),
         }
 

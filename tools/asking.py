@@ -30,11 +30,8 @@ def ask(
     paths: VolumePaths, command: str, secrets: Secrets, *, title: str = "", quiet: bool = False, **arguments: Any
 ) -> Any:
     """Return what the owner answers, with a progress bar on a terminal; be the owner when there is none."""
-    with progress_bar(title, quiet) as advance:
-        try:
-            return call(paths, command, on_progress=advance, **arguments)
-        except NotInUse:
-            pass
+
+    def alone(advance: Advance) -> Any:
         check_access(paths)
         secret = find_secret(paths, secrets)
         start_logging(paths)
@@ -43,6 +40,36 @@ def ask(
         from ibpfs.mount import run_command
 
         return trio.run(run_command, paths, secret, command, arguments, advance)
+
+    return _ask(paths, command, alone, title, quiet, arguments)
+
+
+def ask_without_keys(
+    paths: VolumePaths, command: str, *, title: str = "", quiet: bool = False, **arguments: Any
+) -> Any:
+    """The same for a command of the upkeep, which needs no secret."""
+
+    def alone(advance: Advance) -> Any:
+        check_access(paths)
+        start_logging(paths)
+        import trio
+
+        from ibpfs.mount import run_upkeep
+
+        return trio.run(run_upkeep, paths, command, arguments, advance)
+
+    return _ask(paths, command, alone, title, quiet, arguments)
+
+
+def _ask(
+    paths: VolumePaths, command: str, alone: Callable[[Advance], Any], title: str, quiet: bool,
+    arguments: dict[str, Any],
+) -> Any:  # fmt: skip
+    with progress_bar(title, quiet) as advance:
+        try:
+            return call(paths, command, on_progress=advance, **arguments)
+        except NotInUse:
+            return alone(advance)
 
 
 @contextmanager

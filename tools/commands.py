@@ -38,6 +38,18 @@ def read_passphrase_file(path: Path | str) -> bytes:
     return passphrase
 
 
+def give_units(texts: dict[str, str], directory: Path | None) -> None:
+    """Write systemd units, by name, into a directory; print them when there is none."""
+    for name, text in texts.items():
+        if directory is None:
+            click.echo(f"# {name}\n{text}")
+            continue
+        try:
+            (directory / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{directory / name}: {error.strerror}") from None
+
+
 def caller() -> tuple[int, int]:
     """Return user and group of the person, who may have come by sudo."""
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit():

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from ibpfs.errors import UsageError
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, give_units
 
 EPILOG = """\b
 As root:
@@ -85,11 +84,4 @@ def units(directory: Path | None, config: Path | None, listen: str) -> None:
         "ibpfs-depot.service": SERVICE.format(program=program, config=f" --config {config}" if config else ""),
         "ibpfs-depot.socket": SOCKET.format(listen=listen),
     }
-    for name, text in texts.items():
-        if directory is None:
-            click.echo(f"# {name}\n{text}")
-            continue
-        try:
-            (directory / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{directory / name}: {error.strerror}") from None
+    give_units(texts, directory)

@@ -21,6 +21,7 @@ from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
 from ibpfs_tools.trim import trim
 from ibpfs_tools.upload import upload
+from ibpfs_tools.warm import warm
 
 EPILOG = """\b
 Exit codes: 0 done, 1 not done, 2 wrong call.
@@ -33,7 +34,7 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, compact, depots):
+for verb in (status, stat, flush, drop_cache, compact, warm, depots):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

@@ -118,6 +118,7 @@ def _tell(paths: VolumePaths, made: CreatedVolume, word: str, depots: tuple[str,
     click.echo(f"{paths.root}: a volume ({made.function})")
     if depots:
         click.echo(f"{made.copies} of {len(depots)} depots hold each byte, {made.min_copies} before fsync returns")
+        click.echo(f"their leases end: a mount renews them, or ibpfs warm {word} (a timer for it: ibpfs warm --units)")
     else:
         click.echo("one copy, on this disk; for more, make a volume with --depot ibp://HOST:PORT")
     if key_file:

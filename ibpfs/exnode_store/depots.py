@@ -67,6 +67,11 @@ class Depot:
         """For longer than it takes to start it again."""
         return self._down_since is not None and trio.current_time() - self._down_since > FAILED_AFTER
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to wait for: it has told its status, has refused to, or is away."""
+        return self.state == FAILED or bool(self.refusal) or (self.state == OK and self.status is not None)
+
     def answered(self, seconds: float) -> None:
         if self._is_told:
             _log.info("depot %s answers again", self.address)
@@ -196,7 +201,7 @@ class DepotSet:
                 await depot.turned.wait()
 
     def __iter__(self) -> Iterator[Depot]:
-        return iter(self._depots.values())
+        return iter(list(self._depots.values()))  # it may become more while a caller waits between two
 
     def find(self, number: int) -> Depot | None:
         """The depot; None when it was removed."""
@@ -273,6 +278,12 @@ class DepotSet:
                         nursery.start_soon(_then_cancel, depot.turned, nursery.cancel_scope)
             return True
         return False
+
+    async def wait_for_all(self, seconds: float) -> None:
+        """Return when each depot has told its status, has refused to, or is known to be away; or after `seconds`."""
+        with trio.move_on_after(seconds):
+            while not all(depot.is_settled for depot in self):  # noqa: ASYNC110 (it may turn either way)
+                await trio.sleep(0.05)
 
 
 async def _then_cancel(event: trio.Event, scope: trio.CancelScope) -> None:

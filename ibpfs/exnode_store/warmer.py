@@ -91,6 +91,7 @@ class Warmer:
         self._depots = depots
         self._transfer = transfer
         self._allocator = Allocator(db, ledger, depots)
+        self.turn = trio.Lock()  # held by whoever renews, verifies and repairs: two would make copies twice
         self._packing = trio.Lock()
         self._verification = Verification(db, ledger, transfer)
         self._bad: dict[int, float] = {}  # suspect replicas that were found to be bad, and when
@@ -141,22 +142,32 @@ class Warmer:
     # Keeping alive
 
     async def _keep_alive(self) -> None:
+        await self._depots.wait_for_all(LOOK_EVERY)
+        with _later():
+            async with self.turn:
+                await self.renew()  # leases that ended while nobody was here, before anyone reads
         while True:
-            await trio.sleep(LOOK_EVERY)
+            await trio.sleep(self._pause())
             with _later():
-                await self.renew()
-                await self.verify()
-                await self.repair()
+                async with self.turn:
+                    await self.renew()
+                    await self.verify()
+                    await self.repair()
                 await self.pack(_MOVE_PER_LOOK)
 
-    async def renew(self) -> None:
-        """Renew every lease that is due on a depot that answers."""
+    def _pause(self) -> float:
+        """Short leases are looked at more often: between 50 and 70 % of each there has to be a look."""
+        longest = [depot.status.max_lease for depot in self._depots if depot.status and depot.status.max_lease]
+        return min([LOOK_EVERY, *(lease / 10 for lease in longest)])
+
+    async def renew(self, *, every: bool = False) -> None:
+        """Renew the leases that are due, or `every` one, on depots that answer."""
         now = time.time()
         for depot in self._depots:
             if depot.state != OK or depot.status is None:
                 continue
             for replica in self._ledger.leased_replicas(depot.id):
-                if renewal_due(replica, now):
+                if every or renewal_due(replica, now):
                     await self._renew(depot, replica)
 
     async def _renew(self, depot: Depot, replica: Replica) -> None:
@@ -191,7 +202,7 @@ class Warmer:
             # Perhaps the depot runs on another store than yesterday. Never let go of the last capability.
             self._ledger.suspect(now)
 
-    async def verify(self) -> None:
+    async def verify(self, most: int | None = _REPAIRS) -> None:
         """Look at suspect replicas on depots that answer: sound ones are trusted again, bad ones go once replaced."""
         suspects = {replica.id: replica for replica in self._ledger.suspects()}
         self._bad = {number: since for number, since in self._bad.items() if number in suspects}
@@ -199,7 +210,7 @@ class Warmer:
         self._gone &= suspects.keys()
         at_hand = [replica for replica in suspects.values() if self._transfer.is_at_hand(replica)]
         unknown = [replica for replica in at_hand if self._bad.get(replica.id, -math.inf) < due]
-        for replica in unknown[:_REPAIRS]:
+        for replica in unknown[:most]:
             with _not_yet(replica):
                 await self._examine(replica)
         for replica in at_hand:
@@ -236,13 +247,14 @@ class Warmer:
                 return self._ledger.replica(replica.id) is not None
         return False
 
-    async def repair(self) -> None:
+    async def repair(self, most: int | None = _REPAIRS, after_each: Callable[[], None] = lambda: None) -> None:
         """Make up missing replicas of closed segments, from the sound ones, where a depot can take them."""
-        for shortage in most_endangered(self._shortages())[:_REPAIRS]:
+        for shortage in most_endangered(self._shortages())[:most]:
             try:
                 await self._augment(shortage)
             except (DepotError, DepotUnreachable, DataError) as error:
                 _log.info("segment %d: no further replica yet: %s", shortage.segment, error)
+            after_each()
 
     # Compaction: stored bytes move as they are, no key is needed
 

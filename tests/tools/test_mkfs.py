@@ -22,6 +22,7 @@ def test_a_volume(tmp_path: Path) -> None:
     done = mkfs(str(tmp_path / "v"))
     assert done.returncode == 0, done.stderr
     assert "one copy, on this disk" in done.stdout
+    assert "leases" not in done.stdout
     assert not done.stderr
     recovery = next(line for line in done.stdout.splitlines() if line.startswith("  ")).strip()
     assert parse_recovery(recovery)
@@ -35,6 +36,7 @@ def test_depots_without_tls_are_named(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "without TLS" in line]
     assert line.startswith("ibp://192.0.2.1: ")
+    assert "their leases end: a mount renews them, or ibpfs warm " in done.stdout
     refused = mkfs(str(tmp_path / "w"), "--no-tls", "--depot", "ibps://127.0.0.1:1")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "nobody answers there who speaks TLS" in refused.stderr

@@ -1,0 +1,63 @@
+"""Leases of seconds: a volume that is mounted, and one that only `ibpfs warm` looks after, outlive many of them."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from .running import run
+from .test_status import read_tree
+from .volumes import MakeDepot, MakeVolume, Volume
+
+pytestmark = pytest.mark.mounted
+
+LEASE = 2
+CONTENT = {"small": b"x", "large": b"so it was written" * 100_000}
+
+
+def fill(volume: Volume) -> None:
+    for name, data in CONTENT.items():
+        (volume / name).write_bytes(data)
+    volume.flush()
+
+
+def warm(volume: Volume, *words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("ibpfs", "warm", "--json", volume.root, *words).stdout)
+    return found
+
+
+def test_ten_leases(depots: MakeDepot, volumes: MakeVolume) -> None:
+    places = [word for _ in range(2) for word in ("--depot", depots("--max-lease", f"{LEASE}s").address)]
+    mounted, warmed = (volumes(*places, "--copies", "2") for _ in range(2))
+    fill(mounted)
+    fill(warmed)
+    warmed.umount()
+    renewed, end = 0, time.monotonic() + 10 * LEASE
+    while time.monotonic() < end:
+        found = warm(warmed)
+        assert (found["not_renewed"], found["at_risk_bytes"]) == (0, 0)
+        renewed += found["renewed"]
+        time.sleep(LEASE / 4)
+    assert renewed >= 2 * 8
+    warmed.empty_cache()
+    assert warm(warmed, "--all")["renewed"] >= 2
+    warmed.mount()
+    assert read_tree(warmed.mountpoint) == CONTENT
+    assert warm(mounted)["under_replicated_bytes"] == 0
+    mounted.drop_cache()
+    assert read_tree(mounted.mountpoint) == CONTENT
+
+
+def test_what_cannot_be_renewed_is_one_line(volumes: MakeVolume, depots: MakeDepot) -> None:
+    depot = depots("--max-lease", "1s")
+    volume = volumes("--depot", depot.address)
+    volume.expect("does not answer|not renewed")
+    (volume / "f").write_bytes(b"x")
+    volume.umount()
+    depot.stop()
+    time.sleep(1)
+    done = run("ibpfs", "warm", volume.root, code=1)
+    assert done.stderr.count("\n") == 1
+    assert "1 lease due and not renewed" in done.stderr
+    assert "at risk" in done.stderr

@@ -1,0 +1,116 @@
+"""Upkeep of a volume that nobody has mounted, without its keys, over real depots in the same process."""
+
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ibpfs.config import VolumePaths, read_key_file
+from ibpfs.exnode_store.attributes import NewInode
+from ibpfs.exnode_store.creation import create_volume
+from ibpfs.exnode_store.database import Database
+from ibpfs.mount import OpenVolume, open_for_upkeep, open_volume
+
+from .cache.stack import run_depot
+
+LEASE = 600
+CONTENT = b"so it was written" * 10_000
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> VolumePaths:
+    """A volume of two copies on depots `one` and `two`, which nobody has started."""
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[place(tmp_path / name) for name in ("one", "two")])
+    return paths
+
+
+def place(directory: Path) -> str:
+    return f"unix:{directory}/depot.sock"
+
+
+@asynccontextmanager
+async def opened(paths: VolumePaths) -> AsyncIterator[OpenVolume]:
+    async with open_volume(paths, read_key_file(paths.key)) as found:
+        await found.parts.depots.wait_for_all(10)
+        yield found
+
+
+async def fill(paths: VolumePaths) -> None:
+    """Put a file into the volume, flush and close it; forget that its leases are young."""
+    async with opened(paths) as found:
+        ino = found.names.create(1, b"file", NewInode(0o100600, 0, 0)).ino
+        await found.parts.files.write(ino, 0, CONTENT)
+        await ask(found.services.commands(), "flush")
+    with Database(paths.store) as db, db.transaction():
+        db.execute("UPDATE replicas SET told_at = told_at - 500, lease_end = lease_end - 500")
+
+
+async def read(paths: VolumePaths) -> bytes:
+    async with opened(paths) as found:
+        await found.parts.files.drop()
+        return await found.parts.files.read(found.names.lookup(1, b"file").ino, 0, 1 << 20)
+
+
+async def ask(commands: Any, command: str, **arguments: Any) -> Any:
+    return await commands[command](arguments, lambda *_: None)
+
+
+async def upkeep(paths: VolumePaths, command: str, **arguments: Any) -> Any:
+    """What the command says when the keys are elsewhere."""
+    aside = paths.key.rename(paths.root.with_name("key"))
+    try:
+        async with open_for_upkeep(paths) as found:
+            return await ask(found.commands(), command, **arguments)
+    finally:
+        aside.rename(paths.key)
+
+
+async def test_leases_are_renewed_without_the_keys(volume: VolumePaths, tmp_path: Path) -> None:
+    async with run_depot(tmp_path / "one", max_lease=LEASE), run_depot(tmp_path / "two", max_lease=LEASE):
+        await fill(volume)
+        found = await upkeep(volume, "warm")
+        assert (found["renewed"], found["not_renewed"]) == (2, 0)
+        assert (found["under_replicated_bytes"], found["at_risk_bytes"]) == (0, 0)
+        assert LEASE - 60 < found["survives_until"] - time.time() <= LEASE
+        assert (await upkeep(volume, "warm"))["renewed"] == 0
+        assert (await upkeep(volume, "warm", every=True))["renewed"] == 2
+        assert await read(volume) == CONTENT
+
+
+async def test_a_lost_copy_is_made_up(volume: VolumePaths, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with run_depot(tmp_path / "one", max_lease=LEASE):
+        async with run_depot(tmp_path / "two", max_lease=LEASE):
+            await fill(volume)
+        shutil.rmtree(tmp_path / "two")
+        async with run_depot(tmp_path / "two", max_lease=LEASE):
+            found = await upkeep(volume, "warm")
+            assert (found["under_replicated_bytes"], found["at_risk_bytes"]) == (0, 0)
+    assert "is lost" in caplog.text
+    async with run_depot(tmp_path / "two", max_lease=LEASE):  # alone
+        assert await read(volume) == CONTENT
+
+
+async def test_what_cannot_be_renewed_is_told(
+    volume: VolumePaths, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with run_depot(tmp_path / "one", max_lease=LEASE):
+        async with run_depot(tmp_path / "two", max_lease=LEASE):
+            await fill(volume)
+        found = await upkeep(volume, "warm")
+        assert (found["renewed"], found["not_renewed"], found["at_risk_bytes"]) == (1, 1, 0)
+        with Database(volume.store) as db, db.transaction():
+            db.execute("UPDATE replicas SET lease_end = 1 WHERE depot = 2")
+        assert (await upkeep(volume, "warm"))["at_risk_bytes"] > len(CONTENT)
+    assert "does not answer" in caplog.text
+
+
+async def test_a_mounted_volume_is_warmed_by_its_owner(volume: VolumePaths, tmp_path: Path) -> None:
+    async with run_depot(tmp_path / "one", max_lease=LEASE), run_depot(tmp_path / "two", max_lease=LEASE):
+        await fill(volume)
+        async with opened(volume) as found:
+            assert (await ask(found.services.commands(), "warm", every=True))["renewed"] == 2

@@ -1,0 +1,117 @@
+"""ibpfs warm: keep a volume's bytes alive, whether it is mounted or not."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ibpfs.config import format_size
+from ibpfs.errors import UsageError
+from ibpfs_tools.asking import ask_without_keys, find_asked
+from ibpfs_tools.commands import command, give_units
+from ibpfs_tools.exits import COMMAND, ExitWith
+
+EPILOG = """\b
+A timer for volumes that are not always mounted, as the user whose volumes they are:
+  ibpfs warm --units --directory ~/.config/systemd/user
+  systemctl --user daemon-reload
+  systemctl --user enable --now ibpfs-warm@$(systemd-escape --path VOLUME).timer
+  loginctl enable-linger                  (for the time without a session)
+or as root with /etc/systemd/system and without --user. VOLUME is a path here.
+"""
+
+SERVICE = """\
+[Unit]
+Description=Renew leases and make up copies of the ibpfs volume %f
+Documentation=man:ibpfs(1)
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart={program} warm --quiet %f
+UMask=0077
+Nice=10
+IOSchedulingClass=idle
+NoNewPrivileges=yes
+"""
+
+TIMER = """\
+[Unit]
+Description=Keep the ibpfs volume %f alive
+Documentation=man:ibpfs(1)
+
+[Timer]
+OnCalendar={calendar}
+RandomizedDelaySec=5min
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+"""
+
+
+@command("warm", epilog=EPILOG)
+@click.argument("volume", required=False)
+@click.option("--all", "every", is_flag=True, help="Renew every lease, not only those that have run half their time.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing when all is well.")
+@click.option("--units", is_flag=True, help="Print a service and a timer for systemd, for any volume.")
+@click.option("--directory", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+              help="With --units: write them there, as ibpfs-warm@.service and ibpfs-warm@.timer.")
+@click.option("--calendar", default="hourly", show_default=True, metavar="WHEN",
+              help="With --units: when, as systemd.time(7) has it. Well before half of the shortest lease.")
+def warm(
+    volume: str | None, every: bool, as_json: bool, quiet: bool, units: bool, directory: Path | None, calendar: str
+) -> None:
+    """Renew the leases of VOLUME (a volume or a mount point) that are due, make up copies, release what was deleted.
+
+    Needs no key. What a depot's bytes are suspected of is looked into first. A mounted volume is asked to do it, and
+    does the same by itself. Exit code 1, and one line, when a lease could not be renewed or bytes stay at risk.
+    """
+    if units:
+        _give_units(directory, calendar)
+        return
+    if volume is None:
+        raise UsageError("which volume? (see --help)")
+    result = ask_without_keys(find_asked(volume), "warm", title="warming", quiet=quiet or as_json, every=every)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    elif not quiet:
+        click.echo(f"{volume}: {describe(result, time.time())}")
+    if wrong := trouble(result):
+        raise ExitWith(f"{volume}: {wrong}; see ibpfs depots, and the log", COMMAND.failure)
+
+
+def describe(result: dict[str, Any], now: float) -> str:
+    """Return what was done, as a line for a person."""
+    lacking, end = result["under_replicated_bytes"], result["survives_until"]
+    copies = f"{format_size(lacking)} lack copies" if lacking else "all copies stand"
+    kept = "for good" if end is None else f"for {max(0.0, end - now) / 86400:.1f} days"
+    return f"{_leases(result['renewed'])} renewed, {copies}; with nothing renewed from now on, all is kept {kept}"
+
+
+def trouble(result: dict[str, Any]) -> str:
+    """Return what stays wrong; nothing when nothing does."""
+    found = []
+    if result["not_renewed"]:
+        found.append(f"{_leases(result['not_renewed'])} due and not renewed")
+    if result["at_risk_bytes"]:
+        found.append(f"{format_size(result['at_risk_bytes'])} at risk")
+    return ", ".join(found)
+
+
+def _leases(count: int) -> str:
+    return "1 lease" if count == 1 else f"{count} leases"
+
+
+def _give_units(directory: Path | None, calendar: str) -> None:
+    program = Path(sys.argv[0]).absolute()
+    texts = {
+        "ibpfs-warm@.service": SERVICE.format(program=program),
+        "ibpfs-warm@.timer": TIMER.format(calendar=calendar),
+    }
+    give_units(texts, directory)
