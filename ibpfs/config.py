@@ -85,6 +85,10 @@ class VolumePaths:
         return self.run / "control.sock"
 
     @property
+    def directory_below(self) -> Path:
+        return self.run / "directory_below"
+
+    @property
     def log(self) -> Path:
         return self.root / "log"
 

@@ -26,16 +26,16 @@ class DirectoryBelow:
         self._descriptor: int | None = None
 
     def give_back(self) -> None:
-        """Undo what an earlier mount did, before mounting; the directory has to be in sight."""
-        try:
-            noted = json.loads(self._note.read_bytes())
-            directory, mode = Path(noted["directory"]), int(noted["mode"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return
-        if kernel.mount_at(directory) is None:
+        """Undo what an earlier mount did, where the directory is in sight; the others stay noted."""
+        hidden: dict[str, int] = {}
+        for directory, mode in self._noted().items():
+            if kernel.mount_at(Path(directory)) is not None:
+                hidden[directory] = mode
+                continue
             with suppress(OSError):
-                directory.chmod(stat.S_IMODE(mode))
-        self._note.unlink(missing_ok=True)
+                Path(directory).chmod(stat.S_IMODE(mode))
+        with suppress(OSError):
+            self._write(hidden)
 
     def look(self) -> None:
         """Get hold of the directory, before it is hidden."""
@@ -50,16 +50,40 @@ class DirectoryBelow:
         found = os.fstat(self._descriptor)
         if found.st_uid != os.geteuid() or not found.st_mode & _WRITING:
             return
-        noted = {"directory": str(self._mountpoint), "mode": stat.S_IMODE(found.st_mode)}
         try:
-            self._note.write_text(json.dumps(noted))
+            self._write(self._noted() | {str(self._mountpoint): stat.S_IMODE(found.st_mode)})
             os.fchmod(self._descriptor, stat.S_IMODE(found.st_mode) & ~_WRITING)
         except OSError as error:
             _log.info("%s: stays writable below the mount: %s", self._mountpoint, error.strerror)
 
     def release(self) -> None:
-        """The mount is gone: the directory is as it was."""
-        self.give_back()
+        """The mount is gone: the directory is as it was, though another mount may hide it now."""
         if self._descriptor is not None:
+            noted = self._noted()
+            mode = noted.pop(str(self._mountpoint), None)
+            if mode is not None:
+                with suppress(OSError):
+                    os.fchmod(self._descriptor, stat.S_IMODE(mode))
+                    self._write(noted)
             os.close(self._descriptor)
             self._descriptor = None
+        self.give_back()
+
+    def _noted(self) -> dict[str, int]:
+        """Modes by directory."""
+        try:
+            noted = json.loads(self._note.read_bytes())
+            return {str(directory): int(mode) for directory, mode in noted.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def _write(self, noted: dict[str, int]) -> None:
+        if not noted:
+            self._note.unlink(missing_ok=True)
+            return
+        fresh = self._note.with_suffix(".new")
+        with fresh.open("w") as file:
+            json.dump(noted, file)
+            file.flush()
+            os.fsync(file.fileno())  # before the mode changes: that may survive a power cut alone
+        fresh.replace(self._note)

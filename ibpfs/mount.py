@@ -252,22 +252,28 @@ async def serve(
     secret: Secret,
     ready: Callable[[], None],
     supervisor: int | None = None,
+    *,
+    again: bool = False,
 ) -> None:
     """Mount a volume and serve it until it is unmounted or SIGTERM, SIGINT or SIGHUP come; then drain it.
 
     `ready` is called when the mount answers; `supervisor` is the process that watches this one. Raises UsageError and
-    VolumeError before that.
+    VolumeError before that. With `again`, only in the place of a dead mount: who took that away wants none.
     """
     prepare_process()
     _check_cache_place((options.cache_dir or paths.cache).resolve(), mountpoint)
     options = _without_trap(options)
     async with open_volume(paths, secret, options) as volume:
         staging = _take_dead_mounts_away(paths, mountpoint)
+        below = DirectoryBelow(mountpoint, paths.directory_below)
+        if staging is None and again:
+            below.give_back()
+            _log.info("%s: was unmounted meanwhile", mountpoint)
+            return
         if staging is None:
             kernel.check_mountpoint(mountpoint, paths.root)
         services = volume.services
         services.supervisor = supervisor
-        below = DirectoryBelow(mountpoint, paths.run / "directory_below")
         door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe, below)
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
         services.exchange.forget_kernel = door.forget

@@ -63,3 +63,36 @@ def test_nothing_is_done_where_mounts_go_beneath_dead_ones(tmp_path: Path, monke
     assert len([*Path("/proc/self/fd").iterdir()]) == before
     assert not (tmp_path / "note").exists()
     below.release()
+
+
+def test_one_that_another_mount_hides_is_given_back_later(
+    below: DirectoryBelow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = kernel.MountEntry(1, "0:1", tmp_path / "mnt", (), "tmpfs", "tmpfs")
+    below.look()
+    below.protect()  # and killed
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    with monkeypatch.context() as hidden:
+        hidden.setattr(kernel, "mount_at", lambda place: entry if place == entry.mountpoint else None)
+        other = DirectoryBelow(tmp_path / "elsewhere", tmp_path / "note")
+        other.give_back()
+        other.look()
+        other.protect()
+        assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o555
+        other.release()
+        assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o755
+        assert mode(below, tmp_path) == 0o555
+    DirectoryBelow(tmp_path / "elsewhere", tmp_path / "note").give_back()
+    assert mode(below, tmp_path) == 0o775
+
+
+def test_what_another_mount_hides_is_given_back_by_who_holds_it(
+    below: DirectoryBelow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below.look()
+    below.protect()
+    entry = kernel.MountEntry(1, "0:1", tmp_path / "mnt", (), "tmpfs", "tmpfs")
+    monkeypatch.setattr(kernel, "mount_at", lambda _: entry)
+    below.release()
+    assert mode(below, tmp_path) == 0o775
+    assert not (tmp_path / "note").exists()

@@ -1,5 +1,6 @@
 """An open volume as a whole: who may own it, what it takes over, how large its cache is. Mounts: tests/mounted."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from ibpfs.config import Secret, VolumePaths, read_key_file
 from ibpfs.errors import UsageError, VolumeError, WrongKey
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
+from ibpfs.kernel import mount_entries
 from ibpfs.mount import open_volume, serve
 from ibpfs.mount_options import MountOptions
 
@@ -94,3 +96,15 @@ async def test_what_cannot_be_mounted_leaves_the_volume_free(paths: VolumePaths,
         assert reason in str(one_error(refused.value))
     async with open_volume(paths, secret):
         pass
+
+
+async def test_one_that_is_started_again_mounts_nothing_where_no_dead_mount_is(
+    paths: VolumePaths, tmp_path: Path
+) -> None:
+    """Somebody has unmounted it between the end of its process and the beginning of this one."""
+    (tmp_path / "mnt").mkdir()
+    paths.run.mkdir(mode=0o700, exist_ok=True)
+    paths.directory_below.write_text(json.dumps({str(tmp_path / "mnt"): 0o751}))
+    await serve(paths, tmp_path / "mnt", MountOptions(), read_key_file(paths.key), pytest.fail, again=True)  # type: ignore[arg-type]
+    assert (tmp_path / "mnt").stat().st_mode & 0o777 == 0o751
+    assert not any(entry.mountpoint == tmp_path / "mnt" for entry in mount_entries())

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -125,11 +126,14 @@ def _supervisor(paths: VolumePaths, place: Path, options: MountOptions, secret: 
         _log.critical("%s: the process that serves it was %s", place, why)
 
     return Supervisor(
-        lambda report: _serve(paths, place, options, secret, report), left_behind, exits.MOUNT, give_up
-    )
+        lambda report, again: _serve(paths, place, options, secret, report, again=again), left_behind, exits.MOUNT,
+        give_up,
+    )  # fmt: skip
 
 
-def _serve(paths: VolumePaths, place: Path, options: MountOptions, secret: Secret, report: Report) -> None:
+def _serve(
+    paths: VolumePaths, place: Path, options: MountOptions, secret: Secret, report: Report, *, again: bool
+) -> None:
     notes = NoteHandler(report.note)
     logging.getLogger().addHandler(notes)
 
@@ -137,19 +141,19 @@ def _serve(paths: VolumePaths, place: Path, options: MountOptions, secret: Secre
         logging.getLogger().removeHandler(notes)
         report.ready()
 
-    _run(paths, place, options, secret, ready, os.getppid())
+    _run(paths, place, options, secret, ready, os.getppid(), again=again)
 
 
 def _run(
     paths: VolumePaths, place: Path, options: MountOptions, secret: Secret, ready: Callable[[], None],
-    supervisor: int | None = None,
+    supervisor: int | None = None, *, again: bool = False,
 ) -> None:  # fmt: skip
     start_logging(paths)
     import trio  # behind the fork
 
     from ibpfs.mount import serve
 
-    trio.run(serve, paths, place, options, secret, ready, supervisor)
+    trio.run(partial(serve, again=again), paths, place, options, secret, ready, supervisor)
 
 
 def _say(text: str) -> None:

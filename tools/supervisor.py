@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from ibpfs_tools.daemon import Report, run_to_the_end
@@ -22,10 +23,13 @@ _SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 class Supervisor:
-    """Keeps one `serve` running. `left_behind` says whether the one that ended has left a dead mount."""
+    """Keeps one `serve` running; that is told whether it is started again.
+
+    `left_behind` says whether the one that ended has left a dead mount.
+    """
 
     def __init__(
-        self, serve: Callable[[Report], None], left_behind: Callable[[], bool], codes: ExitCodes,
+        self, serve: Callable[[Report, bool], None], left_behind: Callable[[], bool], codes: ExitCodes,
         give_up: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._serve = serve
@@ -49,10 +53,10 @@ class Supervisor:
                 break
             time.sleep(_PAUSE)
             if not self._leaving:
-                code = self._one_life(Report())
+                code = self._one_life(Report(), again=True)
         _end_as(code)
 
-    def _one_life(self, report: Report) -> int:
+    def _one_life(self, report: Report, *, again: bool = False) -> int:
         """Return its exit code, or the negative number of the signal that killed it."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it is known to whom they go
         self._child = os.fork()
@@ -60,7 +64,7 @@ class Supervisor:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            run_to_the_end(self._serve, report, self._codes)
+            run_to_the_end(lambda report: self._serve(report, again), report, self._codes)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         report.close()
         _, status = os.waitpid(self._child, 0)
@@ -70,7 +74,8 @@ class Supervisor:
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         self._leaving = True
         if self._child:
-            os.kill(self._child, number)
+            with suppress(ProcessLookupError):  # its end was learned in this instant
+                os.kill(self._child, number)
 
 
 def _end_as(code: int) -> None:

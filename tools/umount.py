@@ -8,6 +8,7 @@ import click
 
 from ibpfs.config import VolumePaths
 from ibpfs.control import Refused
+from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import IbpfsError
 from ibpfs.kernel import MountEntry
 from ibpfs.ownership import is_held
@@ -62,6 +63,8 @@ def umount(
     if waiting:
         _flush(mount, paths, quiet)
     _take_away(mount, lazy)
+    if not is_held(paths.lock):  # a dead mount, whose process could not do that
+        DirectoryBelow(mount.mountpoint, paths.directory_below).give_back()
     if waiting:
         _wait(paths)
     if verbose:

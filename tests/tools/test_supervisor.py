@@ -13,7 +13,7 @@ from ibpfs_tools.exits import MOUNT
 from ibpfs_tools.supervisor import RESTARTS, Supervisor
 
 
-def ended(serve: Callable[[Report], None], *, left_behind: bool = True, told: Path | None = None) -> int:
+def ended(serve: Callable[[Report, bool], None], *, left_behind: bool = True, told: Path | None = None) -> int:
     """Watch `serve` in a process of its own; return how that one ended."""
     child = os.fork()
     if not child:
@@ -37,12 +37,12 @@ def one_more(lives: Path) -> int:
 
 
 def test_ends_as_the_one_that_ended_by_itself(lives: Path) -> None:
-    assert ended(lambda _: one_more(lives)) == 0  # type: ignore[arg-type, return-value]
+    assert ended(lambda *_: one_more(lives)) == 0  # type: ignore[arg-type, return-value]
     assert lives.read_text() == "x"
 
 
 def test_one_that_fails_is_not_started_again(lives: Path) -> None:
-    def serve(_: Report) -> None:
+    def serve(_: Report, __: bool) -> None:
         one_more(lives)
         raise OSError(28, "No space left on device")
 
@@ -51,16 +51,17 @@ def test_one_that_fails_is_not_started_again(lives: Path) -> None:
 
 
 def test_one_that_is_killed_is_started_again(lives: Path) -> None:
-    def serve(_: Report) -> None:
+    def serve(_: Report, again: bool) -> None:
         if one_more(lives) < 3:
             os.kill(os.getpid(), signal.SIGKILL)
+        assert again
 
     assert ended(serve) == 0
     assert lives.read_text() == "xxx"
 
 
 def test_not_when_nothing_was_left_behind(lives: Path) -> None:
-    def serve(_: Report) -> None:
+    def serve(_: Report, __: bool) -> None:
         one_more(lives)
         os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -69,7 +70,7 @@ def test_not_when_nothing_was_left_behind(lives: Path) -> None:
 
 
 def test_not_for_ever(lives: Path, tmp_path: Path) -> None:
-    def serve(_: Report) -> None:
+    def serve(_: Report, __: bool) -> None:
         one_more(lives)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -79,7 +80,7 @@ def test_not_for_ever(lives: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_goes_to_the_one_that_serves(lives: Path) -> None:
-    def serve(_: Report) -> None:
+    def serve(_: Report, __: bool) -> None:
         one_more(lives)
         os.kill(os.getppid(), signal.SIGTERM)
         signal.pause()
