@@ -59,6 +59,7 @@ class Flusher:
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
         self._failures = 0
         self._carrying = 0  # batches under way; each holds a segment until its end
+        self._caching: set[trio.Event] = set()  # what was stored and is being put into the clean cache; set when it is
         self._lost: dict[int, str] = {}  # files of which bytes could not be read back from the spool, until told
         self._wake = trio.Event()
         self._landed = trio.Event()
@@ -280,9 +281,15 @@ class Flusher:
             self.retention.keep(taken, row)
             self.retention.give_back(taken)
             self._land(batch)
+            cached = trio.Event()
+            self._caching.add(cached)
             self._tell()
-            # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
-            await trio.to_thread.run_sync(self._clean.append, row, offset, pieces)
+            try:
+                # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
+                await trio.to_thread.run_sync(self._clean.append, row, offset, pieces)
+            finally:
+                self._caching.discard(cached)
+                cached.set()
         finally:
             await self._transfer.release(segment)
 
@@ -330,6 +337,8 @@ class Flusher:
 
     async def drop_clean(self) -> None:
         """Forget what freshly stored bytes were put into the clean cache, and all else that is there."""
+        for cached in list(self._caching):
+            await cached.wait()
         await trio.to_thread.run_sync(self._clean.clear)
 
     async def finish(self, seconds: float) -> bool:

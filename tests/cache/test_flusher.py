@@ -1,11 +1,14 @@
 """The flusher: who waits wakes up, nothing starves, nothing that failed is forgotten or kept for ever."""
 
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.room import Limits
 from ibpfs.config import VolumePaths
@@ -207,3 +210,24 @@ async def test_a_spool_full_of_overwritten_bytes_is_full(volume: VolumePaths) ->
         with pytest.raises(DeadlineExceeded):
             for _ in range(20):
                 await now.files.write(ino, 0, bytes(100_000))
+
+
+async def test_what_is_just_being_cached_is_dropped_too(volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, clear, cleared = CleanCache.append, CleanCache.clear, threading.Event()
+
+    def late(*arguments: Any) -> bool:
+        cleared.wait(0.3)
+        return append(*arguments)
+
+    def clear_and_tell(cache: CleanCache) -> None:
+        clear(cache)
+        cleared.set()
+
+    monkeypatch.setattr(CleanCache, "append", late)
+    monkeypatch.setattr(CleanCache, "clear", clear_and_tell)
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.files.write(now.create(b"file").ino, 0, b"x" * 1000)
+        await now.files.drop()
+        while now.flusher._carrying:
+            await trio.sleep(0.01)
+        assert not now.flusher._clean.covers(1, 0, 100)
