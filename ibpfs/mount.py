@@ -114,7 +114,7 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                 transfer = Transfer(db, ledger, depots)
                 transfer.untrimmed.update(ledger.close_all_segments())
                 ledger.abandon_pending()
-                yield UpkeepCommands(Upkeep(db, ledger, depots, Warmer(db, ledger, depots, transfer)))
+                yield UpkeepCommands(Upkeep(db, ledger, depots, transfer, Warmer(db, ledger, depots, transfer)))
 
 
 def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKeys:
@@ -156,7 +156,8 @@ async def _rooms(
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)
         try:
-            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports)
+            upkeep = Upkeep(db, ledger, depots, transfer, warmer)
+            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep)
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()

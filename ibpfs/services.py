@@ -65,6 +65,7 @@ class Parts:
     warmer: Warmer
     compactor: Compactor
     imports: Imports
+    upkeep: Upkeep
 
 
 class Services:
@@ -76,7 +77,7 @@ class Services:
         self.supervisor: int | None = None
         self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
         self.remounted: Callable[[], None] | None = None
-        self._upkeep = UpkeepCommands(Upkeep(parts.db, parts.ledger, parts.depots, parts.warmer))
+        self._upkeep = UpkeepCommands(parts.upkeep)
         self.exchange = Exchange(parts.db, parts.ledger, parts.depots, parts.files, parts.imports)
 
     def commands(self) -> dict[str, Command]:

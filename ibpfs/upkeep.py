@@ -14,7 +14,10 @@ class UpkeepCommands:
         self._upkeep = upkeep
 
     def commands(self) -> dict[str, Command]:
-        return {"warm": self._warm}
+        return {"warm": self._warm, "repair": self._repair}
 
     async def _warm(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return await self._upkeep.warm(progress, every=request.get("every") is True)
+
+    async def _repair(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        return await self._upkeep.repair(progress)

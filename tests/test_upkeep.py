@@ -114,3 +114,66 @@ async def test_a_mounted_volume_is_warmed_by_its_owner(volume: VolumePaths, tmp_
         await fill(volume)
         async with opened(volume) as found:
             assert (await ask(found.services.commands(), "warm", every=True))["renewed"] == 2
+
+
+def damage(directory: Path) -> None:
+    """Change a byte in the middle of every allocation."""
+    for path in allocations(directory):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+def allocations(directory: Path) -> list[Path]:
+    return [path for path in (directory / "allocations").rglob("*") if path.is_file()]
+
+
+async def test_a_repair_of_what_is_sound_changes_nothing(volume: VolumePaths, tmp_path: Path) -> None:
+    async with run_depot(tmp_path / "one"), run_depot(tmp_path / "two"):
+        await fill(volume)
+        found = await upkeep(volume, "repair")
+        assert (found["sound"], found["bad"], found["not_verified"], found["repaired_bytes"]) == (2, 0, 0, 0)
+        assert len(allocations(tmp_path / "one")) == len(allocations(tmp_path / "two")) == 1
+        with Database(volume.store) as db:
+            assert db.value("SELECT count(verified_at) FROM replicas") == 2
+
+
+async def test_a_changed_replica_is_found_and_replaced(
+    volume: VolumePaths, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with run_depot(tmp_path / "one"), run_depot(tmp_path / "two"):
+        await fill(volume)
+        damage(tmp_path / "one")
+        found = await upkeep(volume, "repair")
+        assert (found["sound"], found["bad"], found["under_replicated_bytes"]) == (1, 1, 0)
+        assert found["repaired_bytes"] > len(CONTENT)
+        again = await upkeep(volume, "repair")
+        assert (again["sound"], again["bad"]) == (2, 0)
+        assert len(allocations(tmp_path / "one")) == 1  # the bad one was released
+    assert "differ from their digest" in caplog.text
+    async with run_depot(tmp_path / "one"):
+        assert await read(volume) == CONTENT
+
+
+async def test_what_is_sound_nowhere_stays_and_is_told(
+    volume: VolumePaths, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with run_depot(tmp_path / "one"), run_depot(tmp_path / "two"):
+        await fill(volume)
+        damage(tmp_path / "one")
+        damage(tmp_path / "two")
+        found = await upkeep(volume, "repair")
+        assert (found["sound"], found["bad"]) == (0, 2)
+        assert found["at_risk_bytes"] > len(CONTENT)
+        assert len(allocations(tmp_path / "one") + allocations(tmp_path / "two")) >= 2
+        with Database(volume.store) as db:
+            assert db.value("SELECT count(*) FROM replicas") >= 2
+    assert "differ from their digest" in caplog.text
+
+
+async def test_a_replica_whose_depot_is_away_is_not_verified(volume: VolumePaths, tmp_path: Path) -> None:
+    async with run_depot(tmp_path / "one"):
+        async with run_depot(tmp_path / "two"):
+            await fill(volume)
+        found = await upkeep(volume, "repair")
+        assert (found["sound"], found["bad"], found["not_verified"]) == (1, 0, 1)

@@ -17,6 +17,7 @@ from ibpfs_tools.import_ import import_
 from ibpfs_tools.ls import ls
 from ibpfs_tools.modify import modify
 from ibpfs_tools.refresh import refresh
+from ibpfs_tools.repair import repair
 from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
 from ibpfs_tools.trim import trim
@@ -34,7 +35,7 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, compact, warm, depots):
+for verb in (status, stat, flush, drop_cache, compact, warm, repair, depots):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

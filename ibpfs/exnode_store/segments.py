@@ -46,6 +46,11 @@ class Segments:
         row = self._db.row(f"{_REPLICA} WHERE r.id = ?", (replica,))
         return None if row is None else _replica(row)
 
+    def own_replicas(self, depot: int) -> list[Replica]:
+        """The replicas of our making on a depot, in the order of their segments."""
+        rows = self._db.rows(f"{_REPLICA} WHERE r.depot = ? AND i.base IS NULL ORDER BY r.segment", (depot,))
+        return [_replica(row) for row in rows]
+
     def leased_replicas(self, depot: int) -> list[Replica]:
         """The replicas on a depot whose lease has an end, and can be renewed."""
         rows = self._db.rows(f"{_REPLICA} WHERE r.depot = ? AND r.lease_end IS NOT NULL ORDER BY r.lease_end", (depot,))

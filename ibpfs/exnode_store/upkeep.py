@@ -1,15 +1,24 @@
 """What keeps a volume alive, done at once and to the end for somebody who waits. Works without keys."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import trio
+
+from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.description import at_risk_bytes, survives_until
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.transfer import Transfer
+from ibpfs.exnode_store.verification import Verification
 from ibpfs.exnode_store.warmer import Warmer, renewal_due
+
+_log = logging.getLogger(__name__)
 
 #: Told (bytes done, bytes in all, what is done).
 Told = Callable[[int, int, str], None]
@@ -17,14 +26,26 @@ Told = Callable[[int, int, str], None]
 _ANSWER = 6.0
 
 
+@dataclass
+class _Count:
+    """Of replicas that were looked at; `done` in bytes."""
+
+    sound: int = 0
+    bad: int = 0
+    unknown: int = 0
+    done: int = 0
+
+
 class Upkeep:
     """One per open volume; takes turns with the warmer's own looks."""
 
-    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, warmer: Warmer) -> None:
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer, warmer: Warmer) -> None:
         self._db = db
         self._ledger = ledger
         self._depots = depots
+        self._transfer = transfer
         self._warmer = warmer
+        self._verification = Verification(db, ledger, transfer)
 
     async def warm(self, told: Told, *, every: bool = False) -> dict[str, Any]:
         """Renew what is due (or `every` lease), verify what is suspect, make up copies, release; return a summary."""
@@ -38,10 +59,60 @@ class Upkeep:
         await self._db.sync()
         return summary
 
+    async def repair(self, told: Told) -> dict[str, Any]:
+        """Compare every replica with its stored digest, and replace what is not as it should be; return a summary."""
+        await self._depots.wait_for_all(_ANSWER)
+        async with self._warmer.turn:
+            count = await self._verify_all(told)
+            lacking = self._ledger.under_replicated_bytes()
+            await self._make_up(told)
+            state = self.state()
+        await self._release()
+        await self._db.sync()
+        found = {"sound": count.sound, "bad": count.bad, "not_verified": count.unknown}
+        return {**found, "repaired_bytes": max(0, lacking - state["under_replicated_bytes"]), **state}
+
+    async def _verify_all(self, told: Told) -> _Count:
+        """Look at all replicas, on all depots at the same time."""
+        count = _Count()
+        theirs = [self._ledger.own_replicas(depot.id) for depot in self._depots]
+        total = sum(self._ledger.segment_length(replica.segment) for some in theirs for replica in some)
+
+        async def look_at(replicas: Sequence[Replica]) -> None:
+            for replica in replicas:
+                await self._verify(replica, count)
+                count.done += self._ledger.segment_length(replica.segment)
+                told(min(count.done, total), total, "verifying copies")
+
+        async with trio.open_nursery() as nursery:
+            for some in theirs:
+                nursery.start_soon(look_at, some)
+        return count
+
+    async def _verify(self, replica: Replica, count: _Count) -> None:
+        try:
+            if not self._transfer.is_at_hand(replica):
+                raise DepotUnreachable("its depot does not answer")
+            fault = await self._verification.fault(replica)
+        except (DepotError, DepotUnreachable) as error:
+            _log.info("segment %d: allocation %s is not verified: %s", replica.segment, replica.read.label, error)
+            count.unknown += 1
+            return
+        if self._ledger.replica(replica.id) is None:  # released while it was looked at
+            return
+        if fault:
+            count.bad += 1
+            self._transfer.report(replica.id, fault)
+        else:
+            count.sound += 1
+            self._ledger.verified(replica)
+
     async def _make_up(self, told: Told) -> None:
         """Verify and repair until nothing more comes of it."""
         await self._warmer.verify(most=None)
         total = lacking = self._ledger.under_replicated_bytes()
+        if lacking:
+            await self._transfer.close_old(every=True)  # copies are made of closed segments only
         while lacking:
 
             def advance() -> None:
@@ -54,6 +125,7 @@ class Upkeep:
                 break
 
     async def _release(self) -> None:
+        await self._transfer.trim()
         left = None
         while self._ledger.orphans_waiting and left != (orphans := len(self._ledger.orphans(limit=100_000))):
             left = orphans

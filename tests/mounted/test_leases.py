@@ -1,6 +1,7 @@
 """Leases of seconds: a volume that is mounted, and one that only `ibpfs warm` looks after, outlive many of them."""
 
 import json
+import shutil
 import time
 from typing import Any
 
@@ -61,3 +62,21 @@ def test_what_cannot_be_renewed_is_one_line(volumes: MakeVolume, depots: MakeDep
     assert done.stderr.count("\n") == 1
     assert "1 lease due and not renewed" in done.stderr
     assert "at risk" in done.stderr
+
+
+def test_repair_of_a_mounted_volume_whose_depot_was_emptied(volumes: MakeVolume) -> None:
+    volume = volumes("--copies", "2", depots=2)
+    volume.expect("is lost|depot|allocation")
+    fill(volume)
+    first, second = volume.depots
+    first.kill()
+    shutil.rmtree(first.store / "allocations")
+    first.start()
+    found = json.loads(run("ibpfs", "repair", "--json", volume.mountpoint).stdout)
+    assert found["bad"] >= 1
+    assert (found["under_replicated_bytes"], found["at_risk_bytes"], found["not_verified"]) == (0, 0, 0)
+    second.kill()
+    volume.empty_cache()
+    volume.kill()
+    volume.mount()
+    assert read_tree(volume.mountpoint) == CONTENT

@@ -1,0 +1,18 @@
+"""What ibpfs repair says to a person."""
+
+from ibpfs_tools.repair import describe, trouble
+
+WELL = {"sound": 4, "bad": 0, "not_verified": 0, "repaired_bytes": 0, "under_replicated_bytes": 0, "at_risk_bytes": 0}
+
+
+def test_all_is_well() -> None:
+    assert describe(WELL) == "4 sound replicas, 0 bad"
+    assert trouble(WELL) == ""
+
+
+def test_what_was_mended_and_what_stays_wrong() -> None:
+    assert describe({**WELL, "bad": 1, "repaired_bytes": 2048}) == (
+        "4 sound replicas, 1 bad, 2.0 KiB have all copies again"
+    )
+    found = {**WELL, "not_verified": 3, "under_replicated_bytes": 1024, "at_risk_bytes": 1024}
+    assert trouble(found) == "3 replicas could not be looked at, 1.0 KiB lack copies, 1.0 KiB at risk"
