@@ -97,6 +97,9 @@ class Exchange:
         ino, seconds = int(request["ino"]), int(request["seconds"])
         await self._files.fsync(ino)
         pieces = list(self._ledger.extents(ino))
+        # Before the first await: none of them may move while the others get their windows.
+        for segment in {one.source.segment for one in pieces if request["sealed"] or not one.source.form.is_sealed}:
+            self._ledger.keep_for_windows(segment, time.time() + seconds)
         found: dict[int, dict[str, Any]] = {}
         waiting = iter(enumerate(pieces))
 

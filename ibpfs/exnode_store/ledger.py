@@ -214,12 +214,18 @@ class Ledger(Segments):
         return False
 
     def move(self, segment: int, length: int, moves: Sequence[tuple[int, int]]) -> None:
-        """Slices, (row, new offset), now also lie in `segment`, whose new length is `length`: refer to them there."""
+        """Slices, (row, new offset), now also lie in `segment`, whose new length is `length`: refer to them there.
+
+        Not to those that died meanwhile, or have a window on them now.
+        """
         with self._db.transaction() as db:
             live = 0
             for row, offset in moves:
-                found = db.row("SELECT segment, stored_length FROM slices WHERE id = ?", (row,))
-                if found is None:  # died meanwhile
+                found = db.row(
+                    "SELECT segment, stored_length FROM slices WHERE id = ?"
+                    " AND segment NOT IN (SELECT segment FROM windows WHERE until > ?)", (row, self.now())
+                )  # fmt: skip
+                if found is None:
                     continue
                 old, stored_length = found
                 db.execute(

@@ -161,13 +161,15 @@ class Merging:
         return row
 
     def _as_planned(self, ino: int, parts: Sequence[tuple[Extent, int]]) -> list[tuple[Extent, int, int]]:
-        """(extent, offset in the new slice, covers) of those that nobody has changed since they were planned."""
+        """(extent, offset in the new slice, covers) of those that nobody has changed, or exported, since the plan."""
         if self._ledger.voids(ino):
             return []
-        kept = []
+        kept, now = [], self._ledger.now()
         for part, at in parts:
             found = self._db.row(
-                "SELECT stop, slice, slice_offset, covers FROM mappings WHERE ino = ? AND start = ?", (ino, part.start)
+                "SELECT m.stop, m.slice, m.slice_offset, m.covers FROM mappings m JOIN slices s ON s.id = m.slice"
+                f" WHERE m.ino = ? AND m.start = ? AND {_MOVABLE}",
+                (ino, part.start, now),
             )
             if found is not None and found[:3] == (part.stop, part.slice, part.offset):
                 kept.append((part, at, found[3]))

@@ -216,3 +216,16 @@ def test_a_file_without_a_name_is_not_looked_at(scene: MergeScene) -> None:
     scene.names.unlink(1, b"f")
     assert scene.merging.crowd(ino) is None
     assert scene.merging.touched() == []
+
+
+def test_what_was_exported_since_the_plan_stays_where_it_is(scene: MergeScene) -> None:
+    ino, segment, target = scene.file(), scene.segment(), scene.segment()
+    scene.commit(segment, ino, 0, 10)
+    scene.commit(segment, ino, 10, 20)
+    planned = tuple(scene.merging.extents(ino, 0))
+    before = scene.shown(ino)
+    scene.ledger.keep_for_windows(segment, scene.ledger.now() + 10)
+    assert scene.merge(target, ino, planned) is None
+    assert scene.shown(ino) == before
+    scene.ledger.move(target, 100, [(part.slice, 0) for part in planned])
+    assert {piece.source.segment for piece in scene.ledger.extents(ino)} == {segment}
