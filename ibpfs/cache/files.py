@@ -228,9 +228,9 @@ class FileCache:
         if offset + len(data) > MAX_SIZE:
             raise InvalidArgument("beyond the largest file size")
         asked = len(data)
-        if data == b"\0":
-            offset, data = self._joined(ino, offset, data)
         await self._room.wait(len(data))
+        if data == b"\0":  # with what is the end of the file now
+            offset, data = self._joined(ino, offset, data)
         file = self._flusher.files.get(ino)
         if file is None:
             inode = self._names.inode(ino)

@@ -1,5 +1,6 @@
 """Getting room for segments: allocations on as many depots as a policy asks copies for, leased for long (I4)."""
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -179,7 +180,7 @@ async def _ask_all(
         if len(answers) >= enough:
             scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_LIMIT)
 
-    with trio.CancelScope() as scope:
+    with trio.CancelScope(deadline=math.inf if enough > 0 else trio.current_time() + STRAGGLER_LIMIT) as scope:
         async with trio.open_nursery() as nursery:
             for depot in depots:
                 nursery.start_soon(one, depot)

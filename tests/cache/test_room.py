@@ -12,7 +12,7 @@ from ibpfs.config import VolumePaths
 from ibpfs.errors import DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.creation import create_volume
 
-from .stack import run_stack
+from .stack import run_depot, run_stack
 
 
 @pytest.fixture
@@ -45,3 +45,15 @@ async def test_depots_that_take_nothing_are_waited_for_until_the_deadline(
         with pytest.raises(DeadlineExceeded):
             await now.files.write(ino, 1, b"x")
         assert 20 <= trio.current_time() - began <= 21
+
+
+async def test_a_zero_that_waited_for_room_hides_nothing_that_was_written_meanwhile(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume, Limits(records=1)) as now:
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, b"a" * 100)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(now.files.write, ino, 100, b"b" * 100)
+                nursery.start_soon(now.files.write, ino, 300, b"\0")
+                now.flusher.hurry(ino)
+        assert await now.files.read(ino, 0, 1000) == b"a" * 100 + b"b" * 100 + bytes(101)
