@@ -49,7 +49,8 @@ class Reaper:
                 await trio.sleep(1.0)  # the local disk is full; who writes is told
                 continue
             self._work_wanted = trio.Event()
-            await self._work_wanted.wait()
+            if not self._doomed:  # nobody came while truncations were finished
+                await self._work_wanted.wait()
 
     async def _cut(self, ino: int) -> None:
         while self._ledger.cut(ino):

@@ -15,6 +15,8 @@ from ibpfs.config import VolumePaths
 from ibpfs.errors import DataError, DeadlineExceeded
 from ibpfs.exnode_store.attributes import AttributeChange
 from ibpfs.exnode_store.creation import create_volume
+from ibpfs.exnode_store.ledger_rows import NewSlice
+from ibpfs.exnode_store.sealing import SliceForm
 
 from .stack import Stack, run_depot, run_stack
 
@@ -231,3 +233,18 @@ async def test_what_is_just_being_cached_is_dropped_too(volume: VolumePaths, mon
         while now.flusher._carrying:
             await trio.sleep(0.01)
         assert not now.flusher._clean.covers(1, 0, 100)
+
+
+async def test_a_file_that_goes_while_a_truncation_is_finished_is_not_forgotten(volume: VolumePaths) -> None:
+    async with run_stack(volume) as now:
+        cut, gone = now.create(b"cut").ino, now.create(b"gone").ino
+        segment = now.ledger.add_segment(1, [])
+        forms = [SliceForm(number.to_bytes(16, "big"), bytes(16), 1, 1, 65536, 1) for number in range(2500)]
+        slices = [NewSlice(cut, 2 * at, 2 * at + 1, 1, form, bytes(16), 100 * at) for at, form in enumerate(forms)]
+        now.ledger.commit(segment, 100 * len(slices), slices, dict)
+        now.files.change(cut, AttributeChange(size=0))
+        while now.db.value("SELECT count(*) FROM mappings") >= 1500:
+            await trio.lowlevel.checkpoint()
+        assert now.db.value("SELECT count(*) FROM mappings")
+        now.files.unlinked(now.names.unlink(1, b"gone"))
+        await wait_until_gone(now, gone)
