@@ -134,6 +134,7 @@ async def _rooms(
     ledger.forget_windows()
     names = Namespace(db, time.time_ns, ledger.unmap)
     clean = CleanCache(*_cache_settings(paths, config, db, options))
+    clean.forget_above(ledger.last_segment)
     spool = Spool(paths.spool, keys, config.uuid)
     async with _depots(paths, db) as depots, trio.open_nursery() as nursery:
         transfer = Transfer(db, ledger, depots)

@@ -108,3 +108,14 @@ async def test_one_that_is_started_again_mounts_nothing_where_no_dead_mount_is(
     await serve(paths, tmp_path / "mnt", MountOptions(), read_key_file(paths.key), pytest.fail, again=True)  # type: ignore[arg-type]
     assert (tmp_path / "mnt").stat().st_mode & 0o777 == 0o751
     assert not any(entry.mountpoint == tmp_path / "mnt" for entry in mount_entries())
+
+
+async def test_the_cache_of_a_segment_that_a_power_cut_took_is_not_another_ones(paths: VolumePaths) -> None:
+    secret = read_key_file(paths.key)
+    async with open_volume(paths, secret) as volume:
+        last = volume.parts.ledger.add_segment(1, [])
+        for segment in (last, last + 1):
+            volume.parts.clean.append(segment, 0, [b"x" * 1000])
+    async with open_volume(paths, secret) as volume:
+        assert volume.parts.clean.covers(last, 0, 1000)
+        assert not volume.parts.clean.covers(last + 1, 0, 1000)

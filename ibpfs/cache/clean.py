@@ -129,6 +129,11 @@ class CleanCache:
         for number in list(self._segments.get(segment, ())):
             self._lose((segment, number))
 
+    def forget_above(self, segment: int) -> None:
+        """Forget segments with a higher number: a power cut took them, and the number will be another one's."""
+        for number in [one for one in self._segments if one > segment]:
+            self.forget(number)
+
     def clear(self) -> None:
         """Forget everything. Takes seconds for a large cache."""
         for key in list(self._blocks):

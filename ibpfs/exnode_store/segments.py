@@ -80,6 +80,11 @@ class Segments:
         count: int = self._db.value(f"SELECT count(*) FROM segments s WHERE {_OWN}")
         return count
 
+    @property
+    def last_segment(self) -> int:
+        """The highest number that any segment ever had."""
+        return self._db.value("SELECT seq FROM sqlite_sequence WHERE name = 'segments'") or 0
+
     def is_short(self, segment: int) -> bool:
         """Whether a segment, if it stands, has fewer sound replicas than its policy asks for."""
         copies = self._db.value(

@@ -343,3 +343,11 @@ def test_returns_what_was_put_or_nothing(
                 assert cache.used == used
         assert cache.used == on_disk(directory) <= 4 * BLOCK
     shutil.rmtree(directory)
+
+
+def test_segments_that_a_power_cut_took_are_forgotten(tmp_path: Path) -> None:
+    cache = CleanCache(tmp_path, 64 * MIB, 0.0)
+    for segment in (1, 2, 3):
+        cache.append(segment, 0, [DATA[:1000]])
+    cache.forget_above(1)
+    assert [cache.covers(segment, 0, 1000) for segment in (1, 2, 3)] == [True, False, False]
