@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from ibpfs import kernel
 from ibpfs.config import Secret, VolumePaths, read_key_file
 from ibpfs.errors import UsageError, VolumeError, WrongKey
 from ibpfs.exnode_store.attributes import NewInode
@@ -119,3 +120,18 @@ async def test_the_cache_of_a_segment_that_a_power_cut_took_is_not_another_ones(
     async with open_volume(paths, secret) as volume:
         assert volume.parts.clean.covers(last, 0, 1000)
         assert not volume.parts.clean.covers(last + 1, 0, 1000)
+
+
+async def test_a_mount_of_others_over_a_dead_one_stays(
+    paths: VolumePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, detached = tmp_path / "mnt", []
+    table = [
+        kernel.MountEntry(1, "0:1", place, (), kernel.FILE_SYSTEM_TYPE, str(paths.root)),
+        kernel.MountEntry(2, "0:2", tmp_path / "dead", (), kernel.FILE_SYSTEM_TYPE, str(paths.root)),
+        kernel.MountEntry(3, "0:3", place, (), "tmpfs", "tmpfs"),
+    ]
+    monkeypatch.setattr(kernel, "mount_entries", lambda: iter(table))
+    monkeypatch.setattr(kernel, "detach", detached.append)
+    await serve(paths, place, MountOptions(), read_key_file(paths.key), pytest.fail, again=True)  # type: ignore[arg-type]
+    assert detached == [tmp_path / "dead"]

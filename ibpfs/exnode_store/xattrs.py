@@ -37,7 +37,8 @@ class XattrTable:
         self._inodes = inodes
 
     def get(self, ino: int, name: bytes) -> bytes:
-        """Raises NoAttribute."""
+        """Raises NoAttribute; NotSupported or InvalidArgument for a name that no attribute can have."""
+        _check_name(name)
         value = self._find(ino, name)
         if value is None:
             raise NoAttribute(f"inode {ino} has no such attribute")
@@ -66,7 +67,8 @@ class XattrTable:
             return self._inodes.save(inode)
 
     def remove(self, ino: int, name: bytes) -> Inode:
-        """Raises NoAttribute, except for a list that is not there: its absence is what was asked for."""
+        """Raises what `get` does, except for a list that is not there: its absence is what was asked for."""
+        _check_name(name)
         with self._db.transaction():
             inode = self._inodes.get(ino)
             found = self._delete(ino, name)
@@ -136,9 +138,13 @@ def _check(name: bytes, value: bytes, flags: int) -> None:
         raise AttributeNameTooLong("an attribute's name is at most 255 bytes long")
     if len(value) > MAX_VALUE:
         raise AttributeTooBig("an attribute's value is at most 64 KiB long")
-    if b"\0" in name or name in _NAMESPACES:
-        raise InvalidArgument("not an attribute's name")
+    _check_name(name)
     if name.startswith(_VIRTUAL):
         raise NotPermitted("attributes in user.ibpfs are read-only")
+
+
+def _check_name(name: bytes) -> None:
+    if b"\0" in name or name in _NAMESPACES:
+        raise InvalidArgument("not an attribute's name")
     if not name.startswith(_NAMESPACES) and name not in (acl.ACCESS, acl.DEFAULT):
         raise NotSupported("attributes are in user, trusted, security, or access control lists")
