@@ -75,6 +75,21 @@ def test_a_depot_that_is_gone(call: Call, file: Path, depots: list[DepotProcess]
     assert _allocations(depots) == before
 
 
+def test_a_depot_without_room_is_named(call: Call, file: Path, tmp_path: Path, depots: list[DepotProcess]) -> None:
+    before = _allocations(depots)
+    full = DepotProcess(tmp_path / "full", "--listen", "127.0.0.1:0", "--capacity", "4K")
+    try:
+        for places in ([full], [full, depots[0]], [depots[0], full]):
+            words = [word for depot in places for word in ("--depot", depot.address)]
+            code, _, err = call("upload", file, "-c", str(len(places)), "-o", "y.xnd", *words)
+            assert code == 1
+            assert f"{full.address}: the depot answered -19" in err
+            assert not Path("y.xnd").exists()
+    finally:
+        full.stop()
+    assert _allocations(depots) == before
+
+
 def test_a_bar_on_a_terminal_and_none_in_a_pipe(file: Path, tmp_path: Path, places: list[str]) -> None:
     words = [Path(sys.executable).parent / "ibpfs", "upload", file, "-b", "100K", "-o", "x.xnd", *places]
     terminal, its_end = pty.openpty()

@@ -60,22 +60,23 @@ class Placer:
         self._addresses = list(addresses)
         self._wishes = wishes
         self._made: list[Capability] = []
+        self._troubles: dict[Address, IbpfsError] = {}  # by place, the latest last
 
     async def put(
         self, turn: int, length: int, taken: set[Address], fill: Callable[[CapabilitySet], Awaitable[None]]
     ) -> Allocated:
         """Allocate `length` bytes on the next depot that is not `taken` and lets `fill` store them."""
-        trouble: IbpfsError | None = None
         while True:
             address = self._next(turn, taken)
             if address is None:
-                raise trouble or NoSpace("every depot that is given has these bytes already; name others")
+                raise self._why_none(length, taken)
             taken.add(address.place)
             try:
                 return await self._put_on(address, length, fill)
             except (DepotError, DepotUnreachable) as error:
                 self._depots.note(address, error)
-                trouble = error
+                self._troubles.pop(address.place, None)
+                self._troubles[address.place] = error
             except IbpfsError:
                 taken.discard(address.place)
                 raise
@@ -85,6 +86,14 @@ class Placer:
         turned = self._addresses[shift:] + self._addresses[:shift]
         free = [address for address in turned if address.place not in taken]
         return min(free, key=lambda address: self._depots.rank(address)[0], default=None)
+
+    def _why_none(self, length: int, taken: set[Address]) -> IbpfsError:
+        for place, trouble in reversed(self._troubles.items()):
+            if place in taken:
+                if isinstance(trouble, DepotError):
+                    return NoSpace(f"no other depot that is given takes {length} bytes; {place}: {trouble}")
+                return trouble
+        return NoSpace("every depot that is given has these bytes already; name others")
 
     async def _put_on(
         self, address: Address, length: int, fill: Callable[[CapabilitySet], Awaitable[None]]
@@ -141,7 +150,7 @@ async def upload(
 ) -> ExNode:
     """Return the exNode of a file that is now on depots, each copy of a fragment on another one; `ranges`: only these.
 
-    Raises what the last depot said when none takes a fragment; then everything is given back.
+    Says what the last depot said when none takes a fragment; then everything is given back.
     """
     if wishes.copies > len(addresses) > 0:
         raise UsageError(f"{wishes.copies} copies need {wishes.copies} depots; {len(addresses)} are given")
