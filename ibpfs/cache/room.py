@@ -16,7 +16,8 @@ _log = logging.getLogger(__name__)
 #: Free bytes of the local disk that writes never take, so that a full disk can be drained.
 RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
-#: Seconds that a write waits for room on a full local disk; sooner when its deadline is shorter.
+#: Seconds that a write waits for room on a full local disk, or on full depots that are to be given some back; sooner
+#: when its deadline is shorter.
 LOCAL_LIMIT = 5.0
 
 
@@ -45,16 +46,20 @@ class Room:
 
     async def wait(self, length: int) -> None:
         """Return when `length` more bytes may be written; at the deadline NoSpace or DeadlineExceeded."""
-        if self._has_room(length):
-            return
         began = trio.current_time()
         while not self._has_room(length):
             waited = trio.current_time() - began
-            if waited > min(LOCAL_LIMIT, self._limits.deadline) and not self._disk_has_room():
-                raise NoSpace("the spool's disk is full")
+            if waited > min(LOCAL_LIMIT, self._limits.deadline):
+                self._say_what_is_full(length)
             if waited > self._limits.deadline:
                 raise DeadlineExceeded("the depots do not take what waits in the spool")
             await self._make_room()
+
+    def _say_what_is_full(self, length: int) -> None:
+        if not self._depots_have_room(length):
+            raise NoSpace("the depots have no room")
+        if not self._disk_has_room():
+            raise NoSpace("the spool's disk is full")
 
     async def _make_room(self) -> None:
         if self._spool.reclaimable:
@@ -68,9 +73,10 @@ class Room:
 
     def _has_room(self, length: int) -> bool:
         flusher = self._flusher
-        free = self._transfer.free_bytes(self._copies)
-        if free is not None and flusher.dirty_bytes + length > free:
-            raise NoSpace("the depots have no room")
+        if not self._depots_have_room(length):
+            if not self._transfer.is_given_room():
+                raise NoSpace("the depots have no room")
+            return False
         while self._spool.records >= self._limits.records or self._spool.size + length > self._limits.spool:
             if not self._drop_retained():
                 return False
@@ -88,6 +94,10 @@ class Room:
     def _drop_retained(self) -> bool:
         """New bytes come before a further copy of old ones. False when what was dropped is still to be deleted."""
         return not self._spool.reclaimable and self._flusher.retention.drop_oldest()
+
+    def _depots_have_room(self, length: int) -> bool:
+        free = self._transfer.free_bytes(self._copies)
+        return free is None or self._flusher.dirty_bytes + length <= free
 
     def _disk_has_room(self) -> bool:
         disk = os.statvfs(self._spool.directory)

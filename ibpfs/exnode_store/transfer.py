@@ -323,6 +323,11 @@ class Transfer:
         usable = usable_bytes([depot.free_bytes for depot in known], copies) + open_room
         return max(0, usable - int(usable * share) - fixed)
 
+    def is_given_room(self) -> bool:
+        """Whether depots that answer are still to be given back what nobody needs."""
+        answering = [depot.id for depot in self._depots if depot.state == OK and depot.status]
+        return self._ledger.orphans_waiting and bool(self._ledger.orphans(1, answering))
+
     def answering(self) -> int:
         """How many of the depots that take new segments answer now."""
         return sum(depot.state == OK and depot.status is not None and depot.role == "active" for depot in self._depots)

@@ -129,6 +129,7 @@ class Warmer:
             some = orphans[at : at + _RELEASES]
             try:
                 answers = await depot.call(partial(depot.client.decr_all, [orphan.manage for orphan in some]))
+                await depot.look()  # what writers may count on is known before it is forgotten that more is to come
             except (DepotError, DepotUnreachable):
                 return
             for orphan, refusal in zip(some, answers, strict=True):

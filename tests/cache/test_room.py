@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+import trio.testing
 
 from ibpfs.cache.room import LOCAL_LIMIT, Limits
 from ibpfs.config import VolumePaths
@@ -57,3 +58,18 @@ async def test_a_zero_that_waited_for_room_hides_nothing_that_was_written_meanwh
                 nursery.start_soon(now.files.write, ino, 300, b"\0")
                 now.flusher.hurry(ino)
         assert await now.files.read(ino, 0, 1000) == b"a" * 100 + b"b" * 100 + bytes(101)
+
+
+async def test_what_is_deleted_from_full_depots_makes_room_for_who_writes_then(volume: VolumePaths) -> None:
+    data = bytes(4 << 20)
+    async with run_depot(volume.depot, capacity=20 << 20), run_stack(volume) as now:
+        assert await now.depots.wait_for_any(5)
+        for name in (b"first", b"second", b"third"):
+            ino = now.create(name).ino
+            for at in range(0, 16 << 20, len(data)):
+                await now.files.write(ino, at, data)
+            await now.files.flush()
+            with pytest.raises(NoSpace):
+                await now.files.write(ino, 16 << 20, data)
+            now.files.unlinked(now.names.unlink(1, name))
+            await trio.testing.wait_all_tasks_blocked(0.05)
