@@ -53,7 +53,16 @@ class Room:
                 self._say_what_is_full(length)
             if waited > self._limits.deadline:
                 raise DeadlineExceeded("the depots do not take what waits in the spool")
-            await self._make_room()
+            if self._depots_have_room(length) or self._transfer.expects_room():
+                await self._make_room()
+            else:
+                await self._ask_the_depots(length)
+
+    async def _ask_the_depots(self, length: int) -> None:
+        """Their figures are of some seconds ago: that they are full must be true now."""
+        await self._transfer.look()
+        if not self._depots_have_room(length) and not self._transfer.expects_room():
+            raise NoSpace("the depots have no room")
 
     def _say_what_is_full(self, length: int) -> None:
         if not self._depots_have_room(length):
@@ -74,8 +83,6 @@ class Room:
     def _has_room(self, length: int) -> bool:
         flusher = self._flusher
         if not self._depots_have_room(length):
-            if not self._transfer.is_given_room():
-                raise NoSpace("the depots have no room")
             return False
         while self._spool.records >= self._limits.records or self._spool.size + length > self._limits.spool:
             if not self._drop_retained():

@@ -94,9 +94,8 @@ class Allocator:
         return await self._lease(policy, size, got)
 
     async def _allocate(self, size: int, depot: Depot) -> CapabilitySet:
-        caps = await depot.call(lambda: depot.client.allocate(size, self._first_lease(depot)))
-        depot.free_bytes -= size
-        return caps
+        with depot.taking(size):
+            return await depot.call(lambda: depot.client.allocate(size, self._first_lease(depot)))
 
     def _first_lease(self, depot: Depot) -> int:
         longest = depot.status.max_lease if depot.status else None

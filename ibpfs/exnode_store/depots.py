@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 import trio
@@ -41,6 +41,8 @@ class Depot:
         self.labels = labels
         self.status: DepotStatus | None = None
         self.free_bytes = 0
+        self._taken = 0  # by allocations of ours, in all, those that it is being asked for too
+        self._asked = 0
         self.latency = 0.0
         self.busy = 0  # open segments on it
         self.trouble = ""
@@ -125,16 +127,32 @@ class Depot:
 
     async def look(self) -> None:
         """Ask for its status."""
-        first = self.status is None
+        first, taken = self.status is None, self._taken - self._asked
         try:
             self.status = await self.call(self.client.status, 5.0)
         except DepotError as error:
             self._refused_to_tell(error)
             raise
         self.refusal = ""
-        self.free_bytes = self.status.free_bytes
+        # What was taken meanwhile may not be in it; if it is, the next look says so.
+        self.free_bytes = self.status.free_bytes - (self._taken - taken)
         if first:
             self._turn()
+
+    @contextmanager
+    def taking(self, size: int) -> Iterator[None]:
+        """While it is asked for an allocation of this size, nobody else counts on that room."""
+        self.free_bytes -= size
+        self._taken += size
+        self._asked += size
+        try:
+            yield
+        except BaseException:
+            self.free_bytes += size
+            self._taken -= size
+            raise
+        finally:
+            self._asked -= size
 
     def _refused_to_tell(self, error: DepotError) -> None:
         wanted = ", it wants another password than 'ibp' for it" if error.code == ErrorCode.WRONG_PASSWD else ""

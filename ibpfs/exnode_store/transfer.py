@@ -5,7 +5,7 @@ The one place where a failed depot is answered with the next replica or the next
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import trio
@@ -51,6 +51,7 @@ class Transfer:
         self._allocator = Allocator(db, ledger, depots)
         self._idle: list[OpenSegment] = []
         self.untrimmed: set[int] = set()  # closed segments whose allocations reserve more than they hold
+        self._moves = 0
         self._open_segments: set[OpenSegment] = set()  # the idle ones, and those that somebody appends to
 
     def policy(self, number: int) -> Policy:
@@ -101,14 +102,15 @@ class Transfer:
         return None
 
     async def _open_somehow(self, policy: Policy, length: int) -> OpenSegment:
-        try:
-            segment = await self._allocator.open(policy, length)
-        except (NoSpace, NoRoom):
-            if not self._idle:
-                raise
-            await self.close_old(every=True)  # gives back what they reserve and do not use
-            segment = await self._allocator.open(policy, length)
-        self._open_segments.add(segment)
+        with self._moving_room():
+            try:
+                segment = await self._allocator.open(policy, length)
+            except (NoSpace, NoRoom):
+                if not self._idle:
+                    raise
+                await self.close_old(every=True)  # gives back what they reserve and do not use
+                segment = await self._allocator.open(policy, length)
+            self._open_segments.add(segment)
         return segment
 
     async def _store_everywhere(
@@ -206,12 +208,15 @@ class Transfer:
 
     async def trim(self) -> None:
         """Give the room that `untrimmed` segments do not use back to the depots; one that is silent is asked later."""
-        for segment in list(self.untrimmed):
-            length = self._ledger.segment_length(segment)
-            # The ledger's length is what is committed; what lies behind it was never acknowledged.
-            done = [await self._trim_replica(replica, length) for replica in self._ledger.replicas(segment) if length]
-            if all(done):
-                self.untrimmed.discard(segment)
+        with self._moving_room():
+            for segment in list(self.untrimmed):
+                if await self._trim_segment(segment):
+                    self.untrimmed.discard(segment)
+
+    async def _trim_segment(self, segment: int) -> bool:
+        # The ledger's length is what is committed; what lies behind it was never acknowledged.
+        length = self._ledger.segment_length(segment)
+        return all([await self._trim_replica(replica, length) for replica in self._ledger.replicas(segment) if length])
 
     async def _trim_replica(self, replica: Replica, length: int) -> bool:
         """False: worth another try."""
@@ -220,6 +225,7 @@ class Transfer:
             if depot.state != OK:
                 return False
             await depot.call(lambda: depot.client.truncate(replica.manage, length), 5.0)
+            await depot.look()  # who wants room next must know of this
         except DepotUnreachable:
             return False
         except DepotError as error:  # it cannot: the room stays reserved
@@ -323,10 +329,33 @@ class Transfer:
         usable = usable_bytes([depot.free_bytes for depot in known], copies) + open_room
         return max(0, usable - int(usable * share) - fixed)
 
-    def is_given_room(self) -> bool:
-        """Whether depots that answer are still to be given back what nobody needs."""
+    @contextmanager
+    def _moving_room(self) -> Iterator[None]:
+        """Between depots and open segments: meanwhile some of it is in neither figure."""
+        self._moves += 1
+        try:
+            yield
+        finally:
+            self._moves -= 1
+
+    def expects_room(self) -> bool:
+        """Whether `free_bytes` is about to rise: depots that answer are to be given back what nobody needs."""
+        if self._moves:
+            return True
         answering = [depot.id for depot in self._depots if depot.state == OK and depot.status]
         return self._ledger.orphans_waiting and bool(self._ledger.orphans(1, answering))
+
+    async def look(self) -> None:
+        """Have the figures of the depots that answer anew."""
+
+        async def look(depot: Depot) -> None:
+            with suppress(DepotError, DepotUnreachable):
+                await depot.look()
+
+        async with trio.open_nursery() as nursery:
+            for depot in self._depots:
+                if depot.state == OK:
+                    nursery.start_soon(look, depot)
 
     def answering(self) -> int:
         """How many of the depots that take new segments answer now."""

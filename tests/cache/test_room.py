@@ -73,3 +73,13 @@ async def test_what_is_deleted_from_full_depots_makes_room_for_who_writes_then(v
                 await now.files.write(ino, 16 << 20, data)
             now.files.unlinked(now.names.unlink(1, name))
             await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+async def test_what_closed_segments_did_not_use_is_room(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot, capacity=40 << 20), run_stack(volume) as now:
+        assert await now.depots.wait_for_any(5)
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, bytes(1 << 20))
+        await now.files.flush()
+        await now.transfer.close_old(every=True)
+        assert now.transfer.free_bytes(1) >= 38 << 20
