@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -129,9 +129,10 @@ class Warmer:
             some = orphans[at : at + _RELEASES]
             try:
                 answers = await depot.call(partial(depot.client.decr_all, [orphan.manage for orphan in some]))
-                await depot.look()  # what writers may count on is known before it is forgotten that more is to come
             except (DepotError, DepotUnreachable):
                 return
+            with suppress(DepotError, DepotUnreachable):
+                await depot.look()  # what writers may count on is known before it is forgotten that more is to come
             for orphan, refusal in zip(some, answers, strict=True):
                 # One that is not known ended by itself, or an earlier release was not noted.
                 if refusal is None or isinstance(refusal, CapabilityNotFound):
