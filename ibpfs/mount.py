@@ -39,6 +39,7 @@ from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import VolumeKeys, open_slots
 from ibpfs.exnode_store.ledger import Ledger
@@ -114,7 +115,9 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                 transfer = Transfer(db, ledger, depots)
                 transfer.untrimmed.update(ledger.close_all_segments())
                 ledger.abandon_pending()
-                yield UpkeepCommands(Upkeep(db, ledger, depots, transfer, Warmer(db, ledger, depots, transfer)))
+                warmer = Warmer(db, ledger, depots, transfer)
+                draining = Draining(db, ledger, depots, transfer, warmer)
+                yield UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining)
 
 
 def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKeys:
@@ -153,11 +156,12 @@ async def _rooms(
                       format_size(recovered))  # fmt: skip
         warmer = Warmer(db, ledger, depots, transfer)
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
-        for task in (flusher.run, files.run, reader.serve, warmer.run, compactor.run):
+        draining = Draining(db, ledger, depots, transfer, warmer)
+        upkeep = UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining)
+        for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, compactor.run):
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)
         try:
-            upkeep = Upkeep(db, ledger, depots, transfer, warmer)
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep)
             await flusher.finish(0.0)
         finally:

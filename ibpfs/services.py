@@ -37,7 +37,6 @@ from ibpfs.exnode_store.description import (
 )
 from ibpfs.exnode_store.imports import Imports, describe_imports
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.upkeep import Upkeep
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
 from ibpfs.upkeep import UpkeepCommands
@@ -65,7 +64,7 @@ class Parts:
     warmer: Warmer
     compactor: Compactor
     imports: Imports
-    upkeep: Upkeep
+    upkeep: UpkeepCommands
 
 
 class Services:
@@ -77,7 +76,6 @@ class Services:
         self.supervisor: int | None = None
         self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
         self.remounted: Callable[[], None] | None = None
-        self._upkeep = UpkeepCommands(parts.upkeep)
         self.exchange = Exchange(parts.db, parts.ledger, parts.depots, parts.files, parts.imports)
 
     def commands(self) -> dict[str, Command]:
@@ -91,7 +89,7 @@ class Services:
             "depots-add": self._add_depot,
             "depots-pin": self._pin_depot,
             "remount": self._remount,
-            **self._upkeep.commands(),
+            **self._parts.upkeep.commands(),
             **self.exchange.commands(),
         }
 

@@ -4,20 +4,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from ibpfs.control import Command, Progress
+from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.upkeep import Upkeep
 
 
 class UpkeepCommands:
     """The commands of one open volume."""
 
-    def __init__(self, upkeep: Upkeep) -> None:
+    def __init__(self, upkeep: Upkeep, draining: Draining) -> None:
         self._upkeep = upkeep
+        self._draining = draining
 
     def commands(self) -> dict[str, Command]:
-        return {"warm": self._warm, "repair": self._repair}
+        return {
+            "warm": self._warm,
+            "repair": self._repair,
+            "depots-drain": self._drain,
+            "depots-remove": self._remove,
+        }
 
     async def _warm(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return await self._upkeep.warm(progress, every=request.get("every") is True)
 
     async def _repair(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return await self._upkeep.repair(progress)
+
+    async def _drain(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        return {"imported": await self._draining.drain(str(request.get("address")), progress)}
+
+    async def _remove(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
+        return {"removed": await self._draining.remove(str(request.get("address")))}

@@ -173,6 +173,7 @@ class DepotSet:
         self._db = db
         self._embedded_socket = embedded_socket
         self._depots: dict[int, Depot] = {}
+        self._removed: list[Depot] = []
         self._nursery: trio.Nursery | None = None
 
     @asynccontextmanager
@@ -188,7 +189,7 @@ class DepotSet:
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                for depot in self._depots.values():
+                for depot in (*self, *self._removed):
                     await depot.client.aclose()
 
     def _start(
@@ -209,7 +210,7 @@ class DepotSet:
             _log.warning("without TLS, whoever listens on the way can read and delete what is kept at: %s", named)
 
     async def _watch(self, depot: Depot) -> None:
-        while True:
+        while depot.role != "removed":
             try:
                 await depot.look()
             except (DepotUnreachable, DepotError):
@@ -233,21 +234,54 @@ class DepotSet:
             raise DepotUnreachable(f"depot {number} is no longer one of this volume's") from None
 
     def add(self, address: str, labels: Mapping[str, str], fingerprint: bytes | None = None) -> Depot:
-        """Take a depot into the volume, pinned if a fingerprint is given; UsageError when it is one already."""
+        """Take a depot into the volume, or back, pinned if a fingerprint is given. UsageError when it is in use."""
         text = str(Address.parse(address))
-        place = text.partition(":")[2]  # however it is spoken to; an embedded one may have no port yet
-        if any(depot.address.partition(":")[2] == place for depot in self._depots.values()):
-            raise UsageError(f"{text} is a depot of this volume already")
+        known = self.at(text)
+        if known is not None:
+            return self._take_back(known, fingerprint)
         with self._db.transaction() as db:
-            row = db.execute(
+            db.execute(  # one that was removed comes back
                 "INSERT INTO depots (address, embedded, fingerprint, labels, role, seq)"
-                " VALUES (?, 0, ?, ?, 'active', ?)",
+                " VALUES (?, 0, ?, ?, 'active', ?) ON CONFLICT (address) DO UPDATE SET embedded = 0,"
+                " fingerprint = excluded.fingerprint, labels = excluded.labels, role = 'active', seq = excluded.seq",
                 (text, fingerprint, json.dumps(dict(labels)), db.seq),
-            ).lastrowid
-        assert row is not None
+            )
+        row: int = self._db.value("SELECT id FROM depots WHERE address = ?", (text,))
         self._start(row, text, 0, "active", json.dumps(dict(labels)), fingerprint)
         self._warn_of_plain([self._depots[row]])
         return self._depots[row]
+
+    def _take_back(self, depot: Depot, fingerprint: bytes | None) -> Depot:
+        if depot.role == "active":
+            raise UsageError(f"{depot.address} is a depot of this volume already")
+        self._set_role(depot, "active")
+        if fingerprint is not None and not depot.embedded:
+            self.pin(depot.id, fingerprint)
+        return depot
+
+    def at(self, address: str) -> Depot | None:
+        """The depot at an address, however it is spoken to; an embedded one may have no port yet."""
+        place = str(Address.parse(address)).partition(":")[2]
+        return next((depot for depot in self if depot.address.partition(":")[2] == place), None)
+
+    def was_removed(self, address: str) -> bool:
+        found = self._db.value("SELECT role FROM depots WHERE address = ?", (str(Address.parse(address)),))
+        return bool(found == "removed")
+
+    def drain(self, depot: Depot) -> None:
+        """It takes no new bytes from now on."""
+        self._set_role(depot, "draining")
+
+    def remove(self, depot: Depot) -> None:
+        """It is none of the volume's any more; it must hold nothing."""
+        self._set_role(depot, "removed")
+        self._removed.append(self._depots.pop(depot.id))
+        depot.client.drop_connections()
+
+    def _set_role(self, depot: Depot, role: str) -> None:
+        with self._db.transaction() as db:
+            db.execute("UPDATE depots SET role = ?, seq = ? WHERE id = ?", (role, db.seq, depot.id))
+        depot.role = role
 
     def pin(self, number: int, fingerprint: bytes) -> None:
         """Trust this certificate of a depot, and no other, from now on."""
@@ -260,8 +294,7 @@ class DepotSet:
     def foreign(self, address: Address) -> Depot:
         """Where imported bytes are: one of the volume's depots, or one that takes nothing new."""
         text = str(address)
-        place = text.partition(":")[2]  # however it is spoken to
-        known = next((depot for depot in self._depots.values() if depot.address.partition(":")[2] == place), None)
+        known = self.at(text)
         if known is not None:
             return known
         with self._db.transaction() as db:

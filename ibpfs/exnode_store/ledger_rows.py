@@ -90,6 +90,16 @@ class Orphan:
 
 
 @dataclass(frozen=True, slots=True)
+class Holdings:
+    """How many allocations a volume has on a depot: replicas of its own making, imported ones, and so on."""
+
+    own: int
+    imported: int
+    pending: int
+    orphans: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRun:
     """Where the stored bytes of slice `row` lie in its segment."""
 

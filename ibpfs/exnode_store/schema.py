@@ -40,7 +40,8 @@ CREATE TABLE state (
 );
 
 -- Servers that may hold replicas. A depot that moves changes one row here and no exNode. 'draining' takes no new
--- bytes, and is removed when it holds nothing any more; a depot that only imported files are on is so from the start.
+-- bytes, what is on it is moved off, and it is removed when it holds nothing any more; imported files stay, and a depot
+-- that only they are on is so from the start.
 CREATE TABLE depots (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     address     TEXT NOT NULL UNIQUE,      -- ibp[s]://HOST:PORT, as it was given

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.database import Database
-from ibpfs.exnode_store.ledger_rows import NewReplica, Orphan, Replica, StoredRun, pack_key, unpack_key
+from ibpfs.exnode_store.ledger_rows import Holdings, NewReplica, Orphan, Replica, StoredRun, pack_key, unpack_key
 from ibpfs.exnode_store.schema import CLOSED, OPEN
 
 
@@ -51,6 +51,31 @@ class Segments:
         rows = self._db.rows(f"{_REPLICA} WHERE r.depot = ? AND i.base IS NULL ORDER BY r.segment", (depot,))
         return [_replica(row) for row in rows]
 
+    def movable_replicas(self, depot: int) -> list[Replica]:
+        """Those of them whose segments are closed."""
+        rows = self._db.rows(
+            f"{_REPLICA} JOIN segments s ON s.id = r.segment WHERE r.depot = ? AND i.base IS NULL AND s.state = ?"
+            " ORDER BY r.segment",
+            (depot, CLOSED),
+        )
+        return [_replica(row) for row in rows]
+
+    def holdings(self, depot: int) -> Holdings:
+        """What the volume has on a depot."""
+        counts = self._db.row(
+            "SELECT (SELECT count(*) FROM replicas WHERE depot = ? AND id NOT IN (SELECT replica FROM imported)),"
+            " (SELECT count(*) FROM replicas WHERE depot = ? AND id IN (SELECT replica FROM imported)),"
+            " (SELECT count(*) FROM pending WHERE depot = ?), (SELECT count(*) FROM orphans WHERE depot = ?)",
+            (depot, depot, depot, depot),
+        )
+        assert counts is not None
+        return Holdings(*counts)
+
+    def forget_orphans_on(self, depot: int) -> None:
+        """They end with their leases."""
+        with self._db.transaction() as db:
+            db.execute("DELETE FROM orphans WHERE depot = ?", (depot,))
+
     def leased_replicas(self, depot: int) -> list[Replica]:
         """The replicas on a depot whose lease has an end, and can be renewed."""
         rows = self._db.rows(f"{_REPLICA} WHERE r.depot = ? AND r.lease_end IS NOT NULL ORDER BY r.lease_end", (depot,))
@@ -87,10 +112,14 @@ class Segments:
 
     def is_short(self, segment: int) -> bool:
         """Whether a segment, if it stands, has fewer sound replicas than its policy asks for."""
-        copies = self._db.value(
+        return sum(not one.suspect for one in self.replicas(segment)) < self.wanted_copies(segment)
+
+    def wanted_copies(self, segment: int) -> int:
+        """How many its policy asks for; 0 when it is gone."""
+        copies: int | None = self._db.value(
             "SELECT p.copies FROM segments s JOIN policies p ON p.id = s.policy WHERE s.id = ?", (segment,)
         )
-        return copies is not None and sum(not one.suspect for one in self.replicas(segment)) < copies
+        return copies or 0
 
     def live_bytes(self) -> int:
         """Stored bytes of live slices, one copy; imported ones take nobody's room here."""
@@ -164,8 +193,13 @@ class Segments:
             db.execute("DELETE FROM orphans WHERE id = ?", (orphan,))
 
     def remove_empty_depots(self) -> None:
-        """Draining depots that hold nothing any more are none of the volume's."""
+        """Draining depots that hold nothing any more are none of the volume's; removed ones that do are, after all."""
         with self._db.transaction() as db:
+            db.execute(
+                "UPDATE depots SET role = 'draining', seq = ? WHERE role = 'removed'"
+                " AND id IN (SELECT depot FROM replicas)",
+                (db.seq,),
+            )
             db.execute(
                 "UPDATE depots SET role = 'removed', seq = ? WHERE role = 'draining' AND NOT embedded AND id NOT IN"
                 " (SELECT depot FROM replicas UNION SELECT depot FROM orphans UNION SELECT depot FROM pending)",

@@ -12,6 +12,7 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.description import at_risk_bytes, survives_until
+from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.transfer import Transfer
@@ -39,12 +40,14 @@ class _Count:
 class Upkeep:
     """One per open volume; takes turns with the warmer's own looks."""
 
-    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer, warmer: Warmer) -> None:
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer, warmer: Warmer,
+                 draining: Draining) -> None:  # fmt: skip
         self._db = db
         self._ledger = ledger
         self._depots = depots
         self._transfer = transfer
         self._warmer = warmer
+        self._draining = draining
         self._verification = Verification(db, ledger, transfer)
 
     async def warm(self, told: Told, *, every: bool = False) -> dict[str, Any]:
@@ -54,10 +57,11 @@ class Upkeep:
             began = time.time()
             await self._warmer.renew(every=every)
             await self._make_up(told)
-            summary = {"renewed": self._renewed_since(began), "not_renewed": self._due_at(began), **self.state()}
+            renewed = {"renewed": self._renewed_since(began), "not_renewed": self._due_at(began)}
+        await self._draining.go_on()
         await self._release()
         await self._db.sync()
-        return summary
+        return renewed | self.state()
 
     async def repair(self, told: Told) -> dict[str, Any]:
         """Compare every replica with its stored digest, and replace what is not as it should be; return a summary."""

@@ -249,11 +249,15 @@ class Warmer:
                 return self._ledger.replica(replica.id) is not None
         return False
 
+    def is_damaged(self, segment: int) -> bool:
+        """Whether a slice of it was found to be sound nowhere: no replica of it is let go."""
+        return segment in self._verification.damaged
+
     async def repair(self, most: int | None = _REPAIRS, after_each: Callable[[], None] = lambda: None) -> None:
         """Make up missing replicas of closed segments, from the sound ones, where a depot can take them."""
         for shortage in most_endangered(self._shortages())[:most]:
             try:
-                await self._augment(shortage)
+                await self.augment(shortage)
             except (DepotError, DepotUnreachable, DataError) as error:
                 _log.info("segment %d: no further replica yet: %s", shortage.segment, error)
             after_each()
@@ -335,7 +339,8 @@ class Warmer:
         """Stored bytes of segments that have fewer sound replicas than their policy asks for."""
         return self._ledger.under_replicated_bytes()
 
-    async def _augment(self, shortage: Shortage) -> None:
+    async def augment(self, shortage: Shortage) -> None:
+        """Make so many further replicas of a closed segment, or as many as there are depots for."""
         taken = self._taken(shortage.segment)
         candidates = [depot.candidate() for depot in self._depots if depot.id not in taken]
         for number in choose_depots([one for one in candidates if one.state != FAILED], shortage.missing,

@@ -1,4 +1,4 @@
-"""Leases of seconds: a volume that is mounted, and one that only `ibpfs warm` looks after, outlive many of them."""
+"""Leases of seconds that a mount, or `ibpfs warm` alone, outlives; repair and draining of what is in use."""
 
 import json
 import shutil
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from .running import run
-from .test_status import read_tree
-from .volumes import MakeDepot, MakeVolume, Volume
+from .running import run, until
+from .test_status import make_tree, read_tree
+from .volumes import Depot, MakeDepot, MakeVolume, Volume
 
 pytestmark = pytest.mark.mounted
 
@@ -26,6 +26,12 @@ def fill(volume: Volume) -> None:
 def warm(volume: Volume, *words: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run("ibpfs", "warm", "--json", volume.root, *words).stdout)
     return found
+
+
+def role_of(volume: Volume, depot: Depot) -> str:
+    found = json.loads(run("ibpfs", "depots", "--json", volume.root).stdout)
+    (role,) = [one["role"] for one in found if one["address"] == depot.address]
+    return str(role)
 
 
 def test_ten_leases(depots: MakeDepot, volumes: MakeVolume) -> None:
@@ -80,3 +86,33 @@ def test_repair_of_a_mounted_volume_whose_depot_was_emptied(volumes: MakeVolume)
     volume.kill()
     volume.mount()
     assert read_tree(volume.mountpoint) == CONTENT
+
+
+def test_a_drain_goes_on_after_the_mount_was_killed(volumes: MakeVolume) -> None:
+    volume = volumes("--copies", "2", depots=3)
+    volume.expect("does not answer|depot|allocation")
+    content = make_tree(volume.mountpoint)
+    volume.flush()
+    down, stays, first = sorted(volume.depots, key=lambda depot: len(depot.allocations()))
+    down.kill()
+    refused = run("ibpfs", "depots", volume.mountpoint, "--drain", first.address, code=1)
+    assert "cannot be moved off it now" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert first.allocations()
+    volume.kill()
+    down.start()
+    volume.mount()
+    assert role_of(volume, first) == "draining"
+    until(lambda: not first.allocations(), 30, "the end of the drain")
+    said = run("ibpfs", "depots", volume.mountpoint, "--drain", first.address, "--remove", first.address).stdout
+    assert said.splitlines() == [
+        f"{first.address}: nothing of this volume's own is left there",
+        f"{first.address}: is no depot of this volume any more",
+    ]
+    first.kill()
+    assert len(volume.status()["depots"]) == 2
+    volume.drop_cache()
+    assert read_tree(volume.mountpoint) == content
+    refused = run("ibpfs", "depots", volume.root, "--drain", stays.address, code=2)
+    assert "without it there are 1 depots for 2 copies" in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -1,0 +1,150 @@
+"""Moving everything off a depot with nothing at risk in between: copy, commit, then release.
+
+That a depot is draining is a state in the store, so that whoever owns the volume next goes on with it.
+"""
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.errors import DataError, NoSpace, UsageError, VolumeError
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.depots import Depot, DepotSet
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.placement import OK
+from ibpfs.exnode_store.transfer import Transfer
+from ibpfs.exnode_store.warmer import LOOK_EVERY, Shortage, Warmer
+
+_log = logging.getLogger(__name__)
+
+#: Told (segments done, segments in all, what is done).
+Told = Callable[[int, int, str], None]
+#: Replicas that are moved before others get the warmer's turn.
+_MOVES = 20
+#: Seconds that depots have to answer before they are left out.
+_ANSWER = 6.0
+
+
+class Draining:
+    """One per open volume; takes turns with the warmer."""
+
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer, warmer: Warmer) -> None:
+        self._db = db
+        self._ledger = ledger
+        self._depots = depots
+        self._transfer = transfer
+        self._warmer = warmer
+
+    async def run(self) -> None:
+        """Go on with what was begun, until cancelled."""
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            for depot in self._unfinished():
+                try:
+                    await self._move_some(depot, set())
+                except (NoSpace, OSError) as error:
+                    _log.info("draining of %s waits: %s", depot.address, error)
+
+    async def go_on(self) -> None:
+        """Move what can be moved off the depots that are draining."""
+        for depot in self._unfinished():
+            stuck = set[int]()
+            while any(one.id not in stuck for one in self._ledger.movable_replicas(depot.id)):
+                await self._move_some(depot, stuck)
+
+    def _unfinished(self) -> list[Depot]:
+        """The depots that something of ours is to be moved off."""
+        return [depot for depot in self._depots if depot.role == "draining" and self._ledger.holdings(depot.id).own]
+
+    def begin(self, address: str) -> Depot:
+        """Let a depot take no new bytes. UsageError when it is none of the volume's, or the others are too few."""
+        depot = self._depots.at(address)
+        if depot is None:
+            raise UsageError(f"{address} is no depot of this volume (see ibpfs depots)")
+        others = sum(other.role == "active" for other in self._depots if other is not depot)
+        copies = self._db.value("SELECT max(copies) FROM policies")
+        if others < copies:
+            raise UsageError(f"{address}: without it there are {others} depots for {copies} copies; add another first")
+        self._depots.drain(depot)
+        return depot
+
+    async def drain(self, address: str, told: Told) -> int:
+        """Move all of ours off a depot and release it there; return how many imported replicas stay.
+
+        VolumeError when some cannot be moved now; whoever owns the volume goes on trying.
+        """
+        if self._depots.at(address) is None and self._depots.was_removed(address):
+            return 0
+        depot = self.begin(address)
+        await self._depots.wait_for_all(_ANSWER)
+        total, stuck = self._ledger.holdings(depot.id).own, set[int]()
+        while left := self._ledger.own_replicas(depot.id):
+            told(max(0, total - len(left)), total, "moving segments")
+            if all(one.id in stuck for one in left):
+                raise VolumeError(f"{address}: {len(left)} segments cannot be moved off it now, for want of other"
+                                  " depots that answer, of room or of sound bytes (see ibpfs depots, and the log)")
+            await self._transfer.close_old(every=True)
+            await self._move_some(depot, stuck)
+            await trio.sleep(0.01)  # some may be open, and in use
+        await self._warmer.release_orphans()
+        await self._db.sync()
+        return self._ledger.holdings(depot.id).imported
+
+    async def _move_some(self, depot: Depot, stuck: set[int]) -> None:
+        """Move some replicas off; `stuck` are those, by id, that are not tried, and gets those that would not go."""
+        async with self._warmer.turn:
+            movable = [one for one in self._ledger.movable_replicas(depot.id) if one.id not in stuck]
+            for replica in movable[:_MOVES]:
+                try:
+                    moved = await self._move(replica)
+                except (DepotError, DepotUnreachable, DataError) as error:
+                    _log.info("segment %d: not moved off %s: %s", replica.segment, depot.address, error)
+                    moved = False
+                if not moved:
+                    stuck.add(replica.id)
+
+    async def _move(self, replica: Replica) -> bool:
+        segment = replica.segment
+        missing = self._missing(segment)
+        if missing > 0:
+            await self._warmer.augment(Shortage(segment, self._ledger.segment_length(segment), missing))
+        now = self._ledger.replica(replica.id)
+        if now is not None:
+            if self._missing(segment) > 0 or self._warmer.is_damaged(segment):
+                return False
+            self._ledger.drop_replica(now)
+        return True
+
+    def _missing(self, segment: int) -> int:
+        """Sound replicas that its policy asks for and that depots which stay do not have."""
+        staying = {depot.id for depot in self._depots if depot.role == "active"}
+        sound = sum(one.depot in staying and not one.suspect for one in self._ledger.replicas(segment))
+        return self._ledger.wanted_copies(segment) - sound
+
+    async def remove(self, address: str) -> bool:
+        """Take an empty, drained depot out of the volume; False: it was not one of it any more. UsageError if it is
+        not empty."""
+        depot = self._depots.at(address)
+        if depot is None:
+            if self._depots.was_removed(address):
+                return False
+            raise UsageError(f"{address} is no depot of this volume (see ibpfs depots)")
+        if depot.embedded:
+            raise UsageError(f"{address}: is the volume's own depot and stays; drained, it takes no new bytes")
+        if depot.role == "active":
+            raise UsageError(f"{address}: is in use; first: ibpfs depots VOLUME --drain {address}")
+        await self._depots.wait_for_all(_ANSWER)
+        await self._warmer.release_orphans()
+        held = self._ledger.holdings(depot.id)
+        if held.own or held.pending or held.imported:
+            imported = f", {held.imported} of imported files" if held.imported else ""
+            raise UsageError(f"{address}: still holds {held.own + held.imported + held.pending} replicas{imported}")
+        if held.orphans and depot.state == OK:
+            raise VolumeError(f"{address}: {held.orphans} allocations are not given back yet; try again")
+        self._ledger.forget_orphans_on(depot.id)
+        self._depots.remove(depot)
+        await self._db.sync()
+        return True
