@@ -326,6 +326,9 @@ def _take_dead_mounts_away(paths: VolumePaths, mountpoint: Path) -> Path | None:
     """
     staging = None
     for entry in kernel.mounts_of(paths.root):
+        visible = kernel.mount_at(entry.mountpoint)
+        if visible is None or (visible.kind, visible.source) != (entry.kind, entry.source):
+            continue  # taken away meanwhile, or hidden by a mount of others, which would go in its place
         _log.info("%s: a dead mount of this volume is taken away", entry.mountpoint)
         if entry.mountpoint == mountpoint and staging is None:
             staging = paths.run / "beneath"
