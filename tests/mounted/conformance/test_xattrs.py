@@ -101,6 +101,21 @@ def test_namespaces(roots: Path) -> None:
     assert as_user(1101, lambda: error_of(os.setxattr, f, "user.b", b"x")) == ""
 
 
+def test_names_that_none_can_have(place: Path) -> None:
+    """A program that asks for a foreign kind of list learns that there is none here."""
+    f = place / "f"
+    f.touch()
+    names = {"user.": "EINVAL", "user": "EOPNOTSUPP", "colour": "EOPNOTSUPP", "USER.a": "EOPNOTSUPP",
+             "system.a": "EOPNOTSUPP", "system.nfs4_acl": "EOPNOTSUPP", "btrfs.compression": "EOPNOTSUPP"}  # fmt: skip
+    calls = {
+        "set": lambda name: os.setxattr(f, name, b"x"),
+        "get": lambda name: os.getxattr(f, name),
+        "remove": lambda name: os.removexattr(f, name),
+    }
+    for how, call in calls.items():
+        assert {name: error_of(call, name) for name in names} == names, how
+
+
 @pytest.mark.root
 def test_on_other_types(roots: Path) -> None:
     """user. is for files and directories; root may keep trusted. ones on anything."""
