@@ -168,7 +168,7 @@ class Warmer:
         for depot in self._depots:
             if depot.state != OK or depot.status is None:
                 continue
-            for replica in self._ledger.leased_replicas(depot.id):
+            for replica in self._ledger.leased_replicas(depot.id, math.inf if every else now):
                 if every or renewal_due(replica, now):
                     await self._renew(depot, replica)
 

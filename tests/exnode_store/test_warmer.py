@@ -14,7 +14,9 @@ from ibpfs.config import VolumePaths
 from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.compaction import SMALL_SEGMENTS, plan_packing
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.ledger_rows import Replica, StoredRun
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import NewReplica, Replica, StoredRun
 from ibpfs.exnode_store.verification import neighbours
 from ibpfs.exnode_store.warmer import Shortage, chunks, most_endangered, renewal_due
 from tests.cache.stack import Stack, run_depot, run_stack
@@ -72,6 +74,19 @@ async def test_compaction_moves_live_slices_and_releases_the_rest(volume: Volume
         await now.files.drop()
         for name, ino in inos.items():
             assert await now.files.read(ino, 0, 1 << 20) == b"%d" % name * 5000
+
+
+def test_every_lease_that_is_due_has_run_half(volume: VolumePaths) -> None:
+    with Database(volume.store) as db:
+        ledger = Ledger(db, lambda: 0.0)
+        leases = [(-100.0, 100.0), (0.0, 100.0), (1.0, 2000.0), (-50.0, 49.0)]
+        segment = ledger.add_segment(1, [NewReplica(0, 1, KEY, KEY, KEY, end, told) for told, end in leases])
+        assert len(ledger.leased_replicas(1)) == len(ledger.replicas(segment)) == len(leases)
+        for now in range(-10, 1500, 7):
+            due = [one.id for one in ledger.replicas(segment) if renewal_due(one, now)]
+            half = ledger.leased_replicas(1, now)
+            assert set(due) <= {one.id for one in half}
+            assert all(now >= (one.told_at + (one.lease_end or 0.0)) / 2 for one in half)
 
 
 async def test_a_lease_that_ends_is_renewed_in_time(volume: VolumePaths) -> None:
