@@ -348,7 +348,7 @@ class TestWhatTheKernelAnswers:
         with opened(ours / "f", NEW) as descriptor, opened(ours / "g") as source:
             assert error_of(fcntl.ioctl, descriptor, FICLONE, source) == "EOPNOTSUPP"
             flags = array.array("l", [0])
-            for number in (0x80086601, 0x801C581F):  # FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR
+            for number in (0x80086601, 0x801C581F, 0xC0185879):  # FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR, FITRIM
                 assert error_of(fcntl.ioctl, descriptor, number, flags) == "ENOTTY"
             assert error_of(fcntl.ioctl, descriptor, 0xC020660B, bytearray(256)) == "EOPNOTSUPP"  # FS_IOC_FIEMAP
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounted.volumes import Volume
+
 from .calls import EXCHANGE, as_user, error_of, opened, renameat2
 
 pytestmark = [pytest.mark.mounted, pytest.mark.root]
@@ -262,6 +264,12 @@ class TestSetIdIsCleared:
         as_user(caller, lambda: os.chown(f, -1, STAFF), groups=(STAFF, ANN))
         assert f.stat().st_gid == STAFF
         assert oct(mode_of(f)) == oct(CLEARED[mode])
+
+    def test_without_group_execution_a_stranger_leaves_it_too(self, mount: Volume) -> None:
+        """ext4 takes it then; what the kernel tells a FUSE server does not say who writes. It is no privilege."""
+        f = file_of(mount / "set-gid", ANN, 0o2646, STAFF)
+        as_user(BOB, lambda: f.write_bytes(b"new"))
+        assert oct(mode_of(f)) == oct(0o2646)
 
     def test_not_of_a_directory(self, roots: Path) -> None:
         place = directory_of(roots / "d", ANN, 0o6755)

@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import os
+import select
 import socket
 import stat
 import struct
@@ -114,6 +115,30 @@ class TestInUse:
         for name, number in (("none", os.makedev(4000, 77_777)), ("most", os.makedev(4095, (1 << 20) - 1))):
             assert (roots / name).stat().st_rdev == number
             assert error_of(os.open, roots / name, os.O_RDONLY) == "ENXIO"
+
+
+class TestWhatTheKernelKeepsToItself:
+    """As docs/conformance.md says it."""
+
+    def test_what_goes_through_a_fifo_leaves_no_time(self, ours: Path) -> None:
+        os.mkfifo(ours / "p")
+        os.utime(ours / "p", ns=(10**18, 10**18))
+        before = (ours / "p").stat()
+        with opened(ours / "p") as fifo:
+            os.write(fifo, b"x")
+            os.read(fifo, 1)
+        after = (ours / "p").stat()
+        assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+
+    def test_files_are_always_ready(self, ours: Path) -> None:
+        with opened(ours / "f", os.O_CREAT | os.O_RDWR) as descriptor, select.epoll() as poll:
+            poll.register(descriptor, select.EPOLLIN | select.EPOLLOUT)
+            assert poll.poll(0) == [(descriptor, select.EPOLLIN | select.EPOLLOUT)]
+
+    def test_there_is_no_time_of_birth(self, ours: Path) -> None:
+        answer = ctypes.create_string_buffer(256)
+        checked(libc.statx(AT_FDCWD, os.fsencode(ours), 0, 0xFFF, answer))
+        assert struct.unpack_from("I", answer)[0] & 0xFFF == 0x7FF
 
 
 class TestFlags:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.mounted.volumes import MakeVolume
 
-from .calls import EXCHANGE, UTIME_NOW, UTIME_OMIT, as_user, opened, renameat2, utimensat
+from .calls import EXCHANGE, NOREPLACE, UTIME_NOW, UTIME_OMIT, as_user, opened, renameat2, utimensat
 
 pytestmark = pytest.mark.mounted
 
@@ -163,6 +163,47 @@ class TestByCall:
         tick()
         call(f)
         return [changed(second, before), changed(directory, directory_before)]
+
+    def test_of_both_directories(self, place: Path) -> None:
+        """What moves between two directories changes both, and not what holds them; what fails changes nothing."""
+        calls: dict[str, tuple[Call, str]] = {
+            "rename": (lambda d: (d / "a" / "f").rename(d / "b" / "new"), "mc mc"),
+            "rename over": (lambda d: (d / "a" / "f").rename(d / "b" / "g"), "mc mc"),
+            "rename of a directory": (lambda d: (d / "a" / "s").rename(d / "b" / "new"), "mc mc"),
+            "rename over a directory": (lambda d: (d / "a" / "s").rename(d / "b" / "e"), "mc mc"),
+            "exchange": (lambda d: renameat2(d / "a" / "f", d / "b" / "g", EXCHANGE), "mc mc"),
+            "exchange of two kinds": (lambda d: renameat2(d / "a" / "s", d / "b" / "g", EXCHANGE), "mc mc"),
+            "link": (lambda d: os.link(d / "a" / "f", d / "b" / "new"), " mc"),
+            "rmdir": (lambda d: (d / "a" / "s").rmdir(), "mc "),
+            "mkdir that fails": (lambda d: quietly((d / "b" / "g").mkdir), " "),
+            "rmdir that fails": (lambda d: quietly((d / "a").rmdir), " "),
+            "rename that fails": (lambda d: quietly(lambda: (d / "a" / "f").rename(d / "b" / "e")), " "),
+            "NOREPLACE": (lambda d: quietly(lambda: renameat2(d / "a" / "f", d / "b" / "g", NOREPLACE)), " "),
+        }
+        found = {name: self.effects(place / name.replace(" ", "-"), call) for name, (call, _) in calls.items()}
+        assert found == {name: ["", *wanted.split(" ")] for name, (_, wanted) in calls.items()}
+
+    @staticmethod
+    def effects(d: Path, call: Call) -> list[str]:
+        for below in ("a/s", "b/e"):
+            (d / below).mkdir(parents=True)
+        (d / "a" / "f").touch()
+        (d / "b" / "g").touch()
+        before = {path: times(path) for path in (d, d / "a", d / "b")}
+        tick()
+        call(d)
+        return [changed(path, then) for path, then in before.items()]
+
+    def test_what_is_replaced_or_removed_while_it_is_open(self, place: Path) -> None:
+        for name in ("f", "g"):
+            (place / name).touch()
+        (place / "d").mkdir()
+        with opened(place / "g") as replaced, opened(place / "d", os.O_RDONLY) as removed:
+            before = [os.fstat(one).st_ctime_ns for one in (replaced, removed)]
+            tick()
+            (place / "f").rename(place / "g")
+            (place / "d").rmdir()
+            assert all(os.fstat(one).st_ctime_ns > then for one, then in zip((replaced, removed), before, strict=True))
 
     def test_of_other_types(self, place: Path) -> None:
         (place / "l").symlink_to("target")
