@@ -20,7 +20,7 @@ A timer for volumes that are not always mounted, as the user whose volumes they 
   systemctl --user daemon-reload
   systemctl --user enable --now ibpfs-warm@$(systemd-escape --path VOLUME).timer
   loginctl enable-linger                  (for the time without a session)
-or as root with /etc/systemd/system and without --user. VOLUME is a path here.
+or, for volumes of root, in /etc/systemd/system and without --user. VOLUME is a path here.
 """
 
 SERVICE = """\
