@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from ibpfs_tools.benchmarks import depot_operations as operations
-from ibpfs_tools.benchmarks import references, report
+from ibpfs_tools.benchmarks import own_client, references, report
 from ibpfs_tools.benchmarks.depot_operations import Load, Manner, Place
 from ibpfs_tools.benchmarks.hostile import besieged
 from ibpfs_tools.benchmarks.measures import Measures, Target
@@ -32,6 +32,7 @@ TARGETS = [
     Target(SIXTEEN.row(SMALL_STORE), 2200),
     *(Target(manner.row(LARGE_STORE), 0.6, DD) for manner in MANNERS),
     *(Target(manner.row(LARGE_LOAD), 0.6, SENDFILE) for manner in MANNERS),
+    *(Target(large + own_client.THROUGH_TLS, 0.5, large) for large in (own_client.STORE, own_client.LOAD)),
 ]
 
 
@@ -54,6 +55,8 @@ def measure(directory: Path, plan: Plan) -> Measures:
             for manner in MANNERS:
                 for operation, value, unit in operations.run(place, plan.load, manner):
                     measures.add(manner.row(operation), value, unit)
+            for row, value, unit in own_client.run(place, plan.load.large):
+                measures.add(row, value, unit)
             _measure_besieged(measures, place, pid, plan)
     return measures
 
@@ -115,6 +118,8 @@ def rendered(measures: Measures) -> str:
 def _reference(row: str) -> str:
     if row.endswith(BESIEGED) and not row.startswith("resident"):
         return row.removesuffix(BESIEGED)
+    if row.endswith(own_client.THROUGH_TLS):
+        return row.removesuffix(own_client.THROUGH_TLS)
     return REFERENCES.get(row.partition(",")[0], "")
 
 
