@@ -14,7 +14,8 @@ from typing import Final, Self, TypeAlias
 import trio
 
 from ibpfs.depot.address import Address
-from ibpfs.depot.tls import TlsSocket, secured
+from ibpfs.depot.tls import secured
+from ibpfs.depot.tls_socket import TlsSocket
 from ibpfs.depot.wire import (
     NEED_DATA,
     Connection,
@@ -91,6 +92,8 @@ class DepotStream:
     @property
     def usable(self) -> bool:
         """Between commands, and the depot has neither closed nor said goodbye meanwhile."""
+        if isinstance(self._socket, TlsSocket) and self._socket.has_news():
+            return False
         return self._codec.idle and not self._poll.poll(0)
 
     def close(self) -> None:

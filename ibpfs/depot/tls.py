@@ -1,27 +1,17 @@
-"""TLS on a connection to a depot, for both ends: no authority vouches, the certificate's fingerprint is what is known.
+"""TLS with a depot: no authority vouches, the certificate's fingerprint is what is known."""
 
-`TlsSocket` has the few methods of a trio socket that client and server use.
-"""
-
-import errno
 import hmac
-import os
 import ssl
-from collections.abc import Sequence
-from hashlib import sha256
 from typing import Final
 
 import trio
 
+from ibpfs.depot.tls_socket import TlsSocket
 from ibpfs.depot.wire import Connection, DepotUnreachable, OutOfSockets, RemoteProtocolError, Role
 from ibpfs.depot.wire import events as ev
 
 RECORD: Final = b"\x16"  # the first byte of a TLS connection; no IBP line begins with it
 HANDSHAKE_LIMIT: Final = 15.0
-_PIECE: Final = 256 * 1024  # sent as one: progress is seen in such steps
-_LONGEST_GOODBYE: Final = 64
-
-Buffer = bytes | bytearray | memoryview
 
 
 class WrongCertificate(DepotUnreachable):
@@ -30,111 +20,6 @@ class WrongCertificate(DepotUnreachable):
 
 class NoTls(DepotUnreachable):
     """What answers does not speak TLS."""
-
-
-class TlsSocket:
-    """Errors are OSErrors, as of a socket, and trio's ClosedResourceError after `close`."""
-
-    def __init__(self, sock: trio.socket.SocketType, context: ssl.SSLContext, *, server_side: bool) -> None:
-        self._sock = sock
-        plain = trio.SocketStream(sock)
-        self._beginning = _Beginning(plain)
-        self._stream = trio.SSLStream(
-            trio.StapledStream(plain, self._beginning), context, server_side=server_side, https_compatible=True
-        )
-
-    async def handshake(self) -> None:
-        """Raises ConnectionError when the peer does not manage."""
-        try:
-            await self._stream.do_handshake()
-        except trio.BrokenResourceError as error:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "no TLS handshake") from error
-
-    @property
-    def answered(self) -> bool:
-        return bool(self._beginning.seen)
-
-    @property
-    def goodbye(self) -> ev.Goodbye | None:
-        """What a depot says, in clear, that has no connection left for us."""
-        codec = Connection(Role.CLIENT)
-        codec.receive_data(self._beginning.seen)
-        try:
-            event = codec.next_event()
-        except RemoteProtocolError:
-            return None
-        return event if isinstance(event, ev.Goodbye) else None
-
-    @property
-    def fingerprint(self) -> bytes:
-        """SHA-256 of the peer's certificate."""
-        return sha256(self._stream.getpeercert(True) or b"").digest()
-
-    async def recv(self, count: int, flags: int = 0) -> bytes:
-        try:
-            return bytes(await self._stream.receive_some(count))
-        except trio.BrokenResourceError as error:
-            raise _lost() from error
-
-    async def recv_into(self, buffer: memoryview) -> int:
-        data = await self.recv(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    async def send(self, data: Buffer, flags: int = 0) -> int:
-        """How many of the bytes went out: not always all."""
-        with memoryview(data) as view:
-            piece = view[:_PIECE]
-            try:
-                await self._stream.send_all(piece)
-            except trio.BrokenResourceError as error:
-                raise _lost() from error
-            return len(piece)
-
-    async def sendmsg(self, parts: Sequence[memoryview]) -> int:
-        if len(parts[0]) >= _PIECE:
-            return await self.send(parts[0])
-        gathered = bytearray()
-        for part in parts:
-            gathered += part[: _PIECE - len(gathered)]
-            if len(gathered) == _PIECE:
-                break
-        return await self.send(gathered)
-
-    async def send_file(self, fd: int, offset: int, length: int) -> int:
-        """0 at the end of the file."""
-        data = os.pread(fd, min(length, _PIECE), offset)
-        return await self.send(data) if data else 0
-
-    def shutdown(self, how: int) -> None:
-        self._sock.shutdown(how)
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def close(self) -> None:
-        self._sock.close()
-
-
-class _Beginning(trio.abc.ReceiveStream):
-    """What `stream` brings; remembers how it began."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self.seen = b""
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data = await self._stream.receive_some(max_bytes)
-        if not self.seen:
-            self.seen = bytes(data[:_LONGEST_GOODBYE])
-        return data
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-def _lost() -> OSError:
-    return ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
 def client_context() -> ssl.SSLContext:
@@ -161,9 +46,9 @@ async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) ->
         try:
             await tls.handshake()
         except OSError as error:
-            if (goodbye := tls.goodbye) is not None:
+            if (goodbye := _goodbye(tls.beginning)) is not None:
                 raise OutOfSockets(goodbye.backoff) from error
-            if not tls.answered:
+            if not tls.beginning:
                 raise DepotUnreachable(f"{name}: closed the connection before any answer") from error
             known = "although this volume knows it with TLS; refused" if pin else "use ibp:// if that is meant"
             raise NoTls(f"{name}: does not speak TLS, {known}") from error
@@ -177,6 +62,17 @@ async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) ->
         tls.close()
         raise
     return tls
+
+
+def _goodbye(beginning: bytes) -> ev.Goodbye | None:
+    """What a depot says, in clear, that has no connection left for us."""
+    codec = Connection(Role.CLIENT)
+    codec.receive_data(beginning)
+    try:
+        event = codec.next_event()
+    except RemoteProtocolError:
+        return None
+    return event if isinstance(event, ev.Goodbye) else None
 
 
 async def probe(host: str, port: int, limit: float) -> bytes | None:

@@ -15,7 +15,8 @@ import trio
 from ibpfs.depot.server.access import Ip, plain_ip
 from ibpfs.depot.server.counters import Traffic
 from ibpfs.depot.server.pace import InFlight, Pace
-from ibpfs.depot.tls import HANDSHAKE_LIMIT, RECORD, TlsSocket, secured
+from ibpfs.depot.tls import HANDSHAKE_LIMIT, RECORD, secured
+from ibpfs.depot.tls_socket import TlsSocket
 
 READ_SIZE = 64 * 1024
 SENDFILE_SIZE = 1 << 20
