@@ -293,6 +293,19 @@ class TestAccesses:
         on(f, self.direct, os.O_RDONLY | os.O_DIRECT)
         assert times(f)["a"] > first - DAY  # older than a day
 
+    def test_relatime_notes_the_first_read_after_a_change(self, ours: Path) -> None:
+        """However young the last access was; of the reads that follow none."""
+        f = ours / "f"
+        f.write_bytes(b"x" * 5000)
+        recent = time.time_ns() - DAY // 24
+        os.utime(f, ns=(recent, recent))
+        on(f, self.direct, os.O_RDONLY | os.O_DIRECT)
+        first = times(f)["a"]
+        assert first > recent
+        tick()
+        on(f, self.direct, os.O_RDONLY | os.O_DIRECT)
+        assert times(f)["a"] == first
+
     def test_relatime_keeps_what_is_young(self, ours: Path) -> None:
         f = ours / "f"
         f.write_bytes(b"x" * 5000)
