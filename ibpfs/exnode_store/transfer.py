@@ -4,6 +4,7 @@ The one place where a failed depot is answered with the next replica or the next
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _OVERHEAD = 1 / 256, 256 * 1024
 _LEAST_ROOM = 64 * 1024
 #: What the others may take, in bytes per second, beside STRAGGLER_LIMIT, when min_copies have acknowledged.
 _STRAGGLER_RATE = 1024 * 1024
+#: A load may take that much time, in bytes per second, beside STRAGGLER_LIMIT, when another depot has the bytes, too.
+_LEAST_RATE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +247,11 @@ class Transfer:
         while True:
             replicas = [one for one in self._ledger.replicas(segment) if one.id not in avoid]
             trouble = "; ".join(map(self._why_untried, replicas)) or "it has no replica that can be tried"
-            for replica in self._order(replicas):
+            order = self._order(replicas)
+            for replica in order:
                 try:
-                    return await self.load_from(replica, start, stop)
+                    with self._bounded(order, replica, stop - start):
+                        return await self.load_from(replica, start, stop)
                 except (CapabilityNotFound, ShortLoad) as error:
                     trouble = self._describe(replica, error)
                     self.report(replica.id, str(error))
@@ -261,6 +266,18 @@ class Transfer:
             if not self._worth_waiting(replicas):
                 raise DataError(f"segment {segment}: {trouble}")
             await trio.sleep(0.1)
+
+    @contextmanager
+    def _bounded(self, order: Sequence[Replica], replica: Replica, length: int) -> Iterator[None]:
+        """A depot that is stuck delays no read that another one can serve: DepotUnreachable."""
+        others = order[order.index(replica) + 1 :]
+        patience = STRAGGLER_LIMIT + length / _LEAST_RATE if any(map(self.is_at_hand, others)) else math.inf
+        with trio.move_on_after(patience) as scope:
+            yield
+        if scope.cancelled_caught:
+            depot = self._depots.get(replica.depot)
+            depot.late()
+            raise DepotUnreachable(f"{depot.address}: no answer for {patience:.0f} s")
 
     def _order(self, replicas: Sequence[Replica]) -> list[Replica]:
         by_id = {replica.id: replica for replica in replicas}
