@@ -52,8 +52,8 @@ class Draining:
         """Move what can be moved off the depots that are draining."""
         for depot in self._unfinished():
             stuck = set[int]()
-            while any(one.id not in stuck for one in self._ledger.movable_replicas(depot.id)):
-                await self._move_some(depot, stuck)
+            while await self._move_some(depot, stuck):
+                pass
 
     def _unfinished(self) -> list[Depot]:
         """The depots that something of ours is to be moved off."""
@@ -81,23 +81,27 @@ class Draining:
         depot = self.begin(address)
         await self._depots.wait_for_all(_ANSWER)
         total, stuck = self._ledger.holdings(depot.id).own, set[int]()
-        while left := self._ledger.own_replicas(depot.id):
-            told(max(0, total - len(left)), total, "moving segments")
-            if all(one.id in stuck for one in left):
-                raise VolumeError(f"{address}: {len(left)} segments cannot be moved off it now, for want of other"
-                                  " depots that answer, of room or of sound bytes (see ibpfs depots, and the log)")
+        while left := self._ledger.holdings(depot.id).own:
+            told(max(0, total - left), total, "moving segments")
             await self._transfer.close_old(every=True)
-            await self._move_some(depot, stuck)
-            await trio.sleep(0.01)  # some may be open, and in use
+            if await self._move_some(depot, stuck):
+                continue
+            rest = self._ledger.own_replicas(depot.id)
+            if rest and all(one.id in stuck for one in rest):
+                raise VolumeError(f"{address}: {len(rest)} segments cannot be moved off it now, for want of other"
+                                  " depots that answer, of room or of sound bytes (see ibpfs depots, and the log)")
+            await trio.sleep(0.1)  # some are open, and in use
         await self._warmer.release_orphans()
         await self._db.sync()
         return self._ledger.holdings(depot.id).imported
 
-    async def _move_some(self, depot: Depot, stuck: set[int]) -> None:
-        """Move some replicas off; `stuck` are those, by id, that are not tried, and gets those that would not go."""
+    async def _move_some(self, depot: Depot, stuck: set[int]) -> int:
+        """Move some replicas off; return how many were tried. `stuck` are those, by id, that are not, and gets those
+        that would not go."""
         async with self._warmer.turn:
-            movable = [one for one in self._ledger.movable_replicas(depot.id) if one.id not in stuck]
-            for replica in movable[:_MOVES]:
+            some = self._ledger.movable_replicas(depot.id, len(stuck) + _MOVES)
+            movable = [one for one in some if one.id not in stuck]
+            for replica in movable:
                 try:
                     moved = await self._move(replica)
                 except (DepotError, DepotUnreachable, DataError) as error:
@@ -105,6 +109,7 @@ class Draining:
                     moved = False
                 if not moved:
                     stuck.add(replica.id)
+            return len(movable)
 
     async def _move(self, replica: Replica) -> bool:
         segment = replica.segment

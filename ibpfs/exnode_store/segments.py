@@ -52,12 +52,12 @@ class Segments:
         rows = self._db.rows(f"{_REPLICA} WHERE r.depot = ? AND i.base IS NULL ORDER BY r.segment", (depot,))
         return [_replica(row) for row in rows]
 
-    def movable_replicas(self, depot: int) -> list[Replica]:
-        """Those of them whose segments are closed."""
+    def movable_replicas(self, depot: int, limit: int) -> list[Replica]:
+        """The first of those whose segments are closed."""
         rows = self._db.rows(
             f"{_REPLICA} JOIN segments s ON s.id = r.segment WHERE r.depot = ? AND i.base IS NULL AND s.state = ?"
-            " ORDER BY r.segment",
-            (depot, CLOSED),
+            " ORDER BY r.segment LIMIT ?",
+            (depot, CLOSED, limit),
         )
         return [_replica(row) for row in rows]
 

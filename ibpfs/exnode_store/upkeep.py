@@ -56,8 +56,8 @@ class Upkeep:
         async with self._warmer.turn:
             began = time.time()
             await self._warmer.renew(every=every)
-            await self._make_up(told)
             renewed = {"renewed": self._renewed_since(began), "not_renewed": self._due_at(began)}
+            await self._make_up(told)
         await self._draining.go_on()
         await self._release()
         await self._db.sync()
@@ -136,13 +136,14 @@ class Upkeep:
             await self._warmer.release_orphans()
 
     def _renewed_since(self, began: float) -> int:
-        return sum(replica.told_at >= began for replica in self._leased())
+        count: int = self._db.value(
+            "SELECT count(*) FROM replicas WHERE told_at >= ? AND lease_end IS NOT NULL", (began,)
+        )
+        return count
 
     def _due_at(self, began: float) -> int:
-        return sum(renewal_due(replica, began) for replica in self._leased())
-
-    def _leased(self) -> list[Replica]:
-        return [replica for depot in self._depots for replica in self._ledger.leased_replicas(depot.id)]
+        perhaps = [one for depot in self._depots for one in self._ledger.leased_replicas(depot.id, began)]
+        return sum(renewal_due(replica, began) for replica in perhaps)
 
     def state(self) -> dict[str, Any]:
         """What status says of copies and leases."""
