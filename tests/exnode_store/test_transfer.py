@@ -173,11 +173,15 @@ async def test_who_is_cancelled_while_it_closes_segments_leaves_none_open(volume
         inos = [now.create(b"%d" % number).ino for number in range(2)]
         await now.files.write(inos[0], 0, b"x")
         await now.files.fsync(inos[0])
-        held = now.transfer._take(policy, 1)  # so that the next has a segment of its own
-        assert held is not None
+        with trio.fail_after(5):
+            while (held := now.transfer._take(policy, 1)) is None:  # so that the next has a segment of its own
+                await trio.lowlevel.checkpoint()
         await now.files.write(inos[1], 0, b"x")
         await now.files.fsync(inos[1])
         await now.transfer.release(held)
+        with trio.fail_after(5):
+            while len(now.transfer._idle) < 2:  # what fsync waits for comes before the segment is given back
+                await trio.lowlevel.checkpoint()
         with trio.CancelScope() as scope:
             scope.cancel()
             await now.transfer.close_old(every=True)
