@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from ibpfs.depot.server import syncing
+from ibpfs.depot.server.allocation import HEADER_BYTES
+from ibpfs.depot.server.depot import SteadyClock, open_depot
+from ibpfs.depot.server.settings import Settings
 from ibpfs.depot.wire.protocol import PERMANENT_SECONDS
 
 InProcess = Callable[..., Any]
@@ -222,4 +226,35 @@ def test_full_disk(tiny_disk: Path, in_process: InProcess) -> None:
     filler.unlink()
     client.store(write, bytes(3_000_000))
     assert client.probe(manage)[2] == 3_000_006
+    client.close()
+
+
+async def test_who_sends_much_at_once_leaves_others_their_turn(tmp_path: Path) -> None:
+    (greedy, one), (modest, other) = trio.socket.socketpair(), trio.socket.socketpair()
+    with greedy, modest, open_depot(Settings(store=tmp_path / "store", capacity=1 << 20), SteadyClock()) as depot:
+        commands = depot._shared.counters.commands
+        async with trio.open_nursery() as nursery:
+            for theirs in (one, other):
+                nursery.start_soon(depot.serve_socket, theirs, ("127.0.0.1", 6714))
+            await greedy.send(b"1 4 3 10\n" * 5000)
+            while not commands:
+                await trio.lowlevel.checkpoint()
+            await modest.send(b"1 4 3 10\n")
+            assert await modest.recv(100) == b"1 1 \n"
+            assert sum(commands.values()) < 2500
+            nursery.cancel_scope.cancel()
+
+
+def test_a_byte_that_changed_on_the_disk(in_process: InProcess) -> None:
+    depot = in_process()
+    client = depot.connect()
+    reply = client.ask("1 29 1 100 1 2 1 600 1000 10").decode()
+    _, write, manage = (capability.split("/")[3] for capability in reply.split()[1:])
+    client.store(write, bytes(range(250)))
+    files = [path for path in (depot.settings.store / "allocations").rglob("*") if path.is_file() and not path.suffix]
+    with files[0].open("r+b") as file:
+        file.seek(HEADER_BYTES + 120)
+        file.write(b"!")
+    answers = [client.ask(f"1 32 {manage} 1 {correct} 10") for correct in (0, 1, 0)]
+    assert answers == [b"1 1 \n", b"1 1 \n", b"1 0 \n"]
     client.close()

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
+import trio
+
 from ibpfs.depot.server import copies, transfers
 from ibpfs.depot.server.conversation import Conversation
 from ibpfs.depot.server.copies import CopyRefused
@@ -19,6 +21,9 @@ from ibpfs.depot.wire.errors import DepotError, ErrorCode, error_for
 log = logging.getLogger(__name__)
 
 LINGER = 2.0
+# Commands of one connection before the others have their turn, however many it has sent at once. Beside 50 that send
+# 100,000 and read nothing, a new connection was answered after 12 s without it, after 0.2 s with it.
+TURN = 16
 
 
 class Session:
@@ -42,7 +47,7 @@ class Session:
             self._talk.end()
 
     async def _serve(self) -> None:
-        talk = self._talk
+        talk, answered = self._talk, 0
         while not talk.connection.must_close:
             event = await talk.next_event()
             if event is None:
@@ -51,6 +56,9 @@ class Session:
                 return
             if not isinstance(event, ev.EndOfData):
                 await self._answer(event)  # type: ignore[arg-type]
+                answered += 1
+                if answered % TURN == 0:
+                    await trio.lowlevel.checkpoint()
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
