@@ -357,8 +357,8 @@ class Transfer:
 
     def expects_room(self) -> bool:
         """Whether `free_bytes` is about to rise: depots that answer are to be given back what nobody needs."""
-        if self._moves:
-            return True
+        if self._moves or len(self._open_segments) > len(self._idle):
+            return True  # what an append under way leaves unused, or what died in it meanwhile, comes back after it
         answering = [depot.id for depot in self._depots if depot.state == OK and depot.status]
         return self._ledger.orphans_waiting and bool(self._ledger.orphans(1, answering))
 
