@@ -197,7 +197,7 @@ async def test_a_depot_is_drained_and_removed(volume: VolumePaths, tmp_path: Pat
         with pytest.raises(UsageError, match="without it there are 1 depots for 2 copies"):
             await upkeep(volume, "depots-drain", address=one)
         await add_third(volume, tmp_path)
-        with pytest.raises(UsageError, match="first: ibpfs depots VOLUME --drain"):
+        with pytest.raises(UsageError, match="first: ibpfs depots drain VOLUME"):
             await upkeep(volume, "depots-remove", address=one)
         assert await upkeep(volume, "depots-drain", address=one) == {"imported": 0}
         assert [len(allocations(tmp_path / name)) for name in ("one", "two", "three")] == [0, 1, 1]

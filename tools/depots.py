@@ -1,47 +1,39 @@
-"""ibpfs depots: which depots a volume keeps its bytes on."""
+"""ibpfs depots: which depots a volume keeps its bytes on; another one, one less."""
 
 import json
 from typing import Any
 
 import click
 
-from ibpfs.config import VolumePaths, format_size
+from ibpfs import __version__
+from ibpfs.config import format_size
 from ibpfs_tools.asking import ask, ask_without_keys, find_asked
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import CONTEXT
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
-@command("depots")
+class _Listing(click.Group):
+    """Without a verb, `list`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "-h", "--help", "--version"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("depots", cls=_Listing, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="ibpfs depots", message="%(prog)s %(version)s")
+def depots() -> None:
+    """Which depots a volume keeps its bytes on. `ibpfs depots VOLUME` lists them."""
+
+
+@depots.command("list")
 @click.argument("volume")
-@click.option("--add", "address", metavar="ibp[s]://HOST:PORT",
-              help="Add a depot; new bytes may go there from now on, through TLS if it offers that.")
-@click.option("--no-tls", is_flag=True, help="Do not ask the depot that is added whether it offers TLS.")
-@click.option("--pin", "number", type=int, metavar="ID",
-              help="Speak TLS with the depot of this number, and trust the certificate that it shows now.")
-@click.option("--drain", "drained", metavar="ADDRESS",
-              help="Move everything off a depot; it takes no new bytes. Begun again, it goes on where it was.")
-@click.option("--remove", "removed", metavar="ADDRESS", help="Take a depot that was drained out of the volume.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
-def depots(
-    volume: str, address: str | None, no_tls: bool, number: int | None, drained: str | None, removed: str | None,
-    as_json: bool, secrets: Secrets,
-) -> None:  # fmt: skip
-    """List the depots of VOLUME (a volume or a mount point).
-
-    --drain copies each segment to another depot before its replica is released, returns when nothing of the volume's
-    own is left there, and needs no key, nor does --remove. What is begun goes on in a mount, or with ibpfs warm.
-    """
-    paths = find_asked(volume)
-    if drained or removed:
-        _take_away(paths, drained, removed)
-        return
-    if address:
-        ask(paths, "depots-add", secrets, address=address, tls=not no_tls)
-    if number is not None:
-        pinned = ask(paths, "depots-pin", secrets, id=number)
-        click.echo(f"{pinned['address']}: SHA-256 of its certificate: {pinned['fingerprint']}", err=True)
-    found: list[dict[str, Any]] = ask(paths, "depots", secrets)
+def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
+    """List the depots of VOLUME (a volume or a mount point)."""
+    found: list[dict[str, Any]] = ask(find_asked(volume), "depots", secrets)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -53,14 +45,47 @@ def depots(
         click.echo(f"{depot['id']:>3}  {depot['state']:<10}  {depot['address']}{_way(depot)}{role}, {room}{trouble}")
 
 
-def _take_away(paths: VolumePaths, drained: str | None, removed: str | None) -> None:
-    if drained:
-        imported = ask_without_keys(paths, "depots-drain", title="moving segments", address=drained)["imported"]
-        stay = f"; {imported} replicas of imported files stay" if imported else ""
-        click.echo(f"{drained}: nothing of this volume's own is left there{stay}")
-    if removed:
-        was = ask_without_keys(paths, "depots-remove", address=removed)["removed"]
-        click.echo(f"{removed}: is no depot of this volume any {'more' if was else 'more (it was removed before)'}")
+@depots.command()
+@click.argument("volume")
+@click.argument("address", metavar="ibp[s]://HOST:PORT")
+@click.option("--no-tls", is_flag=True, help="Do not ask the depot whether it offers TLS.")
+@secret_options
+def add(volume: str, address: str, no_tls: bool, secrets: Secrets) -> None:
+    """Add a depot: new bytes may go there from now on, through TLS if it offers that."""
+    ask(find_asked(volume), "depots-add", secrets, address=address, tls=not no_tls)
+
+
+@depots.command()
+@click.argument("volume")
+@click.argument("number", type=int, metavar="ID")
+@secret_options
+def pin(volume: str, number: int, secrets: Secrets) -> None:
+    """Speak TLS with the depot of this number, and trust the certificate that it shows now."""
+    pinned = ask(find_asked(volume), "depots-pin", secrets, id=number)
+    click.echo(f"{pinned['address']}: SHA-256 of its certificate: {pinned['fingerprint']}", err=True)
+
+
+@depots.command()
+@click.argument("volume")
+@click.argument("address")
+def drain(volume: str, address: str) -> None:
+    """Move everything off a depot; it takes no new bytes.
+
+    Each segment is copied to another depot before its replica is released. Returns when nothing of the volume's own is
+    left there. Needs no key. What is begun goes on in a mount, with ibpfs warm, or when it is asked for again.
+    """
+    done = ask_without_keys(find_asked(volume), "depots-drain", title="moving segments", address=address)
+    stay = f"; {done['imported']} replicas of imported files stay" if done["imported"] else ""
+    click.echo(f"{address}: nothing of this volume's own is left there{stay}")
+
+
+@depots.command()
+@click.argument("volume")
+@click.argument("address")
+def remove(volume: str, address: str) -> None:
+    """Take a depot that was drained out of the volume. Needs no key."""
+    was = ask_without_keys(find_asked(volume), "depots-remove", address=address)["removed"]
+    click.echo(f"{address}: is no depot of this volume any {'more' if was else 'more (it was removed before)'}")
 
 
 def _way(depot: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) ->
             raise WrongCertificate(
                 f"{name}: refused: its certificate has changed (SHA-256 now {tls.fingerprint.hex()}, "
                 f"pinned {pin.hex()}): another depot answers there, or somebody is in between; "
-                "ibpfs depots --pin trusts it"
+                "ibpfs depots pin trusts it"
             )
     except BaseException:
         tls.close()

@@ -140,7 +140,7 @@ class Draining:
         if depot.embedded:
             raise UsageError(f"{address}: is the volume's own depot and stays; drained, it takes no new bytes")
         if depot.role == "active":
-            raise UsageError(f"{address}: is in use; first: ibpfs depots VOLUME --drain {address}")
+            raise UsageError(f"{address}: is in use; first: ibpfs depots drain VOLUME {address}")
         await self._depots.wait_for_all(_ANSWER)
         await self._warmer.release_orphans()
         held = self._ledger.holdings(depot.id)

@@ -95,7 +95,7 @@ def test_a_drain_goes_on_after_the_mount_was_killed(volumes: MakeVolume) -> None
     volume.flush()
     down, stays, first = sorted(volume.depots, key=lambda depot: len(depot.allocations()))
     down.kill()
-    refused = run("ibpfs", "depots", volume.mountpoint, "--drain", first.address, code=1)
+    refused = run("ibpfs", "depots", "drain", volume.mountpoint, first.address, code=1)
     assert "cannot be moved off it now" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert first.allocations()
@@ -104,7 +104,8 @@ def test_a_drain_goes_on_after_the_mount_was_killed(volumes: MakeVolume) -> None
     volume.mount()
     assert role_of(volume, first) == "draining"
     until(lambda: not first.allocations(), 30, "the end of the drain")
-    said = run("ibpfs", "depots", volume.mountpoint, "--drain", first.address, "--remove", first.address).stdout
+    said = run("ibpfs", "depots", "drain", volume.mountpoint, first.address).stdout
+    said += run("ibpfs", "depots", "remove", volume.mountpoint, first.address).stdout
     assert said.splitlines() == [
         f"{first.address}: nothing of this volume's own is left there",
         f"{first.address}: is no depot of this volume any more",
@@ -113,6 +114,6 @@ def test_a_drain_goes_on_after_the_mount_was_killed(volumes: MakeVolume) -> None
     assert len(volume.status()["depots"]) == 2
     volume.drop_cache()
     assert read_tree(volume.mountpoint) == content
-    refused = run("ibpfs", "depots", volume.root, "--drain", stays.address, code=2)
+    refused = run("ibpfs", "depots", "drain", volume.root, stays.address, code=2)
     assert "without it there are 1 depots for 2 copies" in refused.stderr
     assert refused.stderr.count("\n") == 1
