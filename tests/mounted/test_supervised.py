@@ -13,7 +13,7 @@ from .running import is_alive, kill, run, until
 from .users import UserVolume, user_volume
 from .volumes import Session, Volume, mount_table
 
-pytestmark = [pytest.mark.mounted, pytest.mark.skipif(os.geteuid() != 0, reason="root")]
+pytestmark = pytest.mark.mounted
 
 #: Writes small files for ever, whatever happens, and names those that it could close.
 WRITER = """
@@ -65,6 +65,7 @@ def writer(place: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", WRITER, place], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.usefixtures("as_root")  # beneath the dead mount, in no moment without any: that takes root
 def test_nothing_lands_in_the_directory_below(volume: Volume) -> None:
     (volume / "in").mkdir()
     with writer(volume / "in") as inside, writer(volume.mountpoint) as above:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .running import run, until
+from .running import until
 from .volumes import MakeVolume
 
 pytestmark = pytest.mark.mounted
@@ -36,8 +36,6 @@ class Tracer:
 @pytest.mark.root
 @pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "own"])
 def test_serial_fsyncs_of_new_files(volumes: MakeVolume, directory: Path, embedded: bool) -> None:
-    if run("strace", "-V", code=None).returncode:
-        pytest.skip("strace is missing")
     volume = volumes(depots=0 if embedded else 1)
     depot = volume.embedded_depot()[0] if embedded else volume.depots[0].pid
     tracers = [Tracer(volume.status()["pid"], directory / "mount"), Tracer(depot, directory / "depot")]
