@@ -1,5 +1,6 @@
 """Asking the owner of a volume: whoever has it mounted, or this process when nobody has."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import click
 from ibpfs.config import VolumePaths, check_access, find_volume
 from ibpfs.control import NotInUse, call
 from ibpfs_tools import mounts
+from ibpfs_tools.exits import COMMAND, ExitWith
 from ibpfs_tools.logs import start_logging
 from ibpfs_tools.unlocking import Secrets, find_secret
 
@@ -70,6 +72,16 @@ def _ask(
             return call(paths, command, on_progress=advance, **arguments)
         except NotInUse:
             return alone(advance)
+
+
+def tell(volume: str, result: Any, said: str, wrong: str, *, as_json: bool, quiet: bool) -> None:
+    """What a command answered: as JSON, or `said`. ExitWith when something stays `wrong`."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    elif not quiet:
+        click.echo(f"{volume}: {said}")
+    if wrong:
+        raise ExitWith(f"{volume}: {wrong}; see ibpfs depots, and the log", COMMAND.failure)
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 """ibpfs repair: look at every copy of a volume's bytes, and replace what is not as it should be."""
 
-import json
 from typing import Any
 
 import click
 
 from ibpfs.config import format_size
-from ibpfs_tools.asking import ask_without_keys, find_asked
+from ibpfs_tools.asking import ask_without_keys, find_asked, tell
 from ibpfs_tools.commands import command
-from ibpfs_tools.exits import COMMAND, ExitWith
 
 
 @command("repair")
@@ -22,12 +20,7 @@ def repair(volume: str, as_json: bool, quiet: bool) -> None:
     lacking. fsck.ibpfs --data names the files, where bytes are left nowhere.
     """
     result = ask_without_keys(find_asked(volume), "repair", title="verifying copies", quiet=quiet or as_json)
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-    elif not quiet:
-        click.echo(f"{volume}: {describe(result)}")
-    if wrong := trouble(result):
-        raise ExitWith(f"{volume}: {wrong}; see ibpfs depots, and the log", COMMAND.failure)
+    tell(volume, result, describe(result), trouble(result), as_json=as_json, quiet=quiet)
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """ibpfs warm: keep a volume's bytes alive, whether it is mounted or not."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,9 +9,8 @@ import click
 
 from ibpfs.config import format_size
 from ibpfs.errors import UsageError
-from ibpfs_tools.asking import ask_without_keys, find_asked
+from ibpfs_tools.asking import ask_without_keys, find_asked, tell
 from ibpfs_tools.commands import command, give_units
-from ibpfs_tools.exits import COMMAND, ExitWith
 
 EPILOG = """\b
 A timer for volumes that are not always mounted, as the user whose volumes they are:
@@ -78,12 +76,7 @@ def warm(
     if volume is None:
         raise UsageError("which volume? (see --help)")
     result = ask_without_keys(find_asked(volume), "warm", title="warming", quiet=quiet or as_json, every=every)
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-    elif not quiet:
-        click.echo(f"{volume}: {describe(result, time.time())}")
-    if wrong := trouble(result):
-        raise ExitWith(f"{volume}: {wrong}; see ibpfs depots, and the log", COMMAND.failure)
+    tell(volume, result, describe(result, time.time()), trouble(result), as_json=as_json, quiet=quiet)
 
 
 def describe(result: dict[str, Any], now: float) -> str:
