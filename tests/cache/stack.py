@@ -69,8 +69,11 @@ async def run_depot(directory: Path, capacity: int | None = None, max_lease: int
 
 
 @asynccontextmanager
-async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIterator[Stack]:
-    """The rooms of a volume from its spool to its depots, as their owner puts them together."""
+async def run_stack(paths: VolumePaths, limits: Limits | None = None, *, warming: bool = True) -> AsyncIterator[Stack]:
+    """The rooms of a volume from its spool to its depots, as their owner puts them together.
+
+    Without `warming` the warmer stands still until the test runs it.
+    """
     config = load_config(paths)
     keys = open_slots(config.slots, config.epochs, "keyfile", read_key_file(paths.key).value, config.uuid)
     db = Database(paths.store)
@@ -93,8 +96,10 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None) -> AsyncIt
         recovered = files.recover()
         warmer = Warmer(db, ledger, depots, transfer)
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
-        for task in (flusher.run, files.run, reader.serve, warmer.run, compactor.run):
+        for task in (flusher.run, files.run, reader.serve, compactor.run):
             nursery.start_soon(task)
+        if warming:
+            nursery.start_soon(warmer.run)
         yield Stack(db, names, ledger, depots, transfer, warmer, compactor, flusher, files, recovered, imports)
         nursery.cancel_scope.cancel()
     db._connection.close()  # not Database.close: a kill folds no WAL
