@@ -262,9 +262,12 @@ async def test_a_depot_is_drained_under_a_mount_that_writes(volume: VolumePaths,
                 for ino in inos:
                     await files.write(ino, 0, CONTENT)
                     await files.fsync(ino)
+                written.set()
 
+            written = trio.Event()
             nursery.start_soon(write)
             await ask(commands, "depots-drain", address=one)
+            await written.wait()
             await ask(commands, "flush")
             assert found.parts.ledger.holdings(1).own == 0
             assert (await ask(commands, "depots-remove", address=one))["removed"]
