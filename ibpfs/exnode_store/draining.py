@@ -15,8 +15,9 @@ from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.placement import OK
+from ibpfs.exnode_store.repairing import Shortage
 from ibpfs.exnode_store.transfer import Transfer
-from ibpfs.exnode_store.warmer import LOOK_EVERY, Shortage, Warmer
+from ibpfs.exnode_store.warmer import LOOK_EVERY, Warmer
 
 _log = logging.getLogger(__name__)
 

@@ -283,7 +283,7 @@ class DataCheck:
         address = self._db.value("SELECT address FROM depots WHERE id = ?", (number,))
         return f"depot {number}" if address is None else f"depot {address}"
 
-    # Mending
+    # Repairing
 
     async def mend(self) -> None:
         """Make up what is missing, release what is not needed."""

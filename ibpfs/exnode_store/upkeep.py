@@ -15,9 +15,10 @@ from ibpfs.exnode_store.description import at_risk_bytes, survives_until
 from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.renewal import renewal_due
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import Verification
-from ibpfs.exnode_store.warmer import Warmer, renewal_due
+from ibpfs.exnode_store.warmer import Warmer
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, Replica, StoredRun
-from ibpfs.exnode_store.verification import neighbours
-from ibpfs.exnode_store.warmer import Shortage, chunks, most_endangered, renewal_due
+from ibpfs.exnode_store.renewal import renewal_due
+from ibpfs.exnode_store.repairing import Shortage, most_endangered
+from ibpfs.exnode_store.verification import chunks, neighbours
 from tests.cache.stack import Stack, run_depot, run_stack
 
 KEY = Key("key", "1")
