@@ -1,0 +1,145 @@
+"""A share's content as JSON: read back as it was, and nothing that makes no sense is taken."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibpfs.depot.address import Address
+from ibpfs.depot.capability import Key
+from ibpfs.exnode_store.sharing.contents import (
+    DIRECTORY,
+    FILE,
+    BadContent,
+    Content,
+    Copy,
+    Entry,
+    Run,
+    Sender,
+    SharedPart,
+    SharedSlice,
+)
+from ibpfs.exnode_store.sharing.notation import from_json, to_json
+
+from .shapes import contents, form
+
+DEPOT = Address("depot.example", 6714)
+RUN = Run(10_000, (Copy(DEPOT, Key("k", "1")),))
+SLICE = SharedSlice(form(100), 0, 0, bytes(32))
+PART = SharedPart(0, 100, 0, 0)
+PLAIN = Entry((), FILE, 100, 1_700_000_000_123_456_789, 0o644, bytes(32), (PART,))
+CONTENT = Content("report.pdf", "", 1, 2, Sender(bytes(32), bytes(64)), (RUN,), (SLICE,), (PLAIN,))
+ROOT = Entry((), DIRECTORY, 0, 0, 0o755, None)
+
+
+@given(contents())
+def test_read_back(content: Content) -> None:
+    found = from_json(to_json(content))
+    assert found == content
+    assert [one.key for one in found.slices] == [one.key for one in content.slices]
+
+
+def test_keys_are_not_shown() -> None:
+    content = replace(CONTENT, slices=(replace(SLICE, key=b"S" * 32),))
+    assert "SSSS" not in repr(content)
+    assert "<key" in repr(content)
+
+
+def test_names_that_are_no_utf8() -> None:
+    content = replace(CONTENT, name="caf\udce9")
+    assert from_json(to_json(content)).name == "caf\udce9"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\0b", "a\nb", "\x1b[2J", "x" * 256, "\ud800", "a\u2028"])
+def test_names(name: str) -> None:
+    with pytest.raises(BadContent):
+        to_json(replace(CONTENT, name=name))
+    for path in ((name,), ("fine", name)):
+        found = (ROOT, replace(ROOT, path=("fine",)), replace(PLAIN, path=path))
+        with pytest.raises(BadContent):
+            to_json(replace(CONTENT, entries=found))
+
+
+def _set(*path: Any, to: Any) -> Callable[[Any], None]:
+    def change(row: Any) -> None:
+        for step in path[:-1]:
+            row = row[step]
+        row[path[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    _set("format", to="ibpfs-share/2"),
+    _set("name", to=5),
+    _set("note", to="x" * 5000),
+    _set("created", to=1.5),
+    _set("sender", "key", to="AA"),
+    _set("depots", 0, to="unix:/tmp/s"),
+    _set("depots", to=[]),
+    _set("runs", 0, 0, to=0),
+    _set("runs", 0, 1, to=[]),
+    _set("runs", 0, 1, 0, 0, to=1),
+    _set("runs", 0, 1, 0, 0, to=-1),
+    _set("runs", 0, 1, 0, 1, to="a b/1"),
+    _set("runs", 0, 1, 0, 2, to=-1),
+    _set("runs", 0, 1, 0, 2, to=True),
+    _set("slices", 0, 0, to=-1),
+    _set("slices", 0, 1, to=9_990),
+    _set("slices", 0, 2, to=1 << 40),
+    _set("slices", 0, 2, to=0),
+    _set("slices", 0, 3, to=0),
+    _set("slices", 0, 4, to=-1),
+    _set("slices", 0, 4, to=1 << 32),
+    _set("slices", 0, 7, to="AA"),
+    _set("entries", to=[]),
+    _set("entries", 0, "path", to=["x"]),
+    _set("entries", 0, "type", to="symlink"),
+    _set("entries", 0, "size", to=-1),
+    _set("entries", 0, "size", to=1 << 60),
+    _set("entries", 0, "size", to=99),
+    _set("entries", 0, "mode", to=0o4755),
+    _set("entries", 0, "mtime", to=1 << 62),
+    _set("entries", 0, "sha256", to="00"),
+    _set("entries", 0, "parts", 0, 1, to=101),
+    _set("entries", 0, "parts", 0, 2, to=1),
+    _set("entries", 0, "parts", 0, 3, to=1),
+    _set("entries", 0, "parts", 0, to=[0, 1]),
+])  # fmt: skip
+def test_what_makes_no_sense(change: Callable[[Any], None]) -> None:
+    row = json.loads(to_json(CONTENT))
+    change(row)
+    with pytest.raises(BadContent):
+        from_json(json.dumps(row).encode())
+
+
+@pytest.mark.parametrize("entries", [
+    (PLAIN, PLAIN),
+    (ROOT, ROOT),
+    (ROOT, replace(PLAIN, path=("a",)), replace(PLAIN, path=("a",))),
+    (ROOT, replace(PLAIN, path=("a",)), replace(PLAIN, path=("a", "b"))),
+    (ROOT, replace(PLAIN, path=("not", "there"))),
+    (ROOT, *(replace(ROOT, path=("d",) * depth) for depth in range(1, 66))),
+    (replace(ROOT, size=5),),
+    (replace(PLAIN, parts=(PART, PART)),),
+])  # fmt: skip
+def test_trees_that_make_no_sense(entries: tuple[Entry, ...]) -> None:
+    with pytest.raises(BadContent):
+        to_json(replace(CONTENT, entries=entries))
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes(data: bytes) -> None:
+    with pytest.raises(BadContent):
+        from_json(data)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
+    st.sampled_from(["format", "name", "runs", "slices", "entries", "depots", "sender"]), inner), max_leaves=20))
+def test_any_json(row: Any) -> None:
+    with pytest.raises(BadContent):
+        from_json(json.dumps(row).encode())
