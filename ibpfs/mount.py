@@ -33,6 +33,7 @@ from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import FILE_SIZE, Spool
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
 from ibpfs.control import Progress, listening
+from ibpfs.depot.clock import SteadyClock
 from ibpfs.depot.embedded import EmbeddedDepot, socket_of
 from ibpfs.depot.suspends import watch_suspends
 from ibpfs.directory_below import DirectoryBelow
@@ -111,13 +112,16 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
         load_config(paths)
         with Database(paths.store) as db:
             async with _depots(paths, db) as depots:
-                ledger = Ledger(db, time.time)
+                ledger = Ledger(db, SteadyClock())
                 transfer = Transfer(db, ledger, depots)
                 transfer.untrimmed.update(ledger.close_all_segments())
                 ledger.abandon_pending()
                 warmer = Warmer(db, ledger, depots, transfer)
                 draining = Draining(db, ledger, depots, transfer, warmer)
-                yield UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(warmer.renew_for_ever)
+                    yield UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining)
+                    nursery.cancel_scope.cancel()
 
 
 def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKeys:
@@ -132,7 +136,7 @@ def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKe
 async def _rooms(
     paths: VolumePaths, config: VolumeConfig, keys: VolumeKeys, db: Database, options: MountOptions
 ) -> AsyncIterator[tuple[Namespace, Parts]]:
-    ledger = Ledger(db, time.time)
+    ledger = Ledger(db, SteadyClock())
     ledger.remove_empty_depots()
     ledger.forget_windows()
     names = Namespace(db, time.time_ns, ledger.unmap)

@@ -6,7 +6,6 @@ Knows the objects of an open volume; neither terminal nor socket.
 import importlib.metadata
 import json
 import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -108,9 +107,9 @@ class Services:
             "used_bytes": parts.files.used_bytes,
             "segments": parts.ledger.segments,
             "under_replicated_bytes": parts.warmer.under_replicated_bytes,
-            "at_risk_bytes": at_risk_bytes(parts.db, time.time()),
+            "at_risk_bytes": at_risk_bytes(parts.db, parts.ledger.now()),
             "earliest_lease_end": earliest_lease_end(parts.db),
-            "survives_until": survives_until(parts.db, time.time()),
+            "survives_until": survives_until(parts.db, parts.ledger.now()),
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
             "depots": [_depot(depot) for depot in parts.depots],
             "version": __version__,

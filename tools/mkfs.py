@@ -1,6 +1,7 @@
 """mkfs.ibpfs: make a volume."""
 
 import grp
+import os
 import pwd
 from functools import partial
 
@@ -14,6 +15,7 @@ from ibpfs.errors import UsageError
 from ibpfs.exnode_store.creation import CreatedVolume, create_volume
 from ibpfs_tools import exits
 from ibpfs_tools.commands import caller, command, read_passphrase_file
+from ibpfs_tools.warm import timer_command
 
 
 @command("mkfs.ibpfs")
@@ -118,7 +120,8 @@ def _tell(paths: VolumePaths, made: CreatedVolume, word: str, depots: tuple[str,
     click.echo(f"{paths.root}: a volume ({made.function})")
     if depots:
         click.echo(f"{made.copies} of {len(depots)} depots hold each byte, {made.min_copies} before fsync returns")
-        click.echo(f"their leases end: a mount renews them, or ibpfs warm {word} (a timer for it: ibpfs warm --units)")
+        click.echo(f"their leases end: a mount renews them, or ibpfs warm {word}; to have systemd do so every hour:")
+        click.echo(f"  {timer_command(paths.root, for_all=os.geteuid() == 0)}")
     else:
         click.echo("one copy, on this disk; for more, make a volume with --depot ibp://HOST:PORT")
     if key_file:

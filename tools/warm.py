@@ -1,5 +1,6 @@
 """ibpfs warm: keep a volume's bytes alive, whether it is mounted or not."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -77,6 +78,14 @@ def warm(
         raise UsageError("which volume? (see --help)")
     result = ask_without_keys(find_asked(volume), "warm", title="warming", quiet=quiet or as_json, every=every)
     tell(volume, result, describe(result, time.time()), trouble(result), as_json=as_json, quiet=quiet)
+
+
+def timer_command(volume: Path, *, for_all: bool) -> str:
+    """Return the line for a shell that has systemd warm a volume; `for_all`: as root's, of the machine."""
+    directory, user = ("/etc/systemd/system", "") if for_all else ("~/.config/systemd/user", " --user")
+    timer = f'"ibpfs-warm@$(systemd-escape --path {shlex.quote(str(volume))}).timer"'
+    return (f"mkdir -p {directory} && ibpfs warm --units --directory {directory} && systemctl{user} daemon-reload"
+            f" && systemctl{user} enable --now {timer}")
 
 
 def describe(result: dict[str, Any], now: float) -> str:

@@ -1,7 +1,6 @@
 """Getting room for segments: allocations on as many depots as a policy asks copies for, leased for long (I4)."""
 
 import math
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +28,8 @@ SEGMENT_AGE = 60.0
 SHORT_LEASE = 600
 #: Seconds that the others are waited for when as many depots have answered as have to.
 STRAGGLER_LIMIT = 2.0
+#: Depots tell whole seconds, and some pass on the way.
+_ROUNDING = 2
 #: What a policy asks for where a depot does not lease permanently: the depot's longest, but no more than this.
 LONG_LEASE = 30 * 24 * 3600
 
@@ -127,7 +128,8 @@ class Allocator:
         for depot, caps in got:
             if depot.id in ends:
                 wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
-                replicas.append((depot, NewReplica(rows[depot.id], depot.id, *wire, ends[depot.id], time.time())))
+                new = NewReplica(rows[depot.id], depot.id, *wire, ends[depot.id], self._ledger.now())
+                replicas.append((depot, new))
                 depot.busy += 1
         return OpenSegment(policy.id, size, replicas, trio.current_time())
 
@@ -146,8 +148,11 @@ class Allocator:
             raise trouble or DepotUnreachable("depots do not answer")
         return ends
 
-    async def extend(self, depot: Depot, manage: Key, size: int) -> float | None:
-        """Lease an allocation for the policy's time; return the lease's end, None when permanent."""
+    async def extend(self, depot: Depot, manage: Key, size: int, *, asking: bool = False) -> float | None:
+        """Lease an allocation for the policy's time; return the lease's end, None when permanent.
+
+        With `asking`, or as long as it was not seen to lease as it says, as the depot then tells it.
+        """
         longest = depot.status.max_lease if depot.status else None
         if longest is None and depot.embedded:
             try:
@@ -158,7 +163,16 @@ class Allocator:
                 return None
         duration = LONG_LEASE if longest is None else min(LONG_LEASE, longest)
         await depot.call(lambda: depot.client.change(manage, max_size=size, duration=duration))
-        return time.time() + duration
+        if depot.keeps_word and not asking:
+            return self._ledger.now() + duration
+        return await self._as_told(depot, manage, duration)
+
+    async def _as_told(self, depot: Depot, manage: Key, duration: int) -> float | None:
+        left = (await depot.call(lambda: depot.client.probe(manage))).seconds_left
+        if left is None:
+            return None
+        depot.keeps_word = left >= 0.9 * duration - _ROUNDING
+        return self._ledger.now() + (duration if left >= duration - _ROUNDING else left)
 
 
 async def _ask_all(

@@ -47,6 +47,8 @@ class Depot:
         self.busy = 0  # open segments on it
         self.trouble = ""
         self.refusal = ""  # why it answers, and yet can take nothing
+        self.keeps_word = False  # was seen to lease for as long as it says
+        self.renews = True  # False: it has refused to, and others are chosen first
         self.is_pinned = False  # spoken to through TLS, and known by its fingerprint
         self.is_open = False  # what is said to it, capabilities too, can be read on the way
         self._down_since: float | None = None
@@ -162,6 +164,8 @@ class Depot:
 
     def candidate(self, labels: Sequence[str] = ()) -> Candidate:
         state = FAILED if self.role != "active" else self.state
+        if state == OK and not self.renews:
+            state = STUTTERING
         domain = tuple(self.labels[label] for label in labels if label in self.labels)
         return Candidate(self.id, state, self.free_bytes, self.busy, domain)
 

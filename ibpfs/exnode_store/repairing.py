@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, Replica
-from ibpfs.exnode_store.placement import FAILED, choose_depots
+from ibpfs.exnode_store.placement import choose_depots
+from ibpfs.exnode_store.renewal import Renewal
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import CHUNK, DIFFERS, Verification, chunks
 
@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 #: Segments that one look repairs; the rest is for the next.
 _REPAIRS = 20
+#: Replicas whose renewal was refused that one look considers.
+_ENDING = 200
 #: Seconds after which a replica that was found to be bad, but could not be replaced, is looked at again.
 _VERIFY_AGAIN = 600.0
 
@@ -57,7 +59,7 @@ class Repairing:
 
     def __init__(
         self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer, allocator: Allocator,
-        verification: Verification,
+        verification: Verification, renewal: Renewal,
     ) -> None:  # fmt: skip
         self._db = db
         self._ledger = ledger
@@ -65,6 +67,7 @@ class Repairing:
         self._transfer = transfer
         self._allocator = allocator
         self._verification = verification
+        self._renewal = renewal
         self._bad: dict[int, float] = {}  # suspect replicas that were found to be bad, and when
         self._gone: set[int] = set()  # those of them of which the depot has nothing
 
@@ -115,6 +118,7 @@ class Repairing:
 
     async def repair(self, most: int | None = _REPAIRS, after_each: Callable[[], None] = lambda: None) -> None:
         """Make up missing replicas of closed segments, from the sound ones, where a depot can take them."""
+        await self._close_ending()
         for shortage in most_endangered(self._shortages())[:most]:
             try:
                 await self.augment(shortage)
@@ -122,15 +126,35 @@ class Repairing:
                 _log.info("segment %d: no further replica yet: %s", shortage.segment, error)
             after_each()
 
+    async def _close_ending(self) -> None:
+        """A segment cannot move while it takes appends."""
+        if any(self._ledger.is_open(replica.segment) for replica in self._renewal.ending(_ENDING)):
+            await self._transfer.close_old(every=True)
+
     def _shortages(self) -> list[Shortage]:
-        return [Shortage(*row) for row in self._ledger.shortages()]
+        """What lacks replicas now, and what will when the leases are over that depots refused to renew."""
+        short = {row[0]: Shortage(*row) for row in self._ledger.shortages()}
+        for segment in {replica.segment for replica in self._renewal.ending(_ENDING)}:
+            lasting = [one for one in self._ledger.replicas(segment) if not (one.suspect or self._ends(one))]
+            missing = self._ledger.wanted_copies(segment) - len(lasting)
+            if missing > 0 and not self._ledger.is_open(segment):
+                short[segment] = Shortage(segment, self._ledger.segment_length(segment), missing)
+        return list(short.values())
+
+    def _ends(self, replica: Replica) -> bool:
+        return replica.id in self._renewal.refused
 
     async def augment(self, shortage: Shortage) -> None:
         """Make so many further replicas of a closed segment, or as many as there are depots for."""
         taken = self._taken(shortage.segment)
         candidates = [depot.candidate() for depot in self._depots if depot.id not in taken]
-        for number in choose_depots([one for one in candidates if one.state != FAILED], shortage.missing,
-                                    shortage.length):  # fmt: skip
+        chosen = choose_depots(candidates, shortage.missing, shortage.length)
+        if len(chosen) < shortage.missing:
+            # A depot that does not renew may still lease anew.
+            ending = {one.depot for one in self._ledger.replicas(shortage.segment) if self._ends(one)} - set(chosen)
+            again = [depot.candidate() for depot in self._depots if depot.id in ending]
+            chosen += choose_depots(again, shortage.missing - len(chosen), shortage.length)
+        for number in chosen:
             await self._copy_to(self._depots.get(number), shortage)
 
     def _taken(self, segment: int) -> set[int]:
@@ -157,7 +181,7 @@ class Repairing:
         if self._ledger.segment_length(shortage.segment) != shortage.length:  # released meanwhile
             self._ledger.abandon_pending([row])
             return
-        self._ledger.add_replica(shortage.segment, NewReplica(row, depot.id, *wire, end, time.time()))
+        self._ledger.add_replica(shortage.segment, NewReplica(row, depot.id, *wire, end, self._ledger.now()))
         _log.info("segment %d: new replica on %s", shortage.segment, depot.address)
 
     def _holds(self, depot: Depot, segment: int) -> bool:

@@ -1,7 +1,6 @@
 """What keeps a volume alive, done at once and to the end for somebody who waits. Works without keys."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +52,9 @@ class Upkeep:
 
     async def warm(self, told: Told, *, every: bool = False) -> dict[str, Any]:
         """Renew what is due (or `every` lease), verify what is suspect, make up copies, release; return a summary."""
+        began = self._ledger.now()
         await self._depots.wait_for_all(_ANSWER)
         async with self._warmer.turn:
-            began = time.time()
             await self._warmer.renew(every=every)
             renewed = {"renewed": self._renewed_since(began), "not_renewed": self._due_at(began)}
             await self._make_up(told)
@@ -115,6 +114,8 @@ class Upkeep:
     async def _make_up(self, told: Told) -> None:
         """Verify and repair until nothing more comes of it."""
         await self._warmer.verify(most=None)
+        if self._warmer.has_ending:
+            await self._warmer.repair(most=None)
         total = lacking = self._ledger.under_replicated_bytes()
         if lacking:
             await self._transfer.close_old(every=True)  # copies are made of closed segments only
@@ -144,11 +145,11 @@ class Upkeep:
 
     def _due_at(self, began: float) -> int:
         perhaps = [one for depot in self._depots for one in self._ledger.leased_replicas(depot.id, began)]
-        return sum(renewal_due(replica, began) for replica in perhaps)
+        return sum(replica.told_at < began and renewal_due(replica, began) for replica in perhaps)
 
     def state(self) -> dict[str, Any]:
         """What status says of copies and leases."""
-        now = time.time()
+        now = self._ledger.now()
         return {
             "under_replicated_bytes": self._ledger.under_replicated_bytes(),
             "at_risk_bytes": at_risk_bytes(self._db, now),

@@ -48,9 +48,9 @@ class Warmer:
         self._verification = Verification(db, ledger, transfer)
         self._releasing = Releasing(db, ledger, depots)
         self._renewal = Renewal(ledger, depots, allocator)
-        self._repairing = Repairing(db, ledger, depots, transfer, allocator, self._verification)
+        self._repairing = Repairing(db, ledger, depots, transfer, allocator, self._verification, self._renewal)
         self._packing = Packing(ledger, transfer, self._verification)
-        self.turn = trio.Lock()  # held by whoever renews, verifies and repairs: two would make copies twice
+        self.turn = trio.Lock()  # held by whoever verifies and repairs: two would make copies twice
         # What whoever has the turn may ask for at once.
         self.renew, self.release_orphans = self._renewal.renew, self._releasing.release_orphans
         self.verify, self.repair, self.augment = self._repairing.verify, self._repairing.repair, self._repairing.augment
@@ -60,7 +60,8 @@ class Warmer:
         """Work until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._release_for_ever)
-            nursery.start_soon(self._keep_alive)
+            nursery.start_soon(self.renew_for_ever)
+            nursery.start_soon(self._keep_copies)
 
     async def _release_for_ever(self) -> None:
         while True:
@@ -69,16 +70,20 @@ class Warmer:
                     await self.release_orphans()
             await trio.sleep(RELEASE_EVERY)
 
-    async def _keep_alive(self) -> None:
+    async def renew_for_ever(self) -> None:
+        """Until cancelled; a repair that takes long delays no renewal."""
         await self._depots.wait_for_all(LOOK_EVERY)
-        with _later():
-            async with self.turn:
-                await self.renew()  # leases that ended while nobody was here, before anyone reads
+        while True:
+            with _later():
+                await self.renew()  # first leases that ended while nobody was here, before anyone reads
+            await trio.sleep(self._pause())
+
+    async def _keep_copies(self) -> None:
+        await self._depots.wait_for_all(LOOK_EVERY)
         while True:
             await trio.sleep(self._pause())
             with _later():
                 async with self.turn:
-                    await self.renew()
                     await self.verify()
                     await self.repair()
                 await self.pack(MOVE_PER_LOOK)
@@ -103,6 +108,16 @@ class Warmer:
             await self._transfer.close_old(every=True)
         await self.release_orphans()
         return done
+
+    @property
+    def refusals(self) -> dict[int, str]:
+        """Why depots, by id, do not renew leases that they were asked to."""
+        return self._renewal.refusals
+
+    @property
+    def has_ending(self) -> bool:
+        """Whether replicas whose renewal was refused are still to be replaced."""
+        return bool(self._renewal.ending(1))
 
     @property
     def under_replicated_bytes(self) -> int:

@@ -18,6 +18,7 @@ from ibpfs.cache.room import Limits
 from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Spool
 from ibpfs.config import VolumePaths, load_config, read_key_file
+from ibpfs.depot.clock import SteadyClock
 from ibpfs.depot.server.depot import open_depot
 from ibpfs.depot.server.settings import Settings
 from ibpfs.exnode_store.attributes import Inode, NewInode
@@ -77,7 +78,7 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None, *, warming
     config = load_config(paths)
     keys = open_slots(config.slots, config.epochs, "keyfile", read_key_file(paths.key).value, config.uuid)
     db = Database(paths.store)
-    ledger = Ledger(db, trio.current_time)
+    ledger = Ledger(db, SteadyClock())
     names = Namespace(db, lambda: 1_000_000_000, ledger.unmap)
     clean = CleanCache(paths.cache, 64 * 1024 * 1024, 0.0)
     facts = db.facts

@@ -14,34 +14,12 @@ from ibpfs.config import VolumePaths
 from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.compaction import SMALL_SEGMENTS, plan_packing
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.database import Database
-from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.ledger_rows import NewReplica, Replica, StoredRun
-from ibpfs.exnode_store.renewal import renewal_due
+from ibpfs.exnode_store.ledger_rows import StoredRun
 from ibpfs.exnode_store.repairing import Shortage, most_endangered
 from ibpfs.exnode_store.verification import chunks, neighbours
 from tests.cache.stack import Stack, run_depot, run_stack
 
 KEY = Key("key", "1")
-
-
-def replica(number: int, told_at: float, lease_end: float | None) -> Replica:
-    return Replica(number, 1, 1, KEY, KEY, KEY, lease_end, told_at, False)
-
-
-@pytest.mark.parametrize("number", range(1, 50))
-def test_a_lease_is_renewed_between_50_and_70_percent_of_its_time(number: int) -> None:
-    assert not renewal_due(replica(number, 1000.0, 2000.0), 1499.0)
-    assert renewal_due(replica(number, 1000.0, 2000.0), 1701.0)
-
-
-def test_leases_taken_together_are_not_renewed_together() -> None:
-    due = [renewal_due(replica(number, 0.0, 1000.0), 600.0) for number in range(100)]
-    assert 20 < sum(due) < 80
-
-
-def test_a_permanent_lease_is_never_due() -> None:
-    assert not renewal_due(replica(1, 0.0, None), 1e12)
 
 
 def test_what_misses_most_is_repaired_first() -> None:
@@ -75,37 +53,6 @@ async def test_compaction_moves_live_slices_and_releases_the_rest(volume: Volume
         await now.files.drop()
         for name, ino in inos.items():
             assert await now.files.read(ino, 0, 1 << 20) == b"%d" % name * 5000
-
-
-def test_every_lease_that_is_due_has_run_half(volume: VolumePaths) -> None:
-    with Database(volume.store) as db:
-        ledger = Ledger(db, lambda: 0.0)
-        leases = [(-100.0, 100.0), (0.0, 100.0), (1.0, 2000.0), (-50.0, 49.0)]
-        segment = ledger.add_segment(1, [NewReplica(0, 1, KEY, KEY, KEY, end, told) for told, end in leases])
-        assert len(ledger.leased_replicas(1)) == len(ledger.replicas(segment)) == len(leases)
-        for now in range(-10, 1500, 7):
-            due = [one.id for one in ledger.replicas(segment) if renewal_due(one, now)]
-            half = ledger.leased_replicas(1, now)
-            assert set(due) <= {one.id for one in half}
-            assert all(now >= (one.told_at + (one.lease_end or 0.0)) / 2 for one in half)
-
-
-async def test_a_lease_that_ends_is_renewed_in_time(volume: VolumePaths) -> None:
-    async with run_depot(volume.depot, max_lease=600), run_stack(volume) as now:
-        with now.db.transaction() as db:
-            db.execute("UPDATE depots SET embedded = 0, address = ?", (f"unix:{volume.depot}/depot.sock",))
-    async with run_depot(volume.depot, max_lease=600), run_stack(volume) as now:
-        ino = now.create(b"leased").ino
-        await now.files.write(ino, 0, b"x")
-        await now.files.flush()
-        (before,) = now.ledger.leased_replicas(1)
-        assert before.lease_end is not None
-        with now.db.transaction() as db:  # as if most of the lease had passed
-            db.execute("UPDATE replicas SET told_at = told_at - 500, lease_end = lease_end - 500")
-        await now.warmer.renew()
-        (after,) = now.ledger.leased_replicas(1)
-        assert after.lease_end is not None
-        assert after.lease_end >= before.lease_end
 
 
 @asynccontextmanager

@@ -69,7 +69,7 @@ def volumes(session: Session) -> Iterator[Callable[..., Volume]]:
 def depots(session: Session) -> Iterator[Callable[..., Depot]]:
     """Starts depots: `depots("--capacity", "10M")`."""
     with ExitStack() as stack:
-        yield lambda *words: stack.enter_context(session.depot(*words))
+        yield lambda *words, **more: stack.enter_context(session.depot(*words, **more))
 
 
 @pytest.fixture(scope="session")

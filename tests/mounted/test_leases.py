@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import sys
 import time
 from typing import Any
 
 import pytest
+
+from tests.depot import unwilling
 
 from .running import run, until
 from .test_status import make_tree, read_tree
@@ -23,8 +26,8 @@ def fill(volume: Volume) -> None:
     volume.flush()
 
 
-def warm(volume: Volume, *words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run("ibpfs", "warm", "--json", volume.root, *words).stdout)
+def warm(volume: Volume, *words: str, code: int | None = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("ibpfs", "warm", "--json", volume.root, *words, code=code).stdout)
     return found
 
 
@@ -54,6 +57,35 @@ def test_ten_leases(depots: MakeDepot, volumes: MakeVolume) -> None:
     assert warm(mounted)["under_replicated_bytes"] == 0
     mounted.drop_cache()
     assert read_tree(mounted.mountpoint) == CONTENT
+
+
+def test_what_a_depot_does_not_renew_moves_in_time(depots: MakeDepot, volumes: MakeVolume) -> None:
+    refusing = depots("--max-lease", "3s", program=(sys.executable, unwilling.__file__))
+    others = [depots("--max-lease", "3s") for _ in range(2)]
+    places = [word for depot in (refusing, *others) for word in ("--depot", depot.address)]
+    mounted, warmed = (volumes(*places, "--copies", "2", "--min-copies", "2") for _ in range(2))
+    for volume in (mounted, warmed):
+        volume.expect("not renewed|is lost")
+        for number in range(8):  # each depot has some
+            (volume / f"{number}").write_bytes(CONTENT["large"])
+            volume.flush()
+    assert refusing.allocations()
+    warmed.umount()
+    (refusing.store / unwilling.FLAG).touch()
+    warm(warmed, code=None)  # what it took so far, on a busy machine, is not the subject
+    end = time.monotonic() + 12
+    while time.monotonic() < end:
+        assert warm(warmed, code=None)["at_risk_bytes"] == 0  # it says that some was not renewed
+        assert mounted.status()["at_risk_bytes"] == 0
+        time.sleep(0.2)
+    refusing.kill()
+    warmed.empty_cache()
+    warmed.mount()
+    for volume in (mounted, warmed):
+        volume.expect("does not answer")
+        volume.drop_cache()
+        assert read_tree(volume.mountpoint) == {f"{number}": CONTENT["large"] for number in range(8)}
+        assert volume.status()["under_replicated_bytes"] == 0
 
 
 def test_what_cannot_be_renewed_is_one_line(volumes: MakeVolume, depots: MakeDepot) -> None:

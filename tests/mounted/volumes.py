@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ _ALARM = re.compile(r" (WARNING|ERROR|CRITICAL) | level=(warning|error|critical)
 class Depot:
     """An `ibpfs-depot` of its own, on a port of the system's choice that it keeps."""
 
-    def __init__(self, directory: Path, *words: object) -> None:
+    def __init__(self, directory: Path, *words: object, program: Sequence[object] = (BIN / "ibpfs-depot",)) -> None:
         self.store = directory
+        self._program = program
         self.errors = directory.with_suffix(".log")
         self._words = words
         self.process: subprocess.Popen[bytes] | None = None
@@ -42,7 +43,7 @@ class Depot:
     def start(self) -> None:
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
-                [BIN / "ibpfs-depot", "--listen", "127.0.0.1:0", "--store", self.store, *map(str, self._words)],
+                [*map(str, self._program), "--listen", "127.0.0.1:0", "--store", self.store, *map(str, self._words)],
                 stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         assert self.process.stdout is not None
@@ -247,8 +248,8 @@ class Session:
             shutil.rmtree(directory, ignore_errors=True)
 
     @contextmanager
-    def depot(self, *words: object) -> Iterator[Depot]:
-        depot = Depot(self.directory() / "depot", *words)
+    def depot(self, *words: object, **more: Any) -> Iterator[Depot]:
+        depot = Depot(self.directory() / "depot", *words, **more)
         try:
             yield depot
         finally:

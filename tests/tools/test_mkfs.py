@@ -1,5 +1,6 @@
 """mkfs.ibpfs as a person calls it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from ibpfs.config import VolumePaths, load_config
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.creation import parse_recovery
 from ibpfs_tools.mkfs import parse_owner
+from ibpfs_tools.warm import timer_command
 
 
 def mkfs(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -37,6 +39,9 @@ def test_depots_without_tls_are_named(tmp_path: Path) -> None:
     (line,) = [line for line in done.stdout.splitlines() if "without TLS" in line]
     assert line.startswith("ibp://192.0.2.1: ")
     assert "their leases end: a mount renews them, or ibpfs warm " in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if "systemctl" in line]
+    assert line.strip() == timer_command(tmp_path / "v", for_all=os.geteuid() == 0)
+    assert subprocess.run(["bash", "-n", "-c", line], check=False).returncode == 0
     refused = mkfs(str(tmp_path / "w"), "--no-tls", "--depot", "ibps://127.0.0.1:1")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "nobody answers there who speaks TLS" in refused.stderr

@@ -7,7 +7,6 @@ import resource
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields, replace
@@ -16,6 +15,7 @@ from typing import Any
 import trio
 
 from ibpfs.depot.capability import render_place
+from ibpfs.depot.clock import SteadyClock
 from ibpfs.depot.server import operator
 from ibpfs.depot.server.access import Ip, plain_ip
 from ibpfs.depot.server.certificate import tls_context
@@ -320,16 +320,6 @@ class Depot:
             for store in self._shared.resources:
                 store.delete_ended()
             await trio.sleep(min(LONGEST_REAP_PAUSE, max(SHORTEST_REAP_PAUSE, self._settings.grace / 4)))
-
-
-class SteadyClock:
-    """Unix seconds that go on evenly: a wall clock that is set while we run ends no lease early."""
-
-    def __init__(self) -> None:
-        self._offset = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    def __call__(self) -> float:
-        return self._offset + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def _obey_signals(
