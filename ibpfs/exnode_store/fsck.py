@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ibpfs.errors import VolumeError
-from ibpfs.exnode_store import fsck_database, fsck_ledger, fsck_names, fsck_segments, fsck_volume
+from ibpfs.exnode_store import fsck_database, fsck_ledger, fsck_names, fsck_pins, fsck_segments, fsck_volume
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.fsck_faults import Checkup, Fault
 
@@ -26,7 +26,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     )),
     ("ledger", (
         fsck_ledger.mappings, fsck_ledger.allocated, fsck_ledger.versions, fsck_segments.slices,
-        fsck_segments.segments,
+        fsck_pins.dead_slices, fsck_segments.segments, fsck_pins.holds,
     )),
     ("allocations", (
         fsck_segments.keys, fsck_segments.stray_imports, fsck_segments.doubles, fsck_segments.stray_replicas,
@@ -34,7 +34,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     # From here on things are released: all counts that say what lives are right by now.
     ("leftovers", (
         fsck_ledger.voids, fsck_ledger.unlinked, fsck_ledger.sizes, fsck_segments.open_segments,
-        fsck_segments.dead_segments, fsck_segments.pending, fsck_database.files,
+        fsck_pins.released_slices, fsck_segments.dead_segments, fsck_segments.pending, fsck_database.files,
     )),
 )  # fmt: skip
 

@@ -26,6 +26,8 @@ from ibpfs.exnode_store.warmer import Warmer
 _WORKERS = 4
 #: Seconds a depot gets to answer at the start.
 PATIENCE = 10.0
+#: Whose bytes those are that no file is mapped to.
+_KEPT = "what snapshots or shares keep"
 
 
 async def check_data(
@@ -166,7 +168,7 @@ class DataCheck:
         sound = [one for one in read if not harm[one.id]]
         self._settle_gone([one for one in replicas if verdicts[one.id].state == GONE], bool(sound))
         if replicas and not read and not silent:
-            for file in self._checkup.files_of("s.segment = ?", (segment,)):
+            for file in self._checkup.files_of("s.segment = ?", (segment,)) or [_KEPT] * bool(slices):
                 self._checkup.handle(Fault(f"{file}: lost, segment {segment} has no replica left"))
         damaged = [one for one in read if harm[one.id]]
         if sound:
@@ -199,7 +201,7 @@ class DataCheck:
                 return
         reason = verdicts[read[0].id].bad[stored.row]
         where = "every replica that could be read" if silent else "every replica"
-        for file in self._checkup.files_of("s.id = ?", (stored.row,)):
+        for file in self._checkup.files_of("s.id = ?", (stored.row,)) or [_KEPT]:
             what = f"{file}: {'not readable now' if silent else 'lost'}, slice {stored.row} of segment {segment}"
             self._checkup.handle(Fault(f"{what} is damaged in {where} ({reason})"))
 

@@ -50,20 +50,8 @@ def slices(checkup: Checkup) -> Iterator[Fault]:
         f"SELECT id, mapped, right FROM (SELECT id, mapped, {_MAPPED} AS right FROM slices s)"
         " WHERE mapped != right AND right > 0"
     ):
-        repair = checkup.statement(
-            "UPDATE slices SET mapped = ?, died = NULL, seq = ? WHERE id = ?", right, SEQ, row
-        )
+        repair = checkup.statement("UPDATE slices SET mapped = ?, seq = ? WHERE id = ?", right, SEQ, row)
         yield Fault(f"slice {row}: counts {mapped} mapped bytes, {right} are", "count corrected", repair)
-    if db.value("SELECT 1 FROM pins") is None:
-        yield from _dead_slices(checkup)
-
-
-def _dead_slices(checkup: Checkup) -> Iterator[Fault]:
-    for row, segment in checkup.db.rows(
-        "SELECT id, segment FROM slices s WHERE NOT EXISTS (SELECT 1 FROM mappings m WHERE m.slice = s.id)"
-    ):
-        repair = checkup.statement("DELETE FROM slices WHERE id = ?", row)
-        yield Fault(f"slice {row} of segment {segment}: no file is mapped to it", "removed", repair)
 
 
 # Segments
@@ -133,7 +121,8 @@ def lost_segments(checkup: Checkup) -> Iterator[Fault]:
     for (segment,) in checkup.db.rows(
         "SELECT id FROM segments WHERE live > 0 AND id NOT IN (SELECT segment FROM replicas)"
     ):
-        for file in checkup.files_of("s.segment = ?", (segment,)):
+        files = checkup.files_of("s.segment = ?", (segment,)) or ["what snapshots or shares keep"]
+        for file in files:
             yield Fault(f"{file}: lost, segment {segment} has no replica")
 
 

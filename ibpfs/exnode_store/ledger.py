@@ -11,8 +11,8 @@ from ibpfs.exnode_store.compaction import is_half_dead
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
 from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement, SliceRef
+from ibpfs.exnode_store.pins import Pinned
 from ibpfs.exnode_store.sealing import DIGEST_NAME, NO_DIGEST, SliceForm
-from ibpfs.exnode_store.segments import Segments
 
 #: A transaction that deletes mappings stops here; the rest is a state that a task advances.
 MOST_ROWS = 1000
@@ -20,7 +20,7 @@ MOST_ROWS = 1000
 _CACHED_PIECES = 30_000
 
 
-class Ledger(Segments):
+class Ledger(Pinned):
     """Mappings and slices of files, above the segments that hold them."""
 
     def __init__(self, db: Database, now: Callable[[], float]) -> None:
@@ -198,25 +198,23 @@ class Ledger(Segments):
 
     def let_go(self, row: int, gone: int) -> bool:
         """So many bytes of the slice are mapped no more. True when what is left of it is worth moving."""
-        length, mapped, stored_length, segment = self._db.execute(
+        length, mapped, stored_length, segment, born = self._db.execute(
             "UPDATE slices SET mapped = mapped - ?, seq = ? WHERE id = ?"
-            " RETURNING length, mapped, stored_length, segment",
+            " RETURNING length, mapped, stored_length, segment, born",
             (gone, self._db.seq, row),
         ).fetchall()[0]
         if mapped > 0:
-            return is_half_dead(length, mapped)
-        self._db.execute("DELETE FROM imported_keys WHERE slice = ?", (row,))
-        self._db.execute("DELETE FROM slices WHERE id = ?", (row,))
-        self._db.execute(
-            "UPDATE segments SET live = live - ?, seq = ? WHERE id = ?", (stored_length, self._db.seq, segment)
-        )
-        self._release_if_dead(segment)
+            return is_half_dead(length, mapped) and not self.keeps(born, segment)
+        if self.keeps(born, segment):
+            self._db.execute("UPDATE slices SET died = ? WHERE id = ?", (self._db.seq, row))
+        else:
+            self.delete_slice(row, segment, stored_length)
         return False
 
     def move(self, segment: int, length: int, moves: Sequence[tuple[int, int]]) -> None:
         """Slices, (row, new offset), now also lie in `segment`, whose new length is `length`: refer to them there.
 
-        Not to those that died meanwhile, or have a window on them now.
+        Not to those that are gone, or in a segment that has a window or is held now.
         """
         with self._db.transaction() as db:
             live = 0
@@ -225,7 +223,7 @@ class Ledger(Segments):
                     "SELECT segment, stored_length FROM slices WHERE id = ?"
                     " AND segment NOT IN (SELECT segment FROM windows WHERE until > ?)", (row, self.now())
                 )  # fmt: skip
-                if found is None:
+                if found is None or found[0] in self._held:
                     continue
                 old, stored_length = found
                 db.execute(

@@ -82,8 +82,11 @@ class Merging:
 
         They are looked for among the slices, not in their files: one file may have a million.
         """
-        rows = self._db.rows("SELECT id, length, mapped FROM slices WHERE id > ? ORDER BY id LIMIT ?", (row, _AT_ONCE))
-        dead = [number for number, length, mapped in rows if is_half_dead(length, mapped)]
+        rows = self._db.rows(
+            "SELECT id, length, mapped, born FROM slices WHERE id > ? ORDER BY id LIMIT ?", (row, _AT_ONCE)
+        )
+        pinned = self._ledger.newest_pin
+        dead = [number for number, length, mapped, born in rows if born > pinned and is_half_dead(length, mapped)]
         marks = ", ".join("?" * len(dead))
         inos = self._db.rows(f"SELECT DISTINCT ino FROM mappings WHERE slice IN ({marks})", tuple(dead))
         return self._crowds([ino for (ino,) in inos]), rows[-1][0] if rows else 0
@@ -99,15 +102,16 @@ class Merging:
     def extents(self, ino: int, start: int) -> list[Extent]:
         """The first WINDOW extents of a file at `start` and beyond, without those that stay where they are.
 
-        None while a truncation is being finished.
+        None while a truncation is being finished. A slice that is pinned counts as whole: writing what lives of it anew
+        would free nothing.
         """
         if self._ledger.voids(ino):
             return []
         rows = self._db.rows(
-            "SELECT m.start, m.stop, m.slice, m.slice_offset, s.length, s.mapped"
+            "SELECT m.start, m.stop, m.slice, m.slice_offset, s.length, iif(s.born <= ?, s.length, s.mapped)"
             f" FROM mappings m JOIN slices s ON s.id = m.slice WHERE m.ino = ? AND m.start >= ? AND {_MOVABLE}"
             " ORDER BY m.start LIMIT ?",
-            (ino, start, self._ledger.now(), WINDOW),
+            (self._ledger.newest_pin, ino, start, self._ledger.now(), WINDOW),
         )
         return [Extent(*row) for row in rows]
 

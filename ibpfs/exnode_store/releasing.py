@@ -27,6 +27,11 @@ class Releasing:
         self._ledger = ledger
         self._depots = depots
 
+    async def release_dead(self) -> None:
+        """Let go of slices that nothing keeps any more."""
+        while self._ledger.release_dead():
+            await trio.lowlevel.checkpoint()
+
     async def release_orphans(self) -> None:
         """Give the orphans that there are now back to their depots; those of silent depots stay for later."""
         answering = [depot for depot in self._depots if depot.state == OK and depot.status]

@@ -10,7 +10,8 @@ FORMAT = 1
 
 #: Incompatible features this program understands; a volume that names another one is refused.
 IMPORTS = "imports"  # table imported has, or had, rows
-FEATURES: frozenset[str] = frozenset({IMPORTS})
+PINS = "pins"  # something was pinned or held: who does not look would release it
+FEATURES: frozenset[str] = frozenset({IMPORTS, PINS})
 
 ROOT_INO = 1
 
@@ -128,7 +129,8 @@ CREATE TABLE slices (
     segment_offset INTEGER NOT NULL,       -- where its header begins
     mapped         INTEGER NOT NULL,       -- file bytes that mappings still refer to; 0: dead
     born           INTEGER NOT NULL,       -- commit seq
-    died           INTEGER,                -- commit seq, NULL while mapped > 0
+    died           INTEGER,                -- commit seq, NULL while mapped > 0; a dead one stays while it is pinned or
+                                           -- its segment is held
     seq            INTEGER NOT NULL
 );
 CREATE INDEX slices_segment ON slices (segment, segment_offset);
@@ -164,7 +166,7 @@ CREATE TABLE segments (
     policy     INTEGER NOT NULL REFERENCES policies (id),
     state      INTEGER NOT NULL CHECK (state IN (0, 1)),  -- 0 open for append by the owner, 1 closed for good
     length     INTEGER NOT NULL,           -- bytes that are committed
-    live       INTEGER NOT NULL,           -- stored bytes of slices that are not dead
+    live       INTEGER NOT NULL,           -- stored bytes of its slices, of dead ones that stay, too
     created_at REAL NOT NULL,
     born       INTEGER NOT NULL,
     died       INTEGER,                    -- commit seq of its release, NULL while it stands
@@ -274,6 +276,18 @@ CREATE TABLE IF NOT EXISTS windows (
     until   REAL NOT NULL,                 -- Unix seconds at which the last window closes
     seq     INTEGER NOT NULL
 );
+
+-- Segments that are to stay where they are, whole, though their slices die: shared with others. Several may hold one.
+CREATE TABLE IF NOT EXISTS held_segments (
+    kind    TEXT NOT NULL,
+    name    TEXT NOT NULL,                 -- whose hold it is; kind and name together
+    segment INTEGER NOT NULL REFERENCES segments (id),
+    until   REAL,                          -- Unix seconds; NULL: until it is let go of
+    seq     INTEGER NOT NULL,
+    PRIMARY KEY (kind, name, segment)
+);
+CREATE INDEX IF NOT EXISTS held_segments_segment ON held_segments (segment);
+CREATE INDEX IF NOT EXISTS slices_dead ON slices (id) WHERE died IS NOT NULL;
 
 -- Keys of slices that another volume sealed and that were imported with their keys.
 CREATE TABLE IF NOT EXISTS imported_keys (

@@ -134,7 +134,7 @@ class Segments:
         return copies or 0
 
     def live_bytes(self) -> int:
-        """Stored bytes of live slices, one copy; imported ones take nobody's room here."""
+        """Stored bytes of slices, pinned ones too, one copy; imported ones take nobody's room here."""
         live: int = self._db.value(f"SELECT coalesce(sum(s.live), 0) FROM segments s WHERE {_OWN}")
         return live
 
@@ -142,12 +142,13 @@ class Segments:
         """(segment, policy, length, live) of every closed segment of our own that may be moved."""
         return self._db.rows(
             f"SELECT s.id, s.policy, s.length, s.live FROM segments s WHERE s.state = ? AND {_OWN}"
-            " AND s.id NOT IN (SELECT segment FROM windows WHERE until > ?) ORDER BY s.id",
+            " AND s.id NOT IN (SELECT segment FROM windows WHERE until > ?)"
+            " AND s.id NOT IN (SELECT segment FROM held_segments) ORDER BY s.id",
             (CLOSED, self.now()),
         )
 
     def stored_slices(self, segment: int) -> list[StoredRun]:
-        """The live slices of a segment, in the order of their bytes."""
+        """The slices of a segment, in the order of their bytes."""
         rows = self._db.rows(
             "SELECT id, segment_offset, stored_length, digest FROM slices WHERE segment = ? ORDER BY segment_offset",
             (segment,),

@@ -132,6 +132,7 @@ class Upkeep:
 
     async def _release(self) -> None:
         await self._transfer.trim()
+        await self._warmer.release_dead()
         left = None
         while self._ledger.orphans_waiting and left != (orphans := len(self._ledger.orphans(limit=100_000))):
             left = orphans

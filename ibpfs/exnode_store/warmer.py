@@ -53,6 +53,7 @@ class Warmer:
         self.turn = trio.Lock()  # held by whoever verifies and repairs: two would make copies twice
         # What whoever has the turn may ask for at once.
         self.renew, self.release_orphans = self._renewal.renew, self._releasing.release_orphans
+        self.release_dead = self._releasing.release_dead
         self.verify, self.repair, self.augment = self._repairing.verify, self._repairing.repair, self._repairing.augment
         self.pack = self._packing.pack
 
@@ -65,8 +66,9 @@ class Warmer:
 
     async def _release_for_ever(self) -> None:
         while True:
-            if self._ledger.orphans_waiting:
-                with _later():
+            with _later():
+                await self.release_dead()
+                if self._ledger.orphans_waiting:
                     await self.release_orphans()
             await trio.sleep(RELEASE_EVERY)
 

@@ -1,0 +1,61 @@
+"""Checks of dead slices: each stays because of a pin or a hold, or is about to be released."""
+
+import time
+from collections.abc import Iterator
+
+from ibpfs.exnode_store.fsck_faults import SEQ, Checkup, Fault
+from ibpfs.exnode_store.ledger import Ledger
+
+#: Slices `s` that stay if they die now, or died at s.died.
+_KEPT = (
+    "(EXISTS (SELECT 1 FROM pins p WHERE p.pinned >= s.born AND p.pinned < coalesce(s.died, 1 << 62))"
+    " OR s.segment IN (SELECT segment FROM held_segments))"
+)
+_UNMAPPED = "NOT EXISTS (SELECT 1 FROM mappings m WHERE m.slice = s.id)"
+
+
+def holds(checkup: Checkup) -> Iterator[Fault]:
+    """Holds on what is gone, pins on what is still to come."""
+    db = checkup.db
+    for kind, name, segment in db.rows(
+        "SELECT kind, name, segment FROM held_segments WHERE segment NOT IN (SELECT id FROM segments)"
+    ):
+        repair = checkup.statement("DELETE FROM held_segments WHERE segment = ?", segment)
+        yield Fault(f"segment {segment}: is held by {kind} {name} and does not exist", "hold removed", repair)
+    for row, kind, name, pinned in db.rows("SELECT id, kind, name, pinned FROM pins WHERE pinned > ?", (db.seq,)):
+        repair = checkup.statement("UPDATE pins SET pinned = ?, seq = ? WHERE id = ?", db.seq, SEQ, row)
+        yield Fault(f"{kind} {name}: pins commit {pinned}, which is still to come", "pins what is there now", repair)
+
+
+def dead_slices(checkup: Checkup) -> Iterator[Fault]:
+    """Slices without a mapping that do not say that they are dead, and the reverse."""
+    db = checkup.db
+    for row, segment in db.rows(
+        f"SELECT id, segment FROM slices s WHERE {_UNMAPPED} AND died IS NULL AND NOT {_KEPT}"
+    ):
+        repair = checkup.statement("DELETE FROM slices WHERE id = ?", row)
+        yield Fault(f"slice {row} of segment {segment}: no file is mapped to it", "removed", repair)
+    for row, segment, mapped in db.rows(
+        f"SELECT id, segment, mapped FROM slices s WHERE {_UNMAPPED} AND (mapped != 0 OR died IS NULL) AND {_KEPT}"
+    ):
+        repair = checkup.statement(
+            "UPDATE slices SET mapped = 0, died = coalesce(died, ?), seq = ? WHERE id = ?", SEQ, SEQ, row
+        )
+        what = f"slice {row} of segment {segment}: counts {mapped} mapped bytes, only a pin or a hold keeps it"
+        yield Fault(what, "noted as dead", repair)
+    for row, segment in db.rows(f"SELECT id, segment FROM slices s WHERE died IS NOT NULL AND NOT {_UNMAPPED}"):
+        repair = checkup.statement("UPDATE slices SET died = NULL, seq = ? WHERE id = ?", SEQ, row)
+        yield Fault(f"slice {row} of segment {segment}: is noted as dead, a file is mapped to it", "corrected", repair)
+
+
+def released_slices(checkup: Checkup) -> Iterator[Fault]:
+    """Dead slices that nothing keeps any more: an owner releases them by and by, that is no fault."""
+    count = checkup.db.value(f"SELECT count(*) FROM slices s WHERE {_UNMAPPED} AND died IS NOT NULL AND NOT {_KEPT}")
+    if count and checkup.read_only:
+        checkup.note(f"{count} dead slices wait to be released")
+    elif count:
+        ledger = Ledger(checkup.db, time.time)
+        while ledger.release_dead():
+            pass
+        checkup.note(f"{count} dead slices waited to be released, done")
+    yield from ()
