@@ -118,9 +118,10 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                 ledger.abandon_pending()
                 warmer = Warmer(db, ledger, depots, transfer)
                 draining = Draining(db, ledger, depots, transfer, warmer)
+                upkeep = Upkeep(db, ledger, depots, transfer, warmer, draining)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(warmer.renew_for_ever)
-                    yield UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining)
+                    yield UpkeepCommands(upkeep, draining, warmer.scrubbing)
                     nursery.cancel_scope.cancel()
 
 
@@ -161,7 +162,7 @@ async def _rooms(
         warmer = Warmer(db, ledger, depots, transfer)
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
         draining = Draining(db, ledger, depots, transfer, warmer)
-        upkeep = UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining)
+        upkeep = UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing)
         for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, compactor.run):
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)

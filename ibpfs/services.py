@@ -109,6 +109,7 @@ class Services:
             "under_replicated_bytes": parts.warmer.under_replicated_bytes,
             "at_risk_bytes": at_risk_bytes(parts.db, parts.ledger.now()),
             "earliest_lease_end": earliest_lease_end(parts.db),
+            "scrub": parts.warmer.scrubbing.state(),
             "survives_until": survives_until(parts.db, parts.ledger.now()),
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
             "depots": [_depot(depot) for depot in parts.depots],

@@ -4,21 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from ibpfs.control import Command, Progress
+from ibpfs.errors import UsageError
 from ibpfs.exnode_store.draining import Draining
+from ibpfs.exnode_store.scrubbing import Scrubbing
 from ibpfs.exnode_store.upkeep import Upkeep
 
 
 class UpkeepCommands:
     """The commands of one open volume."""
 
-    def __init__(self, upkeep: Upkeep, draining: Draining) -> None:
+    def __init__(self, upkeep: Upkeep, draining: Draining, scrubbing: Scrubbing) -> None:
         self._upkeep = upkeep
+        self._scrubbing = scrubbing
         self._draining = draining
 
     def commands(self) -> dict[str, Command]:
         return {
             "warm": self._warm,
             "repair": self._repair,
+            "scrub": self._scrub,
             "depots-drain": self._drain,
             "depots-remove": self._remove,
         }
@@ -28,6 +32,14 @@ class UpkeepCommands:
 
     async def _repair(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return await self._upkeep.repair(progress)
+
+    async def _scrub(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
+        """Set the period, in seconds; null: never."""
+        period = request.get("period")
+        if not isinstance(period, int | float | None):
+            raise UsageError("the period must be a number of seconds")
+        await self._scrubbing.set_period(period)
+        return self._scrubbing.state()
 
     async def _drain(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return {"imported": await self._draining.drain(str(request.get("address")), progress)}

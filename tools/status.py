@@ -11,6 +11,7 @@ from ibpfs import __version__
 from ibpfs.config import format_size
 from ibpfs_tools.asking import ask, find_asked
 from ibpfs_tools.commands import command
+from ibpfs_tools.repair import progress_of
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -47,6 +48,8 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
         f"  lacking copies  {_lacking(found)}",
         f"  leases          {_lease(found['earliest_lease_end'], now)}{_survival(found.get('survives_until'), now)}",
     ]
+    if "scrub" in found:
+        lines.append(f"  scrub           {progress_of(found['scrub'], now)}")
     lines += [
         f"  depot {depot['id']:<9} {depot['state']}, {depot['address']}, {_free(depot['free_bytes'])}"
         for depot in found["depots"]

@@ -24,7 +24,8 @@ OPEN, CLOSED = 0, 1
 TABLES = """
 -- One row per fact about the volume: uuid, format, features (JSON list of incompatible ones), policy_epoch,
 -- digest_seed (hex; seeds the digests of stored bytes, never told to a depot), frame_size, function (name for
--- new slices), volume_toml (a copy, from which fsck restores a damaged one), created_at, root_owner.
+-- new slices), volume_toml (a copy, from which fsck restores a damaged one), created_at, root_owner; scrub_period
+-- (seconds within which every replica is verified; 0: never; no row: 30 days).
 CREATE TABLE volume (
     key   TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -269,6 +270,9 @@ CREATE TABLE IF NOT EXISTS imported (
 );
 CREATE INDEX IF NOT EXISTS imported_segment ON imported (segment);
 CREATE INDEX IF NOT EXISTS imported_allocation ON imported (allocation);
+
+-- The replica that was verified longest ago is found at once.
+CREATE INDEX IF NOT EXISTS replicas_verified ON replicas (verified_at);
 
 -- Segments that exported exNodes have windows on: not compacted until then, or the windows would close.
 CREATE TABLE IF NOT EXISTS windows (

@@ -57,6 +57,8 @@ class Upkeep:
         async with self._warmer.turn:
             await self._warmer.renew(every=every)
             renewed = {"renewed": self._renewed_since(began), "not_renewed": self._due_at(began)}
+        renewed["verified"] = await self._warmer.scrubbing.catch_up()
+        async with self._warmer.turn:
             await self._make_up(told)
         await self._draining.go_on()
         await self._release()

@@ -1,6 +1,6 @@
 """Stored bytes compared with the digests of their slices, wherever they lie. Works without keys."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from ibpfs.depot.client import ShortLoad
 from ibpfs.depot.wire import CapabilityNotFound
@@ -76,10 +76,11 @@ class Verification:
                 found += [view[run.offset - start :][: run.length] for run in near]
         return found
 
-    async def fault(self, replica: Replica) -> str:
+    async def fault(self, replica: Replica, pause: Callable[[int], Awaitable[None]] | None = None) -> str:
         """What is wrong with a replica, as one looks at all that lives in it; '' when it is sound.
 
-        Raises DepotError or DepotUnreachable when that cannot be told.
+        `pause` is awaited after each piece, with its length. Raises DepotError or DepotUnreachable when that cannot be
+        told.
         """
         runs = self._ledger.stored_slices(replica.segment)
         for start, stop, inside in chunks(runs, self._ledger.segment_length(replica.segment), CHUNK):
@@ -89,6 +90,8 @@ class Verification:
                 return str(error)
             if not self._are_sound(data, start, inside):
                 return DIFFERS
+            if pause is not None:
+                await pause(len(data))
         return ""
 
     def _are_sound(self, data: Buffer, start: int, runs: Sequence[StoredRun]) -> bool:

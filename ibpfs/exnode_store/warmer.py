@@ -19,6 +19,7 @@ from ibpfs.exnode_store.packing import MOVE_PER_LOOK, Packing
 from ibpfs.exnode_store.releasing import Releasing
 from ibpfs.exnode_store.renewal import Renewal
 from ibpfs.exnode_store.repairing import Repairing
+from ibpfs.exnode_store.scrubbing import Scrubbing
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import Verification
 
@@ -50,6 +51,7 @@ class Warmer:
         self._renewal = Renewal(ledger, depots, allocator)
         self._repairing = Repairing(db, ledger, depots, transfer, allocator, self._verification, self._renewal)
         self._packing = Packing(ledger, transfer, self._verification)
+        self.scrubbing = Scrubbing(db, ledger, depots, transfer, self._verification)
         self.turn = trio.Lock()  # held by whoever verifies and repairs: two would make copies twice
         # What whoever has the turn may ask for at once.
         self.renew, self.release_orphans = self._renewal.renew, self._releasing.release_orphans
@@ -63,6 +65,7 @@ class Warmer:
             nursery.start_soon(self._release_for_ever)
             nursery.start_soon(self.renew_for_ever)
             nursery.start_soon(self._keep_copies)
+            nursery.start_soon(self.scrubbing.run)
 
     async def _release_for_ever(self) -> None:
         while True:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,6 +119,29 @@ def test_repair_of_a_mounted_volume_whose_depot_was_emptied(volumes: MakeVolume)
     volume.kill()
     volume.mount()
     assert read_tree(volume.mountpoint) == CONTENT
+
+
+def test_what_no_reader_has_met_is_mended(volumes: MakeVolume) -> None:
+    volume = volumes("--copies", "2", "--plain", depots=2)
+    volume.expect("depot|allocation")
+    fill(volume)
+    volume.remount()  # closes the segment; what is still appended to is not verified yet
+    assert "every copy within 30 days; 0% verified" in run("ibpfs", "status", volume.root).stdout
+    said = run("ibpfs", "repair", "--every", "2s", volume.mountpoint).stdout
+    assert said.startswith(f"{volume.mountpoint}: every copy within 2 seconds")
+    (allocation, *_) = volume.depots[0].allocations()
+    raw = allocation.read_bytes()
+    with allocation.open("r+b") as file:
+        file.seek(raw.index(b"so it was"))
+        file.write(b"or it was")
+    until(lambda: b"or it was" not in b"".join(map(Path.read_bytes, volume.depots[0].allocations())), 60, "the mending")
+    until(lambda: volume.status()["under_replicated_bytes"] == 0)
+    volume.umount()
+    assert run("ibpfs", "repair", "--every", "never", volume.root).stdout.endswith("not verified in the background\n")
+    assert volume.status()["scrub"]["period"] is None
+    refused = run("ibpfs", "repair", "--every", "soon", volume.root, code=2)
+    assert "'soon' is not a duration" in refused.stderr
+    assert "clean" in volume.fsck("--data", "-n").stdout
 
 
 def test_a_drain_goes_on_after_the_mount_was_killed(volumes: MakeVolume) -> None:
