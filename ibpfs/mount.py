@@ -49,6 +49,7 @@ from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
+from ibpfs.exnode_store.warm_capability import open_warm_capability
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.kernel_door import KernelDoor
 from ibpfs.mount_options import MountOptions
@@ -123,6 +124,21 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                     nursery.start_soon(warmer.renew_for_ever)
                     yield UpkeepCommands(upkeep, draining, warmer.scrubbing)
                     nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_warm(path: Path) -> AsyncIterator[Upkeep]:
+    """A warm capability with its warmer: of a volume of which there is nothing else here. Raises UsageError,
+    VolumeError."""
+    with open_warm_capability(path) as db:
+        async with DepotSet(db, "").watched() as depots, trio.open_nursery() as nursery:
+            ledger = Ledger(db, SteadyClock())
+            transfer = Transfer(db, ledger, depots)
+            ledger.abandon_pending()
+            warmer = Warmer(db, ledger, depots, transfer)
+            nursery.start_soon(warmer.renew_for_ever)
+            yield Upkeep(db, ledger, depots, transfer, warmer, None)
+            nursery.cancel_scope.cancel()
 
 
 def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKeys:
@@ -254,6 +270,13 @@ async def run_upkeep(paths: VolumePaths, command: str, arguments: Mapping[str, A
     prepare_process()
     async with open_for_upkeep(paths) as upkeep:
         return await upkeep.commands()[command](arguments, progress)
+
+
+async def run_warm(path: Path, every: bool, progress: Progress) -> Any:
+    """Renew, verify and repair with a warm capability."""
+    prepare_process()
+    async with open_warm(path) as upkeep:
+        return await upkeep.warm(progress, every=every)
 
 
 async def serve(

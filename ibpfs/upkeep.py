@@ -1,6 +1,7 @@
 """What the owner of a volume does for `ibpfs warm` and its kin: commands that need no key, mounted or not."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ibpfs.control import Command, Progress
@@ -23,6 +24,8 @@ class UpkeepCommands:
             "warm": self._warm,
             "repair": self._repair,
             "scrub": self._scrub,
+            "warm-cap": self._write_capability,
+            "warm-merge": self._merge,
             "depots-drain": self._drain,
             "depots-remove": self._remove,
         }
@@ -41,8 +44,21 @@ class UpkeepCommands:
         await self._scrubbing.set_period(period)
         return self._scrubbing.state()
 
+    async def _write_capability(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
+        return await self._upkeep.write_capability(_path(request))
+
+    async def _merge(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        return await self._upkeep.merge(_path(request), progress)
+
     async def _drain(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return {"imported": await self._draining.drain(str(request.get("address")), progress)}
 
     async def _remove(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
         return {"removed": await self._draining.remove(str(request.get("address")))}
+
+
+def _path(request: Mapping[str, Any]) -> Path:
+    path = Path(str(request.get("file")))
+    if not path.is_absolute():
+        raise UsageError("the file's path must be absolute")
+    return path

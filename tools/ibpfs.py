@@ -23,6 +23,7 @@ from ibpfs_tools.status import status
 from ibpfs_tools.trim import trim
 from ibpfs_tools.upload import upload
 from ibpfs_tools.warm import warm
+from ibpfs_tools.warm_cap import warm_cap
 
 EPILOG = """\b
 Exit codes: 0 done, 1 not done, 2 wrong call.
@@ -35,7 +36,7 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, compact, warm, repair, depots):
+for verb in (status, stat, flush, drop_cache, compact, warm, warm_cap, repair, depots):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

@@ -10,7 +10,7 @@ import click
 
 from ibpfs.config import format_size
 from ibpfs.errors import UsageError
-from ibpfs_tools.asking import ask_without_keys, find_asked, tell
+from ibpfs_tools.asking import ask_without_keys, find_asked, progress_bar, tell
 from ibpfs_tools.commands import command, give_units
 
 EPILOG = """\b
@@ -56,6 +56,10 @@ WantedBy=timers.target
 @command("warm", epilog=EPILOG)
 @click.argument("volume", required=False)
 @click.option("--all", "every", is_flag=True, help="Renew every lease, not only those that have run half their time.")
+@click.option("--with", "capability", type=click.Path(path_type=Path), metavar="FILE",
+              help="Instead of a VOLUME: one of which there is only this warm capability here (see ibpfs warm-cap).")
+@click.option("--merge", type=click.Path(path_type=Path), metavar="FILE",
+              help="Take the copies home that another machine made with this warm capability, and write it anew.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing when all is well.")
 @click.option("--units", is_flag=True, help="Print a service and a timer for systemd, for any volume.")
@@ -64,7 +68,8 @@ WantedBy=timers.target
 @click.option("--calendar", default="hourly", show_default=True, metavar="WHEN",
               help="With --units: when, as systemd.time(7) has it. Well before half of the shortest lease.")
 def warm(
-    volume: str | None, every: bool, as_json: bool, quiet: bool, units: bool, directory: Path | None, calendar: str
+    volume: str | None, every: bool, capability: Path | None, merge: Path | None, as_json: bool, quiet: bool,
+    units: bool, directory: Path | None, calendar: str,
 ) -> None:
     """Renew the leases of VOLUME (a volume or a mount point) that are due, make up copies, release what was deleted.
 
@@ -74,8 +79,18 @@ def warm(
     if units:
         _give_units(directory, calendar)
         return
-    if volume is None:
+    if (volume is None) == (capability is None) or (capability and merge):
         raise UsageError("which volume? (see --help)")
+    if capability is not None:
+        result = _warm_with(capability.absolute(), every, quiet or as_json)
+        tell(str(capability), result, describe(result, time.time()), trouble(result), as_json=as_json, quiet=quiet)
+        return
+    assert volume is not None
+    if merge is not None:
+        file = str(merge.absolute())
+        result = ask_without_keys(find_asked(volume), "warm-merge", title="merging", quiet=quiet or as_json, file=file)
+        tell(volume, result, describe_merge(result), "", as_json=as_json, quiet=quiet)
+        return
     result = ask_without_keys(find_asked(volume), "warm", title="warming", quiet=quiet or as_json, every=every)
     tell(volume, result, describe(result, time.time()), trouble(result), as_json=as_json, quiet=quiet)
 
@@ -86,6 +101,23 @@ def timer_command(volume: Path, *, for_all: bool) -> str:
     timer = f'"ibpfs-warm@$(systemd-escape --path {shlex.quote(str(volume))}).timer"'
     return (f"mkdir -p {directory} && ibpfs warm --units --directory {directory} && systemctl{user} daemon-reload"
             f" && systemctl{user} enable --now {timer}")
+
+
+def _warm_with(capability: Path, every: bool, quiet: bool) -> dict[str, Any]:
+    import trio
+
+    from ibpfs.mount import run_warm
+
+    with progress_bar("warming", quiet) as advance:
+        result: dict[str, Any] = trio.run(run_warm, capability, every, advance)
+    return result
+
+
+def describe_merge(result: dict[str, Any]) -> str:
+    """Return what came home, as a line for a person."""
+    more = f", {result['surplus']} not needed and given back" if result["surplus"] else ""
+    more += f", {result['unusable']} on depots that are none of this volume's" if result["unusable"] else ""
+    return f"{result['added']} copies taken home{more}; the file is as of now again"
 
 
 def describe(result: dict[str, Any], now: float) -> str:

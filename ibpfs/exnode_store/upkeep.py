@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -17,6 +18,7 @@ from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.renewal import renewal_due
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import Verification
+from ibpfs.exnode_store.warm_capability import Merge, write_warm_capability
 from ibpfs.exnode_store.warmer import Warmer
 
 _log = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ class Upkeep:
     """One per open volume; takes turns with the warmer's own looks."""
 
     def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer, warmer: Warmer,
-                 draining: Draining) -> None:  # fmt: skip
+                 draining: Draining | None) -> None:  # fmt: skip
+        """`draining` None: somebody else's volume, of which nothing is given back."""
         self._db = db
         self._ledger = ledger
         self._depots = depots
@@ -60,10 +63,26 @@ class Upkeep:
         renewed["verified"] = await self._warmer.scrubbing.catch_up()
         async with self._warmer.turn:
             await self._make_up(told)
-        await self._draining.go_on()
+        if self._draining is not None:
+            await self._draining.go_on()
         await self._release()
         await self._db.sync()
         return renewed | self.state()
+
+    async def merge(self, path: Path, told: Told) -> dict[str, Any]:
+        """Take home what another machine added to a warm capability, and write that anew; return a summary."""
+        await self._depots.wait_for_all(_ANSWER)
+        async with self._warmer.turn:
+            merged = Merge(self._db, self._ledger, self._depots).take(path)
+            await self._make_up(told)
+        await self._release()
+        return asdict(merged) | await self.write_capability(path) | self.state()
+
+    async def write_capability(self, path: Path) -> dict[str, Any]:
+        """Write a warm capability; return how much is in it."""
+        await self._transfer.close_old(every=True)  # only what is closed can be copied
+        await self._db.sync()
+        return await trio.to_thread.run_sync(write_warm_capability, self._db.path, path, dict(self._db.facts))
 
     async def repair(self, told: Told) -> dict[str, Any]:
         """Compare every replica with its stored digest, and replace what is not as it should be; return a summary."""
@@ -133,6 +152,8 @@ class Upkeep:
                 break
 
     async def _release(self) -> None:
+        if self._draining is None:
+            return
         await self._transfer.trim()
         await self._warmer.release_dead()
         left = None
