@@ -61,6 +61,11 @@ class VolumePaths:
         return self.root / "exnode_store.sqlite"
 
     @property
+    def snapshots(self) -> Path:
+        """Is there once the first one was made."""
+        return self.root / "snapshots"
+
+    @property
     def spool(self) -> Path:
         return self.root / "spool"
 

@@ -24,11 +24,11 @@ class OpenDirectory:
 
 
 class Handles(Generic[T]):
-    """Numbers for what is open; none is used twice."""
+    """Numbers for what is open, from `first` on; none is used twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1) -> None:
         self._open: dict[int, T] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first)
 
     def add(self, opened: T) -> int:
         number = next(self._numbers)

@@ -340,7 +340,7 @@ class Operations(pyfuse3.Operations):
         return self._entry(self._files.overlay(inode))
 
     def _entry(self, inode: Inode) -> EntryAttributes:
-        entry = _entry(inode)
+        entry = entry_of(inode)
         if self.enable_writeback_cache:
             entry.attr_timeout = REMEMBERED_BLOCKS
         return entry
@@ -356,7 +356,7 @@ class Operations(pyfuse3.Operations):
                 self._files.change(ino, AttributeChange(atime_ns=now, ctime_ns=inode.ctime_ns))
 
 
-def _entry(inode: Inode) -> EntryAttributes:
+def entry_of(inode: Inode) -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = inode.ino
     entry.generation = inode.generation

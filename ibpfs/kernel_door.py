@@ -17,7 +17,9 @@ from ibpfs.cache.files import FileCache
 from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import VolumeError
 from ibpfs.exnode_store.namespace import Namespace
-from ibpfs.fuse_ops import Operations
+from ibpfs.exnode_store.schema import MAX_INO
+from ibpfs.exnode_store.snapshots import Snapshots
+from ibpfs.fuse_snapshots import SnapshotOperations
 from ibpfs.mount_options import MountOptions
 
 _log = logging.getLogger(__name__)
@@ -34,14 +36,14 @@ class KernelDoor:
 
     def __init__(
         self, source: Path, mountpoint: Path, options: MountOptions, names: Namespace, files: FileCache,
-        describe: Callable[[int], bytes], below: DirectoryBelow,
+        describe: Callable[[int], bytes], below: DirectoryBelow, snapshots: Snapshots,
     ) -> None:  # fmt: skip
         self.mountpoint = mountpoint
         self._source = source
         self._options = options
         self._names = names
         self._below = below
-        self._operations = Operations(names, files, options, describe)
+        self._operations = SnapshotOperations(names, files, options, describe, snapshots)
         self._invalidating = trio.Lock()
         self._closed = False
         self._hidden = False  # beneath a dead mount
@@ -156,7 +158,8 @@ class KernelDoor:
         for start in range(0, len(inodes), _INVALIDATED_AT_ONCE):
             some = inodes[start : start + _INVALIDATED_AT_ONCE]
             # Dropping a directory's name would unmount what is mounted below it.
-            entries = [place for ino in some for place in self._names.places(ino, files_only=below)]
+            entries = [place for ino in some if ino < MAX_INO
+                       for place in self._names.places(ino, files_only=below)]  # fmt: skip
             async with self._invalidating:
                 if self._closed:
                     return

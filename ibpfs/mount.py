@@ -47,6 +47,7 @@ from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.merging import Merging
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
+from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
 from ibpfs.exnode_store.warm_capability import open_warm_capability
@@ -159,6 +160,8 @@ async def _rooms(
     names = Namespace(db, time.time_ns, ledger.unmap)
     clean = CleanCache(*_cache_settings(paths, config, db, options))
     clean.forget_above(ledger.last_segment)
+    snapshots = Snapshots(db, ledger, paths.snapshots)
+    snapshots.recover()
     spool = Spool(paths.spool, keys, config.uuid)
     async with _depots(paths, db) as depots, trio.open_nursery() as nursery:
         transfer = Transfer(db, ledger, depots)
@@ -183,11 +186,13 @@ async def _rooms(
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)
         try:
-            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep)
+            yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep,
+                               snapshots)  # fmt: skip
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()
             spool.close()
+            snapshots.close()
 
 
 def _sealer(config: VolumeConfig, keys: VolumeKeys, db: Database) -> Sealer:
@@ -308,7 +313,8 @@ async def serve(
             kernel.check_mountpoint(mountpoint, paths.root)
         services = volume.services
         services.supervisor = supervisor
-        door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe, below)
+        door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe, below,
+                          volume.parts.snapshots)  # fmt: skip
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
         services.exchange.forget_kernel = door.forget
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:

@@ -36,8 +36,10 @@ from ibpfs.exnode_store.description import (
 )
 from ibpfs.exnode_store.imports import Imports, describe_imports
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
+from ibpfs.snapshot_commands import SnapshotCommands
 from ibpfs.upkeep import UpkeepCommands
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Parts:
     compactor: Compactor
     imports: Imports
     upkeep: UpkeepCommands
+    snapshots: Snapshots
 
 
 class Services:
@@ -90,6 +93,7 @@ class Services:
             "remount": self._remount,
             **self._parts.upkeep.commands(),
             **self.exchange.commands(),
+            **SnapshotCommands(self._parts.snapshots, self.flush).commands(),
         }
 
     async def _status(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
@@ -105,6 +109,7 @@ class Services:
             "cache_bytes": parts.clean.used,
             "files": parts.db.files,
             "used_bytes": parts.files.used_bytes,
+            "pinned_bytes": parts.ledger.dead_bytes(),
             "segments": parts.ledger.segments,
             "under_replicated_bytes": parts.warmer.under_replicated_bytes,
             "at_risk_bytes": at_risk_bytes(parts.db, parts.ledger.now()),

@@ -18,6 +18,7 @@ from ibpfs_tools.ls import ls
 from ibpfs_tools.modify import modify
 from ibpfs_tools.refresh import refresh
 from ibpfs_tools.repair import repair
+from ibpfs_tools.snapshot import snapshot
 from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
 from ibpfs_tools.trim import trim
@@ -36,7 +37,7 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, compact, warm, warm_cap, repair, depots):
+for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, depots):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

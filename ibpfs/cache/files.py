@@ -60,6 +60,7 @@ class FileCache:
         self._spool = spool
         self._memory = memory
         self._reader = reader
+        self.prefetch = reader.prefetch
         self._flusher = flusher
         self._opened: Counter[int] = Counter()
         self._readaheads: dict[int, Readahead] = {}
@@ -189,7 +190,7 @@ class FileCache:
             below = extents.find(offset, stop)
             if len(below) == 1 and below[0].start == offset and below[0].stop == stop:
                 piece = below[0]
-                return bytes(await self._stored(piece.source, piece.offset, piece.offset + stop - offset))
+                return bytes(await self.stored(piece.source, piece.offset, piece.offset + stop - offset))
             dirty: list[Piece[Record]] = []
         else:
             dirty = file.extents.find(offset, stop)
@@ -206,11 +207,11 @@ class FileCache:
             self._reader.prefetch(part.source, part.offset, part.offset + part.stop - part.start)
         for part in below:
             length = part.stop - part.start
-            data = await self._stored(part.source, part.offset, part.offset + length)
+            data = await self.stored(part.source, part.offset, part.offset + length)
             result[part.start - offset : part.stop - offset] = data
         return bytes(result)
 
-    async def _stored(self, ref: SliceRef, start: int, stop: int) -> bytes:
+    async def stored(self, ref: SliceRef, start: int, stop: int) -> bytes:
         """Bytes of a slice from its replicas; what these do not give, or not soon, from what the spool retains."""
         retention = self._flusher.retention
         if retention.holds(ref):

@@ -40,6 +40,7 @@ class Database:
         self.seq, self.next_ino, self.files = self._load_state()
         _add_tables(self._connection, read_only)
         self._depth = 0
+        self.readers = 0  # transactions of others that read for long: a WAL cannot begin anew beside them
         self._synced_seq = self.seq
         self._sync_trouble = 0  # errno of the first sync that failed
         self._directory_synced = False  # the WAL's own name, once
@@ -157,7 +158,7 @@ class Database:
         try:
             async with self._checkpoint_lock:
                 size = await trio.to_thread.run_sync(_passive_checkpoint, self.path)
-            if size > WAL_LIMIT:
+            if size > WAL_LIMIT and not self.readers:
                 # Under unbroken load a passive checkpoint never finds a moment in which the WAL may begin anew. Little
                 # is left to copy now.
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -26,7 +26,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     )),
     ("ledger", (
         fsck_ledger.mappings, fsck_ledger.allocated, fsck_ledger.versions, fsck_segments.slices,
-        fsck_pins.dead_slices, fsck_segments.segments, fsck_pins.holds,
+        fsck_pins.dead_slices, fsck_segments.segments, fsck_pins.holds, fsck_pins.snapshots,
     )),
     ("allocations", (
         fsck_segments.keys, fsck_segments.stray_imports, fsck_segments.doubles, fsck_segments.stray_replicas,

@@ -1,10 +1,13 @@
 """Checks of dead slices: each stays because of a pin or a hold, or is about to be released."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from ibpfs.exnode_store.fsck_faults import SEQ, Checkup, Fault
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.snapshots import SNAPSHOT
 
 #: Slices `s` that stay if they die now, or died at s.died.
 _KEPT = (
@@ -25,6 +28,33 @@ def holds(checkup: Checkup) -> Iterator[Fault]:
     for row, kind, name, pinned in db.rows("SELECT id, kind, name, pinned FROM pins WHERE pinned > ?", (db.seq,)):
         repair = checkup.statement("UPDATE pins SET pinned = ?, seq = ? WHERE id = ?", db.seq, SEQ, row)
         yield Fault(f"{kind} {name}: pins commit {pinned}, which is still to come", "pins what is there now", repair)
+
+
+def snapshots(checkup: Checkup) -> Iterator[Fault]:
+    """Snapshots whose file cannot be read any more, or which miss bytes."""
+    db = checkup.db
+    for row, name in db.rows("SELECT id, name FROM pins WHERE kind = ?", (SNAPSHOT,)):
+        path = checkup.paths.snapshots / f"{row}.sqlite"
+        try:
+            lost = _lost_extents(checkup, path)
+        except sqlite3.Error as error:
+            repair = checkup.statement("DELETE FROM pins WHERE id = ?", row)
+            what = f"snapshot {name}: {path} cannot be read ({error})"
+            yield Fault(what, "given up, what only it kept is released", repair, safe=False)
+        else:
+            if lost:
+                yield Fault(f"snapshot {name}: {lost} extents are lost, their slices do not exist")
+
+
+def _lost_extents(checkup: Checkup, path: Path) -> int:
+    db = checkup.db
+    db.execute("ATTACH ? AS snapshot", (f"{path.absolute().as_uri()}?mode=ro",))
+    try:
+        lost: int = db.value("SELECT count(*) FROM snapshot.mappings WHERE slice NOT IN (SELECT id FROM main.slices)")
+        db.value("SELECT count(*) FROM snapshot.inodes i JOIN snapshot.dentries d ON d.ino = i.ino")
+        return lost
+    finally:
+        db.execute("DETACH snapshot")
 
 
 def dead_slices(checkup: Checkup) -> Iterator[Fault]:

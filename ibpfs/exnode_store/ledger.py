@@ -30,6 +30,7 @@ class Ledger(Pinned):
         # What compaction asks for and takes away: files whose slices became more, or died by more than half.
         self.touched: set[int] = set()
         self.half_dead: set[int] = set()
+        self.moves = 0  # how often slices have come to lie in other segments
 
     # Reading
 
@@ -240,6 +241,7 @@ class Ledger(Pinned):
         self._lengths.pop(segment, None)
         self._maps.clear()
         self._map_pieces = 0
+        self.moves += 1
 
     def truncate(self, ino: int, size: int, covers: int, *, spooled: bool, voids: bool = True) -> bool:
         """Set the size; void what lies beyond. `covers`: the inode's seq of this change; `spooled`: whether the spool

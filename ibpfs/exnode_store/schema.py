@@ -291,7 +291,7 @@ CREATE TABLE IF NOT EXISTS held_segments (
     PRIMARY KEY (kind, name, segment)
 );
 CREATE INDEX IF NOT EXISTS held_segments_segment ON held_segments (segment);
-CREATE INDEX IF NOT EXISTS slices_dead ON slices (id) WHERE died IS NOT NULL;
+CREATE INDEX IF NOT EXISTS slices_dead ON slices (id, stored_length) WHERE died IS NOT NULL;
 
 -- Keys of slices that another volume sealed and that were imported with their keys.
 CREATE TABLE IF NOT EXISTS imported_keys (

@@ -1,6 +1,5 @@
 """Pins and holds against a plain model: nothing pinned or held is ever released, everything else is in the end."""
 
-import os
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
@@ -10,80 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ibpfs.config import VolumePaths
-from ibpfs.depot.capability import Key
 from ibpfs.errors import NameExists, NotFound
-from ibpfs.exnode_store.attributes import NewInode
-from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.fsck import check_store
 from ibpfs.exnode_store.fsck_faults import Checkup, always
-from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.ledger_rows import NewReplica, NewSlice, Settlement
 from ibpfs.exnode_store.merging import Merging
-from ibpfs.exnode_store.namespace import Namespace
-from ibpfs.exnode_store.sealing import AES_256_GCM, SliceForm
+
+from .ledgers import Volume
 
 MANY = 1200
-
-
-class Volume:
-    """An exNode store without a depot, with three files."""
-
-    def __init__(self, root: Path) -> None:
-        self.paths = VolumePaths(root)
-        create_volume(self.paths, depots=["ibp://127.0.0.1:1"], owner=(0, 0))
-        self.now = 1000.0
-        self.open()
-        self.inos = [self.names.create(1, b"%d" % one, NewInode(0o100644, 0, 0)).ino for one in range(3)]
-
-    def open(self) -> None:
-        self.db = Database(self.paths.store)
-        self.ledger = Ledger(self.db, lambda: self.now)
-        self.names = Namespace(self.db, lambda: 5, self.ledger.unmap)
-
-    def again(self) -> None:
-        """As after a crash: nothing but the database is left."""
-        self.db.close()
-        self.open()
-
-    def segment(self) -> int:
-        keys = [Key(os.urandom(8).hex(), "0") for _ in range(3)]
-        with self.db.transaction():
-            (row,) = self.ledger.add_pending([(1, *keys)])
-            return self.ledger.add_segment(1, [NewReplica(row, 1, *keys, None, 1000.0)])
-
-    def write(self, ino: int, start: int, length: int, segment: int) -> bytes:
-        form = SliceForm(os.urandom(16), bytes.fromhex(self.db.facts["uuid"]), 1, AES_256_GCM, 65536, length)
-        version = self.names.inode(ino).version + 1
-        at = self.ledger.segment_length(segment)
-        new = NewSlice(ino, start, start + length, version, form, bytes(16), at)
-        settled = {ino: Settlement(None, None, version + 1, version + 1)}
-        self.ledger.commit(segment, at + form.stored_length, [new], lambda: settled)
-        return form.slice_id
-
-    def slices_of(self, ino: int) -> set[bytes]:
-        return {piece.source.form.slice_id for piece in self.ledger.extents(ino)}
-
-    def all_mapped(self) -> set[bytes]:
-        return set().union(*map(self.slices_of, self.inos))
-
-    def standing(self) -> set[bytes]:
-        return {one for (one,) in self.db.rows("SELECT slice_id FROM slices")}
-
-    def release(self) -> None:
-        while self.ledger.release_dead():
-            pass
-
-    def check(self) -> list[str]:
-        """What fsck says, without what any owner does first."""
-        said: list[str] = []
-        self.db.close()
-        checkup = Checkup(self.paths, always, said.append)
-        check_store(checkup)
-        self.open()
-        assert checkup.outcome.corrected + checkup.outcome.left == 0, said
-        return said
 
 
 @pytest.fixture
@@ -131,7 +64,7 @@ class PinsAgainstModel(RuleBasedStateMachine):
     @rule()
     def pin(self) -> None:
         self.count += 1
-        pin = self.volume.ledger.add_pin("snapshot", str(self.count))
+        pin = self.volume.ledger.add_pin("test", str(self.count))
         self.seen[pin.id] = self.volume.all_mapped()
 
     @precondition(lambda self: self.seen)
@@ -217,7 +150,7 @@ def test_many_dead_slices_go_in_bounded_transactions(volume: Volume) -> None:
     with volume.db.transaction():
         for at in range(MANY):
             volume.write(ino, at * 10, 5, segment)
-    pin = volume.ledger.add_pin("snapshot", "one")
+    pin = volume.ledger.add_pin("test", "one")
     while volume.ledger.truncate(ino, 0, volume.names.inode(ino).version + 1, spooled=False):
         pass
     volume.release()
@@ -235,10 +168,10 @@ def test_many_dead_slices_go_in_bounded_transactions(volume: Volume) -> None:
 
 
 def test_a_name_pins_once(volume: Volume) -> None:
-    volume.ledger.add_pin("snapshot", "one")
+    volume.ledger.add_pin("test", "one")
     with pytest.raises(NameExists):
-        volume.ledger.add_pin("snapshot", "one")
-    assert [pin.name for pin in volume.ledger.pins("snapshot")] == ["one"]
+        volume.ledger.add_pin("test", "one")
+    assert [pin.name for pin in volume.ledger.pins("test")] == ["one"]
 
 
 def test_segments_that_are_gone_are_not_held(volume: Volume) -> None:
@@ -261,7 +194,7 @@ def test_what_only_a_pin_keeps_is_not_written_anew(volume: Volume) -> None:
     size = 4 * 1024 * 1024
     volume.write(ino, 0, size, segment)
     merging = Merging(volume.db, volume.ledger)
-    pin = volume.ledger.add_pin("snapshot", "one")
+    pin = volume.ledger.add_pin("test", "one")
     volume.ledger.truncate(ino, 1000, 99, spooled=False)
     assert volume.ledger.half_dead == set()
     assert merging.half_dead_behind(0)[0] == []
@@ -274,7 +207,7 @@ def test_what_only_a_pin_keeps_is_not_written_anew(volume: Volume) -> None:
 def test_fsck_finds_dead_slices_that_do_not_say_so(volume: Volume) -> None:
     (ino, *_), segment = volume.inos, volume.segment()
     volume.write(ino, 0, 10, segment)
-    volume.ledger.add_pin("snapshot", "one")
+    volume.ledger.add_pin("test", "one")
     volume.ledger.truncate(ino, 0, 99, spooled=False)
     volume.db.execute("UPDATE slices SET died = NULL, mapped = 3")
     volume.db.close()
