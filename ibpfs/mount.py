@@ -41,6 +41,7 @@ from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.draining import Draining
+from ibpfs.exnode_store.findings import Findings
 from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import VolumeKeys, open_slots
 from ibpfs.exnode_store.ledger import Ledger
@@ -121,9 +122,10 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                 warmer = Warmer(db, ledger, depots, transfer)
                 draining = Draining(db, ledger, depots, transfer, warmer)
                 upkeep = Upkeep(db, ledger, depots, transfer, warmer, draining)
+                findings = Findings(db, ledger, depots, warmer, str(paths.root))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(warmer.renew_for_ever)
-                    yield UpkeepCommands(upkeep, draining, warmer.scrubbing)
+                    yield UpkeepCommands(upkeep, draining, warmer.scrubbing, findings)
                     nursery.cancel_scope.cancel()
 
 
@@ -181,7 +183,10 @@ async def _rooms(
         warmer = Warmer(db, ledger, depots, transfer)
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
         draining = Draining(db, ledger, depots, transfer, warmer)
-        upkeep = UpkeepCommands(Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing)
+        findings = Findings(db, ledger, depots, warmer, str(paths.root))
+        upkeep = UpkeepCommands(
+            Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing, findings
+        )
         for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, compactor.run):
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -22,6 +22,7 @@ from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address
 from ibpfs.depot.pinning import fingerprint_of
 from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.diagnosis import of_cache
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exchange import Exchange
 from ibpfs.exnode_store.compaction import most_segments
@@ -34,6 +35,7 @@ from ibpfs.exnode_store.description import (
     summarize,
     survives_until,
 )
+from ibpfs.exnode_store.findings import Finding
 from ibpfs.exnode_store.imports import Imports, describe_imports
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.snapshots import Snapshots
@@ -92,6 +94,7 @@ class Services:
             "depots-pin": self._pin_depot,
             "remount": self._remount,
             **self._parts.upkeep.commands(),
+            "doctor": self._doctor,
             **self.exchange.commands(),
             **SnapshotCommands(self._parts.snapshots, self.flush).commands(),
         }
@@ -230,6 +233,18 @@ class Services:
             raise UsageError(f"{depot.address}: offers no TLS, or does not answer")
         self._parts.depots.pin(depot.id, pin)
         return _depot(depot) | {"fingerprint": pin.hex()}
+
+    async def _doctor(self, request: Mapping[str, Any], progress: Progress) -> list[dict[str, Any]]:
+        parts, place = self._parts, str(self._parts.paths.root)
+        found = await parts.upkeep.doctor(request, progress)
+        mine = [] if parts.clean.directory.is_relative_to(parts.paths.cache) else list(of_cache(parts.clean.directory))
+        if parts.flusher.trouble and parts.files.dirty_bytes:
+            waiting = f"{format_size(parts.files.dirty_bytes)} wait in the spool: {parts.flusher.trouble}"
+            mine.append(Finding("spool-waits", place, waiting, "see to its depots (ibpfs depots)"))
+        if _installed_version() != __version__:
+            mine.append(Finding("version", place, f"{__version__} is running, {_installed_version()} is installed",
+                                "unmount and mount again"))  # fmt: skip
+        return [*found, *(asdict(one) for one in mine)]
 
     async def _remount(self, _: Mapping[str, Any], __: Progress) -> None:
         """The flags of the mount have been changed: look at them."""

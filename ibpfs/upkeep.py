@@ -1,12 +1,14 @@
 """What the owner of a volume does for `ibpfs warm` and its kin: commands that need no key, mounted or not."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ibpfs.control import Command, Progress
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.draining import Draining
+from ibpfs.exnode_store.findings import Findings
 from ibpfs.exnode_store.scrubbing import Scrubbing
 from ibpfs.exnode_store.upkeep import Upkeep
 
@@ -14,7 +16,8 @@ from ibpfs.exnode_store.upkeep import Upkeep
 class UpkeepCommands:
     """The commands of one open volume."""
 
-    def __init__(self, upkeep: Upkeep, draining: Draining, scrubbing: Scrubbing) -> None:
+    def __init__(self, upkeep: Upkeep, draining: Draining, scrubbing: Scrubbing, findings: Findings) -> None:
+        self._findings = findings
         self._upkeep = upkeep
         self._scrubbing = scrubbing
         self._draining = draining
@@ -24,6 +27,7 @@ class UpkeepCommands:
             "warm": self._warm,
             "repair": self._repair,
             "scrub": self._scrub,
+            "doctor": self.doctor,
             "warm-cap": self._write_capability,
             "warm-merge": self._merge,
             "depots-drain": self._drain,
@@ -43,6 +47,10 @@ class UpkeepCommands:
             raise UsageError("the period must be a number of seconds")
         await self._scrubbing.set_period(period)
         return self._scrubbing.state()
+
+    async def doctor(self, _: Mapping[str, Any], __: Progress) -> list[dict[str, Any]]:
+        """What is wrong with depots, leases and copies."""
+        return [asdict(one) for one in await self._findings.collect()]
 
     async def _write_capability(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
         return await self._upkeep.write_capability(_path(request))

@@ -8,6 +8,7 @@ from ibpfs_tools.augment import augment
 from ibpfs_tools.commands import CONTEXT
 from ibpfs_tools.compact import compact
 from ibpfs_tools.depots import depots
+from ibpfs_tools.doctor import doctor
 from ibpfs_tools.download import download
 from ibpfs_tools.drop_cache import drop_cache
 from ibpfs_tools.exnode import exnode
@@ -37,7 +38,7 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, depots):
+for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

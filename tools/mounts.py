@@ -28,6 +28,11 @@ def mount_on(mountpoint: Path) -> MountEntry | None:
     return next((entry for entry in reversed(ibpfs_mounts()) if entry.mountpoint == mountpoint), None)
 
 
+def sources() -> list[Path]:
+    """Return the volumes that are mounted and this user's."""
+    return [Path(entry.source) for entry in ibpfs_mounts() if os.access(Path(entry.source) / "run", os.W_OK)]
+
+
 def mount_of(volume: Path) -> MountEntry | None:
     return next((entry for entry in reversed(ibpfs_mounts()) if entry.source == str(volume)), None)
 

@@ -72,6 +72,10 @@ class CleanCache:
         self._scan()
 
     @property
+    def directory(self) -> Path:
+        return self._directory
+
+    @property
     def used(self) -> int:
         """Bytes on the disk, in whole pages."""
         return self._used

@@ -198,6 +198,20 @@ def create_database(path: Path, facts: dict[str, str]) -> None:
     connection.close()
 
 
+def find_damage(path: Path) -> str:
+    """What a quick look finds wrong with a store, which may be in use; '' when that is nothing."""
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            connection.execute("SELECT seq FROM state").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+    return "" if said == "ok" else " ".join(str(said).split())[:120]
+
+
 def _add_tables(connection: sqlite3.Connection, read_only: bool) -> None:
     """What an older release did not have; where nothing may be written, empty and for this connection alone."""
     have = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

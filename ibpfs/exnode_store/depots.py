@@ -72,6 +72,11 @@ class Depot:
         return self._down_since is not None and trio.current_time() - self._down_since > FAILED_AFTER
 
     @property
+    def is_mute(self) -> bool:
+        """Whether it (or the way to it) takes what is sent and answers nothing; not that nobody listens there."""
+        return self._down_since is not None and not self._refused
+
+    @property
     def is_settled(self) -> bool:
         """Whether there is nothing to wait for: it has told its status, has refused to, or is away."""
         return self.state == FAILED or bool(self.refusal) or (self.state == OK and self.status is not None)

@@ -3,6 +3,7 @@
 import logging
 import math
 import struct
+from collections import deque
 
 import trio
 import xxhash
@@ -22,6 +23,7 @@ _EARLIEST, _LATEST = 0.5, 0.7
 _DRAWN = struct.Struct("<qd")
 #: Part of what is left of a lease after which a refused renewal is asked for again; and of a whole one, at least.
 _PATIENCE, _LEAST_PATIENCE = 0.25, 0.05
+_DRIFTS = 20
 
 
 def renewal_share(replica: Replica) -> float:
@@ -68,6 +70,8 @@ class Renewal:
         #: Replicas whose renewal was refused, and when that is asked for again: they last until their lease ends.
         self.refused: dict[int, float] = {}
         self.refusals: dict[int, str] = {}  # and what was said, by depot
+        #: By how much leases end earlier than the ledger has it, of the last ones that depots were asked about.
+        self.drifts: deque[float] = deque(maxlen=_DRIFTS)
 
     async def renew(self, *, every: bool = False) -> None:
         """Renew the leases that are due, or `every` one, on depots that answer."""
@@ -122,6 +126,7 @@ class Renewal:
             if status.seconds_left is None:
                 return None
             size, left = status.max_size, status.seconds_left
+            self.note_drift(replica, left)
         if replica.imported and left > LONG_LEASE:  # what others lease for longer than we would is left as it is
             return self._ledger.now() + left
         longest = min(LONG_LEASE, (depot.status and depot.status.max_lease) or LONG_LEASE)
@@ -129,6 +134,11 @@ class Renewal:
         if end is not None and not is_longer(left, end - self._ledger.now(), longest):
             raise error_for(ErrorCode.LONG_DURATION)
         return end
+
+    def note_drift(self, replica: Replica, left: float) -> None:
+        """A depot tells how many seconds are left of a lease. Of one that has ended that says nothing."""
+        if replica.lease_end is not None and left > 0:
+            self.drifts.append(replica.lease_end - self._ledger.now() - left)
 
     def _was_refused(self, depot: Depot, replica: Replica, error: DepotError) -> None:
         now = self._ledger.now()

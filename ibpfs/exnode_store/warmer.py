@@ -48,13 +48,13 @@ class Warmer:
         allocator = Allocator(db, ledger, depots)
         self._verification = Verification(db, ledger, transfer)
         self._releasing = Releasing(db, ledger, depots)
-        self._renewal = Renewal(ledger, depots, allocator)
-        self._repairing = Repairing(db, ledger, depots, transfer, allocator, self._verification, self._renewal)
+        self.renewal = Renewal(ledger, depots, allocator)
+        self._repairing = Repairing(db, ledger, depots, transfer, allocator, self._verification, self.renewal)
         self._packing = Packing(ledger, transfer, self._verification)
         self.scrubbing = Scrubbing(db, ledger, depots, transfer, self._verification)
         self.turn = trio.Lock()  # held by whoever verifies and repairs: two would make copies twice
         # What whoever has the turn may ask for at once.
-        self.renew, self.release_orphans = self._renewal.renew, self._releasing.release_orphans
+        self.renew, self.release_orphans = self.renewal.renew, self._releasing.release_orphans
         self.release_dead = self._releasing.release_dead
         self.verify, self.repair, self.augment = self._repairing.verify, self._repairing.repair, self._repairing.augment
         self.pack = self._packing.pack
@@ -115,14 +115,9 @@ class Warmer:
         return done
 
     @property
-    def refusals(self) -> dict[int, str]:
-        """Why depots, by id, do not renew leases that they were asked to."""
-        return self._renewal.refusals
-
-    @property
     def has_ending(self) -> bool:
         """Whether replicas whose renewal was refused are still to be replaced."""
-        return bool(self._renewal.ending(1))
+        return bool(self.renewal.ending(1))
 
     @property
     def under_replicated_bytes(self) -> int:

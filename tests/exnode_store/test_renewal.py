@@ -225,7 +225,7 @@ async def test_a_segment_moves_before_a_lease_that_is_not_renewed_ends(
             if manner != "refuses":
                 patched.setitem(commands._HANDLERS, ev.Probe, in_the_midst(commands._HANDLERS[ev.Probe], old))
             await now.warmer.renew()
-            assert list(now.warmer.refusals) == [old.depot]
+            assert list(now.warmer.renewal.refusals) == [old.depot]
             second = now.depots.add(f"unix:{tmp_path}/second/depot.sock", {})
             with trio.fail_after(10):
                 while second.status is None:
@@ -236,7 +236,7 @@ async def test_a_segment_moves_before_a_lease_that_is_not_renewed_ends(
             with now.db.transaction() as db:  # and the rest of it
                 db.execute("UPDATE replicas SET told_at = told_at - 500, lease_end = lease_end - 500 WHERE depot = 1")
                 now.ledger._replicas.clear()
-            now.warmer._renewal.refused[old.id] = 0.0
+            now.warmer.renewal.refused[old.id] = 0.0
             await now.warmer.renew()
         assert [one.depot for one in now.ledger.replicas(1)] == [second.id]
         assert now.warmer.under_replicated_bytes == 0
