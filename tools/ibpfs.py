@@ -14,6 +14,7 @@ from ibpfs_tools.drop_cache import drop_cache
 from ibpfs_tools.exnode import exnode
 from ibpfs_tools.export import export
 from ibpfs_tools.flush import flush
+from ibpfs_tools.gateway import gateway
 from ibpfs_tools.import_ import import_
 from ibpfs_tools.ls import ls
 from ibpfs_tools.modify import modify
@@ -40,6 +41,7 @@ def ibpfs() -> None:
 
 for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots):
     ibpfs.add_command(verb)
+ibpfs.add_command(gateway)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)
 

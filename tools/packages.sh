@@ -21,7 +21,8 @@ sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists()
 # Prints the packages that the tests need besides.
 missing_to_test() {
     for pair in fio rsync sqlite3 getfacl:acl getfattr:attr strace tcpdump git ps:procps fuser:psmisc setpriv:util-linux \
-        systemd-analyze:systemd make stress-ng bonnie++ dbench procmail npm reformime:maildrop; do
+        systemd-analyze:systemd make stress-ng bonnie++ dbench procmail npm reformime:maildrop chromium \
+        chromedriver:chromium-driver; do
         PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null 2>&1 || echo "${pair##*:}"
     done
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql

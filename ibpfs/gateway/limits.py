@@ -1,0 +1,82 @@
+"""How much one address may ask for. Pure; the caller brings the time."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+_MOST_ADDRESSES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`rate`: requests per second of one address in the long run, `burst` at once; loads are counted while they run."""
+
+    rate: float = 100.0
+    burst: float = 400.0
+    loads_per_address: int = 16
+    loads: int = 64
+
+
+@dataclass(slots=True)
+class _Asker:
+    tokens: float
+    seen: float
+    loads: int = 0
+
+
+class Gate:
+    """Lets requests in, or says in how many seconds to come again."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._askers: OrderedDict[str, _Asker] = OrderedDict()
+        self._loads = 0
+
+    def wait(self, address: str, now: float) -> float:
+        """Seconds until one more request of `address` is welcome; 0: it is let in and counted."""
+        asker = self._asker(network_of(address), now)
+        if asker.tokens < 1:
+            return (1 - asker.tokens) / self._limits.rate
+        asker.tokens -= 1
+        return 0.0
+
+    def begin_load(self, address: str, now: float) -> bool:
+        """Whether one more may run now; then `end_load` has to follow."""
+        asker = self._asker(network_of(address), now)
+        if asker.loads >= self._limits.loads_per_address or self._loads >= self._limits.loads:
+            return False
+        asker.loads += 1
+        self._loads += 1
+        return True
+
+    def end_load(self, address: str) -> None:
+        self._loads -= 1
+        asker = self._askers.get(network_of(address))
+        if asker is not None:
+            asker.loads -= 1
+
+    def _asker(self, network: str, now: float) -> _Asker:
+        asker = self._askers.get(network)
+        if asker is None:
+            asker = self._askers[network] = _Asker(self._limits.burst, now)
+            self._forget_some()
+        self._askers.move_to_end(network)
+        asker.tokens = min(self._limits.burst, asker.tokens + (now - asker.seen) * self._limits.rate)
+        asker.seen = now
+        return asker
+
+    def _forget_some(self) -> None:
+        for network, asker in list(self._askers.items())[: len(self._askers) - _MOST_ADDRESSES]:
+            if not asker.loads:
+                del self._askers[network]
+
+
+def network_of(address: str) -> str:
+    """Who has one IPv6 address has 2^64 of them."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None:
+        return str(IPv6Address(int(ip) >> 64 << 64))
+    return str(ip)

@@ -1,0 +1,168 @@
+"""What a gateway answers to those who are no browser of ours."""
+
+import http.client
+import json
+import socket
+import subprocess
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from ibpfs.errors import UsageError
+from ibpfs.gateway.app import base_of
+from tests.depot.conftest import DepotProcess
+
+from .conftest import PROGRAM, GatewayProcess
+from .sharing import MadeShare, make_share, revoke
+
+
+@pytest.fixture(scope="module")
+def share(depot: DepotProcess) -> MadeShare:
+    return make_share(depot.address, {"file": b"some bytes" * 1000})
+
+
+def ask(gateway: GatewayProcess, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc, timeout=10)
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body)
+    connection.request(method, path, data)
+    reply = connection.getresponse()
+    answer = reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
+    connection.close()
+    return answer
+
+
+def wanted(share: MadeShare, **changes: Any) -> dict[str, Any]:
+    place = share.link.locator.places[0]
+    key = f"{place.read.key}/{place.read.type_key}"
+    told = {"locator": share.link.locator.render(), "depot": str(share.depot), "key": key}
+    return told | {"offset": 0, "length": 20} | changes
+
+
+def test_a_page_lets_nothing_in_from_elsewhere(gateway: GatewayProcess, share: MadeShare) -> None:
+    for method in ("GET", "HEAD"):
+        status, headers, body = ask(gateway, method, f"/s/{share.link.locator.render()}")
+        assert status == 200
+        assert (b"<main>" in body) == (method == "GET")
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cache-control"] == "no-store"
+        assert "server" not in headers
+
+
+@pytest.mark.parametrize("path", ["/", "/robots.txt", "/pages/main.js", "/pages/style.css", "/worker.js"])
+def test_what_a_page_needs(gateway: GatewayProcess, path: str) -> None:
+    assert ask(gateway, "GET", path)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/pages/page.html", "/pages/..%2fapp.py", "/nothing", "/s/", "/record/"])
+def test_nothing_else(gateway: GatewayProcess, path: str) -> None:
+    assert ask(gateway, "GET", path)[0] == 404
+
+
+def test_a_record_as_it_lies_on_the_depot(gateway: GatewayProcess, share: MadeShare) -> None:
+    status, _, body = ask(gateway, "GET", f"/record/{share.link.locator.render()}")
+    assert status == 200
+    assert body.startswith(b"IBPr")
+
+
+def test_a_mangled_link_is_told(gateway: GatewayProcess, share: MadeShare) -> None:
+    locator = share.link.locator.render()
+    for text in (locator[:-1], "B" + locator[1:], "x" * 5000):
+        status, _, body = ask(gateway, "GET", f"/s/{text}")
+        assert (status, b"damaged" in body) == (400, True)
+        assert ask(gateway, "GET", f"/record/{text}")[0] == 400
+
+
+def test_a_load(gateway: GatewayProcess, share: MadeShare) -> None:
+    status, headers, body = ask(gateway, "POST", "/load", wanted(share))
+    assert (status, len(body), body[:4]) == (200, 20, b"IBPr")
+    assert headers["content-type"] == "application/octet-stream"
+    assert ask(gateway, "GET", "/load")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"depot": "ibp://127.0.0.1:1"}, 403),
+        ({"depot": "ibp://example.org:6714"}, 403),
+        ({"depot": "unix:/run/depot.sock"}, 403),
+        ({"key": "not there/1"}, 400),
+        ({"key": "notthere/1"}, 404),
+        ({"key": "a\n1 9 b/1"}, 400),
+        ({"offset": -1}, 400),
+        ({"offset": True}, 400),
+        ({"length": 1 << 40}, 400),
+        ({"length": "20"}, 400),
+        ({"offset": 1 << 40}, 404),
+        ({"locator": "AAAA"}, 400),
+    ],
+)
+def test_no_other_load(gateway: GatewayProcess, share: MadeShare, changes: dict[str, Any], status: int) -> None:
+    assert ask(gateway, "POST", "/load", wanted(share, **changes))[0] == status
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b"[" * 4000, b"x" * 100_000])
+def test_nonsense_is_no_load(gateway: GatewayProcess, body: bytes) -> None:
+    assert ask(gateway, "POST", "/load", body)[0] == 400
+
+
+def test_a_revoked_share(gateway: GatewayProcess, depot: DepotProcess) -> None:
+    share = make_share(depot.address, {"file": b"x"})
+    path = f"/record/{share.link.locator.render()}"
+    assert ask(gateway, "GET", path)[0] == 200
+    revoke(share)
+    status, _, body = ask(gateway, "GET", path)
+    assert (status, json.loads(body)) == (410, {"error": "revoked"})
+
+
+def test_depots_that_nobody_allowed(depot: DepotProcess, share: MadeShare, tmp_path_factory: Any) -> None:
+    strict = GatewayProcess(tmp_path_factory.mktemp("strict"))
+    try:
+        status, _, body = ask(strict, "GET", f"/record/{share.link.locator.render()}")
+        assert (status, json.loads(body)) == (403, {"error": "refused"})
+    finally:
+        assert strict.stop() == 0
+
+
+def test_a_path_of_its_own(share: MadeShare, tmp_path_factory: Any) -> None:
+    below = GatewayProcess(tmp_path_factory.mktemp("below"), "--public-url", "https://example.org/files", "--quiet")
+    try:
+        status, headers, body = ask(below, "GET", f"/files/s/{share.link.locator.render()}/name.bin")
+        assert (status, b'<base href="/files/">' in body) == (200, True)
+        assert "max-age" in headers["strict-transport-security"]
+        assert ask(below, "GET", f"/s/{share.link.locator.render()}")[0] == 404
+    finally:
+        assert below.stop() == 0
+
+
+def test_who_asks_too_often_is_told_to_wait(share: MadeShare, tmp_path_factory: Any) -> None:
+    slow = GatewayProcess(tmp_path_factory.mktemp("slow"), "--rate", "1")
+    try:
+        found = [ask(slow, "GET", "/")[0] for _ in range(40)]
+        assert found[:4] == [200] * 4
+        assert 429 in found
+    finally:
+        assert slow.stop() == 0
+
+
+def test_a_taken_port_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = [PROGRAM, "gateway", "--listen", f"127.0.0.1:{taken.getsockname()[1]}"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "Address already in use" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "base"), [(None, "/"), ("https://a.example", "/"), ("https://a.example/", "/"), ("http://a/b/c/", "/b/c/")]
+)
+def test_the_path_of_a_public_url(url: str | None, base: str) -> None:
+    assert base_of(url) == base
+
+
+@pytest.mark.parametrize("url", ["a.example", "ftp://a", "https://a/?b", "https://a/<b>", "https:///b"])
+def test_what_is_no_public_url(url: str) -> None:
+    with pytest.raises(UsageError):
+        base_of(url)

@@ -1,0 +1,37 @@
+"""Who may ask for how much."""
+
+from ibpfs.gateway.limits import Gate, Limits, network_of
+
+
+def test_a_burst_and_then_the_rate() -> None:
+    gate = Gate(Limits(rate=2, burst=3))
+    assert [gate.wait("192.0.2.1", 0.0) for _ in range(3)] == [0.0] * 3
+    assert gate.wait("192.0.2.1", 0.0) == 0.5
+    assert gate.wait("192.0.2.2", 0.0) == 0.0
+    assert gate.wait("192.0.2.1", 0.5) == 0.0
+    assert [gate.wait("192.0.2.1", 1000.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+
+
+def test_loads_are_counted_while_they_run() -> None:
+    gate = Gate(Limits(loads_per_address=2, loads=3))
+    assert [gate.begin_load("192.0.2.1", 0.0) for _ in range(3)] == [True, True, False]
+    assert [gate.begin_load("192.0.2.2", 0.0) for _ in range(2)] == [True, False]
+    gate.end_load("192.0.2.1")
+    assert gate.begin_load("192.0.2.2", 0.0)
+    assert not gate.begin_load("192.0.2.1", 0.0)
+
+
+def test_many_addresses_are_forgotten() -> None:
+    gate = Gate(Limits())
+    gate.begin_load("198.51.100.1", 0.0)
+    for number in range(20_000):
+        gate.wait(f"10.0.{number // 256}.{number % 256}", 0.0)
+    assert len(gate._askers) <= 10_001
+    gate.end_load("198.51.100.1")
+
+
+def test_who_has_one_ipv6_address_has_many() -> None:
+    assert network_of("2001:db8:1:2:3::4") == network_of("2001:db8:1:2::99") != network_of("2001:db8:1:3::4")
+    assert network_of("::ffff:192.0.2.1") == "::ffff:c000:201"
+    assert network_of("192.0.2.1") == "192.0.2.1"
+    assert network_of("nobody") == "nobody"
