@@ -122,6 +122,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         inode = self._create(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
+        self._without_capability.add(inode.ino)
         return self._opened(inode.ino, flags), self._handed_out(inode)
 
     def _create(

@@ -78,8 +78,7 @@ class Imports:
             self._ledger.forget_map(ino)
             yield done
         with self._db.transaction() as db:
-            sql = "UPDATE inodes SET size = ?, version = version + 1, seq = ? WHERE ino = ?"
-            db.execute(sql, (size, db.seq, ino))
+            db.update_inode("size = ?, version = version + 1, seq = ?", (size, db.seq, ino))
 
     def _check(self, ino: int, parts: Sequence[Part], size: int) -> None:
         row = self._db.row("SELECT size, mode & 61440 FROM inodes WHERE ino = ?", (ino,))
@@ -168,9 +167,7 @@ class Imports:
             "INSERT INTO mappings (ino, start, stop, slice, slice_offset, covers, seq) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (ino, start, stop, row, offset, version, self._db.seq),
         )
-        self._db.execute(
-            "UPDATE inodes SET allocated = allocated + ?, size = ? WHERE ino = ?", (stop - start, stop, ino)
-        )
+        self._db.update_inode("allocated = allocated + ?, size = ?", (stop - start, stop, ino))
 
 
 def describe_imports(db: Database, ino: int) -> Mapping[str, object] | None:

@@ -1,7 +1,8 @@
-"""The rows of table inodes: read, made, touched. Knows no names."""
+"""The rows of table inodes: read, made, touched, remembered. Knows no names."""
 
 import os
 from collections.abc import Callable
+from operator import attrgetter
 
 from ibpfs.errors import NoSpace, NotADirectory, NotFound
 from ibpfs.exnode_store.attributes import COLUMNS, Inode
@@ -10,9 +11,7 @@ from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
 
 _GET = f"SELECT {COLUMNS} FROM inodes WHERE ino = ?"
 _INSERT = f"INSERT INTO inodes ({COLUMNS}, seq) VALUES ({', '.join('?' * 17)})"
-_TOUCH = (
-    "UPDATE inodes SET version = version + 1, nlink = nlink + ?, mtime_ns = ?, ctime_ns = ?, seq = ? WHERE ino = ?"
-)
+_row = attrgetter(*COLUMNS.split(", "))
 _SAVE = (
     "UPDATE inodes SET version = ?, mode = ?, nlink = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?, "
     "seq = ? WHERE ino = ?"
@@ -24,13 +23,17 @@ class InodeTable:
 
     def __init__(self, db: Database, now: Callable[[], int]) -> None:
         self._db = db
+        self._known = db.remembered.rows
         self.now = now
 
     def get(self, ino: int) -> Inode:
         """The inode, with or without a name. Raises NotFound."""
-        row = self._db.row(_GET, (ino,))
+        row = self._known.get(ino)
         if row is None:
-            raise NotFound(f"no inode {ino}")
+            row = self._db.row(_GET, (ino,))
+            if row is None:
+                raise NotFound(f"no inode {ino}")
+            self._db.remembered.keep(ino, row)
         return Inode(*row)
 
     def directory(self, ino: int) -> Inode:
@@ -52,26 +55,36 @@ class InodeTable:
         # A power cut may undo the row and let the number out again, while records of it survive in the spool.
         generation = int.from_bytes(os.urandom(4)) >> 1 or 1
         row = (ino, generation, 1, policy, mode, nlink, uid, gid, rdev, size, 0, now, now, now, now, 0)
-        self._db.execute(_INSERT, (*row, self._db.seq))
+        self._db.execute_remembered(_INSERT, (*row, self._db.seq))
+        self._db.remembered.keep(ino, row)
+        self._db.remembered.keep_plain(ino)
         return Inode(*row)
 
     def touch_directory(self, ino: int, links: int = 0) -> None:
         """An entry of the directory changed, and its number of subdirectories by `links`."""
-        now = self.now()
-        self._db.execute(_TOUCH, (links, now, now, self._db.seq, ino))
+        inode = self.get(ino)
+        inode.nlink += links
+        inode.mtime_ns = now = self.now()
+        self.save(inode, now)
 
     def save(self, inode: Inode, ctime_ns: int | None = None) -> Inode:
         """Write mode, nlink, owner and times back as one more version. ctime is now unless given."""
         inode.version += 1
         inode.ctime_ns = self.now() if ctime_ns is None else ctime_ns
-        self._db.execute(
+        self._db.execute_remembered(
             _SAVE,
             (
                 inode.version, inode.mode, inode.nlink, inode.uid, inode.gid,
                 inode.atime_ns, inode.mtime_ns, inode.ctime_ns, self._db.seq, inode.ino,
             ),
         )  # fmt: skip
+        self._db.remembered.keep(inode.ino, _row(inode))
         return inode
+
+    def delete(self, ino: int) -> None:
+        self._db.execute_remembered("DELETE FROM inodes WHERE ino = ?", (ino,))
+        self._db.remembered.forget(ino)
+        self._db.remembered.plain.discard(ino)
 
     def drop_link(self, inode: Inode) -> Inode:
         """The inode lost a name; a directory has but one."""

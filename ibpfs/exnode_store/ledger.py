@@ -139,10 +139,7 @@ class Ledger(Pinned):
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (new.ino, start, stop, row, start - new.start, new.covers, self._db.seq),
             )
-        self._db.execute(
-            "UPDATE inodes SET allocated = allocated + ?, size = max(size, ?) WHERE ino = ?",
-            (mapped, parts[-1][1], new.ino),
-        )
+        self._db.update_inode("allocated = allocated + ?, size = max(size, ?)", (mapped, parts[-1][1], new.ino))
         self.forget_map(new.ino)
         if new.start:
             self.touched.add(new.ino)
@@ -169,9 +166,9 @@ class Ledger(Pinned):
         return younger.holes(new.start, new.limit)
 
     def _settle(self, ino: int, settlement: Settlement) -> None:
-        self._db.execute(
-            "UPDATE inodes SET mtime_ns = coalesce(?, mtime_ns), ctime_ns = max(ctime_ns, coalesce(?, ctime_ns)),"
-            " version = max(version + 1, ?), spooled = max(spooled, coalesce(?, spooled)), seq = ? WHERE ino = ?",
+        self._db.update_inode(
+            "mtime_ns = coalesce(?, mtime_ns), ctime_ns = max(ctime_ns, coalesce(?, ctime_ns)),"
+            " version = max(version + 1, ?), spooled = max(spooled, coalesce(?, spooled)), seq = ?",
             (settlement.mtime_ns, settlement.ctime_ns, settlement.version, settlement.settled, self._db.seq, ino),
         )
         if settlement.settled is not None:
@@ -193,7 +190,7 @@ class Ledger(Pinned):
                         (ino, left, right, row, offset + left - at, covers, self._db.seq),
                     )
             gone = min(end, stop) - max(at, start)
-            self._db.execute("UPDATE inodes SET allocated = allocated - ? WHERE ino = ?", (gone, ino))
+            self._db.update_inode("allocated = allocated - ?", (gone, ino))
             if self.let_go(row, gone):
                 self.half_dead.add(ino)
 
@@ -252,10 +249,7 @@ class Ledger(Pinned):
         voids = voids and spooled
         with self._db.transaction() as db:
             more = self.unmap(ino, MOST_ROWS, size) == MOST_ROWS
-            db.execute(
-                "UPDATE inodes SET size = ?, version = max(version + 1, ?), seq = ? WHERE ino = ?",
-                (size, covers, db.seq, ino),
-            )
+            db.update_inode("size = ?, version = max(version + 1, ?), seq = ?", (size, covers, db.seq, ino))
             if voids or more:
                 db.execute("DELETE FROM voids WHERE ino = ? AND start >= ?", (ino, size))
                 db.execute(
@@ -263,14 +257,14 @@ class Ledger(Pinned):
                     (ino, covers, size, db.seq),
                 )
             if not spooled:
-                db.execute("UPDATE inodes SET spooled = max(spooled, ?) WHERE ino = ?", (covers, ino))
+                db.update_inode("spooled = max(spooled, ?)", (covers, ino))
         self.forget_map(ino)
         return more
 
     def pass_by(self, ino: int, seq: int) -> None:
         """The next change's version is above `seq`: spool records up to it tell nothing of the times any more."""
         with self._db.transaction() as db:
-            db.execute("UPDATE inodes SET version = max(version, ?) WHERE ino = ?", (seq, ino))
+            db.update_inode("version = max(version, ?)", (seq, ino))
 
     def cut(self, ino: int) -> bool:
         """Delete some more mappings that truncations have made void; True while there may be more."""

@@ -66,6 +66,7 @@ class Namespace:
         """What the name stands for; `.` and `..` too."""
         row = self._db.row(_LOOKUP, (parent, name))
         if row is not None:
+            self._db.remembered.keep(row[0], row)
             return Inode(*row)
         if name == b".":
             return self._inodes.get(parent)
@@ -225,10 +226,11 @@ class Namespace:
     def reap(self, ino: int, limit: int = 1000) -> bool:
         """One step of deleting an inode without names: up to about `limit` rows. True when it is gone."""
         with self._db.transaction():
-            nlink = self._db.value("SELECT nlink FROM inodes WHERE ino = ?", (ino,))
-            if nlink is None:
+            try:
+                inode = self._inodes.get(ino)
+            except NotFound:
                 return True
-            if nlink:
+            if inode.nlink:
                 raise InvalidArgument(f"inode {ino} has a name")
             left = limit - self._unmap(ino, limit)
             if left > 0:
@@ -237,8 +239,9 @@ class Namespace:
                 left -= self._reap_voids(ino, left)
             if left <= 0:
                 return False
-            self._db.execute("DELETE FROM symlinks WHERE ino = ?", (ino,))
-            self._db.execute("DELETE FROM inodes WHERE ino = ?", (ino,))
+            if inode.is_symlink:
+                self._db.execute("DELETE FROM symlinks WHERE ino = ?", (ino,))
+            self._inodes.delete(ino)
             return True
 
     def _reap_voids(self, ino: int, limit: int) -> int:

@@ -46,6 +46,8 @@ class XattrTable:
 
     def names(self, ino: int) -> list[bytes]:
         """The names that are set, in order; trusted ones too."""
+        if self._is_plain(ino):
+            return []
         return [name for (name,) in self._db.rows("SELECT name FROM xattrs WHERE ino = ? ORDER BY name", (ino,))]
 
     def set(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> Inode:
@@ -98,7 +100,9 @@ class XattrTable:
 
     def reap(self, ino: int, limit: int) -> int:
         """Delete up to `limit` attributes, return how many. Inside a transaction."""
-        return self._db.execute(
+        if self._is_plain(ino):
+            return 0
+        return self._db.execute_remembered(
             "DELETE FROM xattrs WHERE ino = ? AND name IN (SELECT name FROM xattrs WHERE ino = ? LIMIT ?)",
             (ino, ino, limit),
         ).rowcount
@@ -121,14 +125,28 @@ class XattrTable:
             raise NoSpace(f"inode {ino} has no room for another attribute's name")
 
     def _find(self, ino: int, name: bytes) -> bytes | None:
+        if self._is_plain(ino):
+            return None
         value: bytes | None = self._db.value("SELECT value FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
         return value
 
+    def _is_plain(self, ino: int) -> bool:
+        """Whether it has none at all, as nearly every inode; asked for with every write and every new name."""
+        if ino in self._db.remembered.plain:
+            return True
+        if self._db.row("SELECT 1 FROM xattrs WHERE ino = ? LIMIT 1", (ino,)) is not None:
+            return False
+        self._db.remembered.keep_plain(ino)
+        return True
+
     def _put(self, ino: int, name: bytes, value: bytes) -> None:
-        self._db.execute(_PUT, (ino, name, value, self._db.seq))
+        self._db.execute_remembered(_PUT, (ino, name, value, self._db.seq))
+        self._db.remembered.plain.discard(ino)
 
     def _delete(self, ino: int, name: bytes) -> bool:
-        return self._db.execute("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name)).rowcount > 0
+        if self._is_plain(ino):
+            return False
+        return self._db.execute_remembered("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name)).rowcount > 0
 
 
 def _check(name: bytes, value: bytes, flags: int) -> None:

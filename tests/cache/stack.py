@@ -21,7 +21,7 @@ from ibpfs.config import VolumePaths, load_config, read_key_file
 from ibpfs.depot.clock import SteadyClock
 from ibpfs.depot.server.depot import open_depot
 from ibpfs.depot.server.settings import Settings
-from ibpfs.exnode_store.attributes import Inode, NewInode
+from ibpfs.exnode_store.attributes import COLUMNS, Inode, NewInode
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.imports import Imports
@@ -103,4 +103,6 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None, *, warming
             nursery.start_soon(warmer.run)
         yield Stack(db, names, ledger, depots, transfer, warmer, compactor, flusher, files, recovered, imports)
         nursery.cancel_scope.cancel()
+    for ino, row in db.remembered.rows.items():
+        assert db.row(f"SELECT {COLUMNS} FROM inodes WHERE ino = ?", (ino,)) == row
     db._connection.close()  # not Database.close: a kill folds no WAL

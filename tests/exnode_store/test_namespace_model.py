@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ibpfs.errors import IbpfsError, NameExists
-from ibpfs.exnode_store.attributes import NewInode
+from ibpfs.exnode_store.attributes import COLUMNS, NewInode
 from ibpfs.exnode_store.database import Database, create_database
 from ibpfs.exnode_store.inodes import create_root
 from ibpfs.exnode_store.namespace import Namespace
@@ -249,6 +249,13 @@ class NamespaceMachine(RuleBasedStateMachine):
         if limit == 1000:
             self.readers.remove(reader)
             assert all(reader.seen.count(name) == 1 for name in reader.standing)
+
+    @invariant()
+    def what_is_remembered_is_what_the_tables_say(self) -> None:
+        for ino, row in self.db.remembered.rows.items():
+            assert self.db.row(f"SELECT {COLUMNS} FROM inodes WHERE ino = ?", (ino,)) == row
+        attributed = {ino for (ino,) in self.db.rows("SELECT ino FROM xattrs")}
+        assert not self.db.remembered.plain & attributed
 
     @invariant()
     def names_and_links_agree(self) -> None:
