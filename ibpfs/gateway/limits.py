@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+
+from ibpfs.depot.server.access import household, plain_ip
 
 _MOST_ADDRESSES = 10_000
 
@@ -72,11 +73,8 @@ class Gate:
 
 
 def network_of(address: str) -> str:
-    """Who has one IPv6 address has 2^64 of them."""
+    """What an address is counted as; what is none is counted by itself."""
     try:
-        ip = ip_address(address.partition("%")[0])
+        return str(household(plain_ip(address)))
     except ValueError:
         return address
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None:
-        return str(IPv6Address(int(ip) >> 64 << 64))
-    return str(ip)

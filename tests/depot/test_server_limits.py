@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from ibpfs.depot.server.courier import _is_own
+from ibpfs.depot.server.door import Door
 
 Start = Callable[..., Any]
 
@@ -113,3 +114,15 @@ def test_addresses_of_this_machine() -> None:
     assert _is_own(ip_address("127.0.0.1"))
     assert _is_own(ip_address("127.9.9.9"))
     assert not _is_own(ip_address("192.0.2.1"))
+
+
+def test_an_ipv6_network_is_one_peer() -> None:
+    door = Door(limit=100, per_address=2)
+    for text in ("2001:db8:1:2::1", "2001:db8:1:2:3:4:5:6"):
+        assert door.refusal(ip_address(text)) is None
+        door.enter(ip_address(text))
+    assert door.refusal(ip_address("2001:db8:1:2::99")) == "address"
+    assert door.refusal(ip_address("2001:db8:1:3::1")) is None
+    assert door.refusal(ip_address("192.0.2.1")) is None
+    door.leave(ip_address("2001:db8:1:2::1"))
+    assert door.refusal(ip_address("2001:db8:1:2::99")) is None

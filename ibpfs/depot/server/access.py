@@ -47,6 +47,11 @@ def right_for(request: ev.Request) -> Right | None:
     return Right.ALLOCATE if isinstance(request, _ALLOCATE) else Right.DATA
 
 
+def household(ip: Ip) -> Ip:
+    """What limits count by: whoever has one IPv6 address has the 2^64 of its network."""
+    return IPv6Address(int(ip) >> 64 << 64) if isinstance(ip, IPv6Address) else ip
+
+
 def plain_ip(text: str) -> Ip:
     """Without a zone, and IPv4 where it is only wrapped into IPv6."""
     address = ip_address(text.partition("%")[0])

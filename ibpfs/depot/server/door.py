@@ -5,7 +5,7 @@ from typing import Protocol
 
 import trio
 
-from ibpfs.depot.server.access import Ip
+from ibpfs.depot.server.access import Ip, household
 
 SHORTEST_IDLE = 1.0  # seconds; who has just said something is not sent away
 
@@ -20,7 +20,7 @@ class Guest(Protocol):
 class Door:
     """`limit` in all, `per_address` None = `DEFAULT_PER_ADDRESS`, but any number for this machine itself.
 
-    Whoever uses the Unix socket (origin None) is always let in.
+    An IPv6 address counts for its network of 64 bits. Whoever uses the Unix socket (origin None) is always let in.
     """
 
     DEFAULT_PER_ADDRESS = 256
@@ -37,7 +37,7 @@ class Door:
         if origin is None:
             return None
         limit = self._limit_for(origin)
-        if limit is not None and self._inside[origin] >= limit:
+        if limit is not None and self._inside[household(origin)] >= limit:
             return "address"
         if self._connections >= self.limit and not self._make_room():
             return "all"
@@ -61,15 +61,16 @@ class Door:
 
     def enter(self, origin: Ip | None) -> None:
         if origin is not None:
-            self._inside[origin] += 1
+            self._inside[household(origin)] += 1
             self._connections += 1
 
     def leave(self, origin: Ip | None) -> None:
         if origin is not None:
             self._connections -= 1
-            self._inside[origin] -= 1
-            if not self._inside[origin]:
-                del self._inside[origin]
+            home = household(origin)
+            self._inside[home] -= 1
+            if not self._inside[home]:
+                del self._inside[home]
 
     def rests(self, guest: Guest) -> None:
         """It is between two commands: its place may be needed."""
