@@ -17,6 +17,8 @@ from ibpfs_tools.flush import flush
 from ibpfs_tools.gateway import gateway
 from ibpfs_tools.import_ import import_
 from ibpfs_tools.ls import ls
+from ibpfs_tools.mail import mail
+from ibpfs_tools.mail_filter import mail_filter
 from ibpfs_tools.modify import modify
 from ibpfs_tools.refresh import refresh
 from ibpfs_tools.repair import repair
@@ -41,7 +43,8 @@ def ibpfs() -> None:
 
 for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots):
     ibpfs.add_command(verb)
-ibpfs.add_command(gateway)
+for verb in (gateway, mail, mail_filter):
+    ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)
 

@@ -13,6 +13,7 @@ from ibpfs_tools.fsck import fsck
 from ibpfs_tools.ibpfs import ibpfs
 from ibpfs_tools.mkfs import mkfs
 from ibpfs_tools.mount import mount
+from ibpfs_tools.sendmail import sendmail
 from ibpfs_tools.umount import umount
 from ibpfs_tools.undelete import undelete
 
@@ -26,6 +27,7 @@ PAGES: tuple[tuple[click.Command, str, int], ...] = (
     (stat, "ibpfs-depot stat", 8),
     (undelete, "ibpfs-depot undelete", 8),
     (units, "ibpfs-depot units", 8),
+    (sendmail, "ibpfs-sendmail", 1),
     (ibpfs, "ibpfs", 1),
 )
 

@@ -1,0 +1,102 @@
+"""Files from messages as links: each is put on a mounted volume, shared, and taken away again; the link keeps it."""
+
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ibpfs.config import VolumePaths, parse_duration, parse_size
+from ibpfs.control import call
+from ibpfs.errors import UsageError, VolumeError
+from ibpfs.kernel import MountEntry
+from ibpfs.mail.blocks import Shared
+from ibpfs.mail.settings import Settings
+from ibpfs_tools import mounts
+from ibpfs_tools.asking import find_asked
+
+#: What lies there for longer was left by a process that was killed.
+_LEFT_BEHIND = 86400.0
+#: What is copied for one link at most, where a depot gives no window on the volume's own bytes.
+_COPY_LIMIT = parse_size("1T")
+
+
+class MountSharer:
+    """Shares on the volume that the settings name, which is mounted here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def share(self, name: str, size: int, pieces: Iterator[bytes]) -> Shared:
+        entry = self._mount()
+        with _place(entry.mountpoint / self._settings.directory) as directory:
+            path = directory / name
+            written = _write(path, pieces)
+            if written != size:
+                raise VolumeError(f"{name}: {written} bytes of {size} were written")
+            found = call(
+                VolumePaths(Path(entry.source)), "share", ino=path.stat().st_ino,
+                path=f"/{path.relative_to(entry.mountpoint)}", name=name, note="", passphrase=None, recipients=[],
+                seconds=parse_duration(self._settings.expires), for_browsers=True, near=None, copies=1,
+                copy_limit=_COPY_LIMIT, hashes=True, gateway=self._settings.gateway or None,
+            )  # fmt: skip
+        return _shared(found)
+
+    def revoke(self, ids: Sequence[str]) -> None:
+        call(VolumePaths(Path(self._mount().source)), "share-revoke", id="", ids=list(ids))
+
+    def describe(self) -> str:
+        """Return what is mounted where, for a person; VolumeError when nothing is."""
+        entry = self._mount()
+        return f"{Path(entry.source).name} on {entry.mountpoint}"
+
+    def _mount(self) -> MountEntry:
+        word = self._settings.volume
+        if word:
+            paths = find_asked(word)
+            found = [one for one in mounts.ibpfs_mounts() if one.source == str(paths.root)]
+            if not found:
+                raise VolumeError(f"{word}: is not mounted")
+            return found[-1]
+        found = [one for one in mounts.ibpfs_mounts() if _is_mine(one)]
+        if len({one.source for one in found}) > 1:
+            raise UsageError("several volumes are mounted: say which one files go to (volume)")
+        if not found:
+            raise VolumeError("no volume is mounted")
+        return found[-1]
+
+
+def _is_mine(entry: MountEntry) -> bool:
+    try:
+        return VolumePaths(Path(entry.source)).control.exists()
+    except PermissionError:
+        return False
+
+
+@contextmanager
+def _place(base: Path) -> Iterator[Path]:
+    """A new directory, which goes away with what is in it."""
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in base.iterdir():
+        if one.stat().st_mtime < time.time() - _LEFT_BEHIND:
+            shutil.rmtree(one, ignore_errors=True)
+    directory = base / secrets.token_hex(8)
+    directory.mkdir(mode=0o700)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _write(path: Path, pieces: Iterator[bytes]) -> int:
+    with path.open("xb") as file:
+        return sum(file.write(piece) for piece in pieces)
+
+
+def _shared(found: dict[str, Any]) -> Shared:
+    return Shared(
+        str(found["id"]), str(found["name"]), int(found["size"]), int(found["expires"]), str(found["link"]),
+        str(found["ibpfs_link"]),
+    )  # fmt: skip
