@@ -8,6 +8,7 @@ import functools
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import trio
@@ -71,7 +72,9 @@ def answered(limit: str = "") -> Callable[[Handler], Handler]:
             except FUSEError:
                 raise
             except Exception as error:
-                raise FUSEError(errno_of(error, handler.__name__)) from error
+                blame = getattr(self, "blame", None)
+                about = None if blame is None else partial(blame, handler.__name__, arguments)
+                raise FUSEError(errno_of(error, handler.__name__, about)) from error
 
         return cast("Handler", bounded)
 
@@ -91,15 +94,21 @@ def swallowed(handler: Handler) -> Handler:
     return cast("Handler", silent)
 
 
-def errno_of(error: BaseException, request: str) -> int:
-    """Return the errno for an exception that ends `request`, and log what somebody should look at."""
+def errno_of(error: BaseException, request: str, about: Callable[[bool], tuple[str, str]] | None = None) -> int:
+    """Return the errno for an exception that ends `request`, and log what somebody should look at.
+
+    `about` is asked, where that is EIO, which file it was and (if so told) what it waited for.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    for kind in type(error).__mro__:
-        code = ERRNO.get(kind)
-        if code is not None:
-            if code == errno.EIO:
-                _log.warning("%s is answered with EIO: %s", request, str(error) or "the deadline passed")
-            return code
-    _log.error("%s is answered with EIO", request, exc_info=error)
+    code = next((ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO), None)
+    if code is not None and code != errno.EIO:
+        return code
+    late = isinstance(error, trio.TooSlowError | errors.DeadlineExceeded)
+    file, waited = (request, "") if about is None else about(late)
+    if code is None:
+        _log.error("%s is answered with EIO", file, exc_info=error)
+    else:
+        reason = str(error) or "the deadline passed"
+        _log.warning("%s is answered with EIO: %s%s", file, reason, f"; {waited}" if waited else "")
     return errno.EIO

@@ -38,6 +38,9 @@ class Handles(Generic[T]):
     def __getitem__(self, number: int) -> T:
         return self._open[number]
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._open
+
     def __len__(self) -> int:
         return len(self._open)
 

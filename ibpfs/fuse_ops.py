@@ -64,6 +64,7 @@ class Operations(pyfuse3.Operations):
         self._without_capability: set[int] = set()  # asked for with every write
         self._open: Handles[OpenFile] = Handles()
         self._open_directories: Handles[OpenDirectory] = Handles()
+        self.blame: Callable[[str, Sequence[Any], bool], tuple[str, str]] | None = None
 
     def init(self) -> None:
         self.initialized.set()

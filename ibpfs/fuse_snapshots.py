@@ -19,6 +19,8 @@ from ibpfs.exnode_store.namespace import DOT, DOT_DOT, Namespace
 from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
 from ibpfs.exnode_store.snapshot_file import SnapshotTree
 from ibpfs.exnode_store.snapshots import DIRECTORY, Snapshots, node
+from ibpfs.exnode_store.whereabouts import Whereabouts
+from ibpfs.fuse_blame import Blame
 from ibpfs.fuse_errors import answered, errno_of
 from ibpfs.fuse_handles import Handles
 from ibpfs.fuse_ops import INFO_ATTRIBUTE, Operations, entry_of
@@ -43,6 +45,10 @@ class SnapshotOperations(Operations):
         self._snapshots = snapshots
         self._open_frozen: Handles[SnapshotFile] = Handles(_FIRST_HANDLE)
         self._open_frozen_directories: Handles[int] = Handles(_FIRST_HANDLE)
+
+    def tell_whereabouts(self, whereabouts: Whereabouts) -> None:
+        """Let the log say which file, segment and depot a request was about that fails."""
+        self.blame = Blame(whereabouts, (self._open, self._open_directories, self._open_frozen))
 
     # Names
 

@@ -19,6 +19,7 @@ from ibpfs.errors import VolumeError
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.schema import MAX_INO
 from ibpfs.exnode_store.snapshots import Snapshots
+from ibpfs.exnode_store.whereabouts import Whereabouts
 from ibpfs.fuse_snapshots import SnapshotOperations
 from ibpfs.mount_options import MountOptions
 
@@ -37,6 +38,7 @@ class KernelDoor:
     def __init__(
         self, source: Path, mountpoint: Path, options: MountOptions, names: Namespace, files: FileCache,
         describe: Callable[[int], bytes], below: DirectoryBelow, snapshots: Snapshots,
+        whereabouts: Whereabouts,
     ) -> None:  # fmt: skip
         self.mountpoint = mountpoint
         self._source = source
@@ -44,6 +46,7 @@ class KernelDoor:
         self._names = names
         self._below = below
         self._operations = SnapshotOperations(names, files, options, describe, snapshots)
+        self._operations.tell_whereabouts(whereabouts)
         self._invalidating = trio.Lock()
         self._closed = False
         self._hidden = False  # beneath a dead mount

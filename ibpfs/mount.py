@@ -51,8 +51,8 @@ from ibpfs.exnode_store.sealing import FUNCTION_CODES
 from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
-from ibpfs.exnode_store.warm_capability import open_warm_capability
 from ibpfs.exnode_store.warmer import Warmer
+from ibpfs.exnode_store.whereabouts import Whereabouts
 from ibpfs.kernel_door import KernelDoor
 from ibpfs.mount_options import MountOptions
 from ibpfs.ownership import DRAINING, MOUNTED, Ownership, owned
@@ -86,6 +86,10 @@ class OpenVolume:
     def root(self) -> Path:
         return self.parts.paths.root
 
+    @property
+    def whereabouts(self) -> Whereabouts:
+        return Whereabouts(self.parts.db, self.parts.ledger, self.parts.depots)
+
 
 @asynccontextmanager
 async def open_volume(
@@ -105,43 +109,6 @@ async def open_volume(
                 services = Services(parts)
                 async with listening(paths.control, services.commands()):
                     yield OpenVolume(ownership, names, parts, services)
-
-
-@asynccontextmanager
-async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
-    """Own a volume without its keys; the spool is left as it is. Raises VolumeBusy, VolumeError."""
-    check_access(paths)
-    async with owned(paths):
-        load_config(paths)
-        with Database(paths.store) as db:
-            async with _depots(paths, db) as depots:
-                ledger = Ledger(db, SteadyClock())
-                transfer = Transfer(db, ledger, depots)
-                transfer.untrimmed.update(ledger.close_all_segments())
-                ledger.abandon_pending()
-                warmer = Warmer(db, ledger, depots, transfer)
-                draining = Draining(db, ledger, depots, transfer, warmer)
-                upkeep = Upkeep(db, ledger, depots, transfer, warmer, draining)
-                findings = Findings(db, ledger, depots, warmer, str(paths.root))
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(warmer.renew_for_ever)
-                    yield UpkeepCommands(upkeep, draining, warmer.scrubbing, findings)
-                    nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def open_warm(path: Path) -> AsyncIterator[Upkeep]:
-    """A warm capability with its warmer: of a volume of which there is nothing else here. Raises UsageError,
-    VolumeError."""
-    with open_warm_capability(path) as db:
-        async with DepotSet(db, "").watched() as depots, trio.open_nursery() as nursery:
-            ledger = Ledger(db, SteadyClock())
-            transfer = Transfer(db, ledger, depots)
-            ledger.abandon_pending()
-            warmer = Warmer(db, ledger, depots, transfer)
-            nursery.start_soon(warmer.renew_for_ever)
-            yield Upkeep(db, ledger, depots, transfer, warmer, None)
-            nursery.cancel_scope.cancel()
 
 
 def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKeys:
@@ -165,7 +132,7 @@ async def _rooms(
     snapshots = Snapshots(db, ledger, paths.snapshots)
     snapshots.recover()
     spool = Spool(paths.spool, keys, config.uuid)
-    async with _depots(paths, db) as depots, trio.open_nursery() as nursery:
+    async with volume_depots(paths, db) as depots, trio.open_nursery() as nursery:
         transfer = Transfer(db, ledger, depots)
         imports = Imports(db, ledger, keys, config.uuid)
         reader = SliceReader(ledger.segment_length, transfer, imports, clean)
@@ -248,7 +215,7 @@ async def _embedded(paths: VolumePaths, db: Database, depots: DepotSet) -> Async
 
 
 @asynccontextmanager
-async def _depots(paths: VolumePaths, db: Database) -> AsyncIterator[DepotSet]:
+async def volume_depots(paths: VolumePaths, db: Database) -> AsyncIterator[DepotSet]:
     depots = DepotSet(db, str(socket_of(paths.depot)))
     async with _embedded(paths, db, depots) as embedded, depots.watched():
         if embedded is not None and embedded.address:
@@ -273,20 +240,6 @@ async def run_command(
     async with open_volume(paths, secret) as volume:
         await volume.parts.depots.wait_for_any(5.0)
         return await volume.services.commands()[command](arguments, progress)
-
-
-async def run_upkeep(paths: VolumePaths, command: str, arguments: Mapping[str, Any], progress: Progress) -> Any:
-    """The same for a command of `UpkeepCommands`, which needs no keys."""
-    prepare_process()
-    async with open_for_upkeep(paths) as upkeep:
-        return await upkeep.commands()[command](arguments, progress)
-
-
-async def run_warm(path: Path, every: bool, progress: Progress) -> Any:
-    """Renew, verify and repair with a warm capability."""
-    prepare_process()
-    async with open_warm(path) as upkeep:
-        return await upkeep.warm(progress, every=every)
 
 
 async def serve(
@@ -319,7 +272,7 @@ async def serve(
         services = volume.services
         services.supervisor = supervisor
         door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe, below,
-                          volume.parts.snapshots)  # fmt: skip
+                          volume.parts.snapshots, volume.whereabouts)  # fmt: skip
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
         services.exchange.forget_kernel = door.forget
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:

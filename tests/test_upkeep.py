@@ -15,7 +15,8 @@ from ibpfs.errors import IbpfsError, UsageError, VolumeError
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
-from ibpfs.mount import OpenVolume, open_for_upkeep, open_volume
+from ibpfs.keyless import open_for_upkeep
+from ibpfs.mount import OpenVolume, open_volume
 
 from .cache.stack import run_depot
 

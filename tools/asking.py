@@ -56,7 +56,7 @@ def ask_without_keys(
         start_logging(paths)
         import trio
 
-        from ibpfs.mount import run_upkeep
+        from ibpfs.keyless import run_upkeep
 
         return trio.run(run_upkeep, paths, command, arguments, advance)
 

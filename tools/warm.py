@@ -106,7 +106,7 @@ def timer_command(volume: Path, *, for_all: bool) -> str:
 def _warm_with(capability: Path, every: bool, quiet: bool) -> dict[str, Any]:
     import trio
 
-    from ibpfs.mount import run_warm
+    from ibpfs.keyless import run_warm
 
     with progress_bar("warming", quiet) as advance:
         result: dict[str, Any] = trio.run(run_warm, capability, every, advance)

@@ -17,6 +17,10 @@ class SnapshotFile:
         self._files = files
         self._readahead = Readahead()
 
+    @property
+    def ino(self) -> int:
+        return self._ino
+
     async def read(self, offset: int, size: int) -> bytes:
         """Return the bytes at `offset`, fewer at the end of the file. DataError when they cannot be had."""
         if self._tree.closed:
