@@ -15,6 +15,8 @@ from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.findings import Findings
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.policy_walks import PolicyWalks
+from ibpfs.exnode_store.settling import Settling
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
 from ibpfs.exnode_store.warm_capability import open_warm_capability
@@ -42,7 +44,8 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                 findings = Findings(db, ledger, depots, warmer, str(paths.root))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(warmer.renew_for_ever)
-                    yield UpkeepCommands(upkeep, draining, warmer.scrubbing, findings)
+                    settling = Settling(PolicyWalks(db, transfer.policies), ledger, depots, transfer, warmer)
+                    yield UpkeepCommands(upkeep, draining, warmer.scrubbing, findings, settling)
                     nursery.cancel_scope.cancel()
 
 

@@ -47,7 +47,9 @@ from ibpfs.exnode_store.keys import VolumeKeys, open_slots
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.merging import Merging
 from ibpfs.exnode_store.namespace import Namespace
+from ibpfs.exnode_store.policy_walks import PolicyWalks
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
+from ibpfs.exnode_store.settling import Settling
 from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
@@ -151,10 +153,12 @@ async def _rooms(
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
         draining = Draining(db, ledger, depots, transfer, warmer)
         findings = Findings(db, ledger, depots, warmer, str(paths.root))
+        settling = Settling(PolicyWalks(db, transfer.policies), ledger, depots, transfer, warmer)
+        settling.walks.changed = flusher.policies_changed
         upkeep = UpkeepCommands(
-            Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing, findings
+            Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing, findings, settling
         )
-        for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, compactor.run):
+        for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, settling.run, compactor.run):
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)
         try:

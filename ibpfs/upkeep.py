@@ -9,16 +9,22 @@ from ibpfs.control import Command, Progress
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.findings import Findings
+from ibpfs.exnode_store.policies import Policy
+from ibpfs.exnode_store.schema import ROOT_INO
 from ibpfs.exnode_store.scrubbing import Scrubbing
+from ibpfs.exnode_store.settling import Settling
 from ibpfs.exnode_store.upkeep import Upkeep
 
 
 class UpkeepCommands:
     """The commands of one open volume."""
 
-    def __init__(self, upkeep: Upkeep, draining: Draining, scrubbing: Scrubbing, findings: Findings) -> None:
+    def __init__(
+        self, upkeep: Upkeep, draining: Draining, scrubbing: Scrubbing, findings: Findings, settling: Settling
+    ) -> None:
         self._findings = findings
         self._upkeep = upkeep
+        self._settling = settling
         self._scrubbing = scrubbing
         self._draining = draining
 
@@ -30,11 +36,15 @@ class UpkeepCommands:
             "doctor": self.doctor,
             "warm-cap": self._write_capability,
             "warm-merge": self._merge,
+            "policy": self._policy,
+            "policy-set": self._set_policy,
+            "depots-label": self._label,
             "depots-drain": self._drain,
             "depots-remove": self._remove,
         }
 
     async def _warm(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        await self._settling.go_on(progress)
         return await self._upkeep.warm(progress, every=request.get("every") is True)
 
     async def _repair(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -58,11 +68,42 @@ class UpkeepCommands:
     async def _merge(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return await self._upkeep.merge(_path(request), progress)
 
+    async def _policy(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
+        return _described(self._settling.policies.of(_inode(request)))
+
+    async def _set_policy(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """`recursive`: and what is stored of the tree; returns when that is done, or can go no further now."""
+        settings = {str(key): str(value) for key, value in (request.get("settings") or {}).items()}
+        policy = self._settling.walks.set(_inode(request), settings, recursive=request.get("recursive") is True)
+        done = request.get("recursive") is not True or await self._upkeep.settle(self._settling, progress)
+        return _described(policy) | {"settled": done}
+
+    async def _label(self, request: Mapping[str, Any], _: Progress) -> None:
+        labels = {str(key): str(value) for key, value in (request.get("labels") or {}).items()}
+        self._draining.label(str(request.get("address")), labels)
+
     async def _drain(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return {"imported": await self._draining.drain(str(request.get("address")), progress)}
 
     async def _remove(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
         return {"removed": await self._draining.remove(str(request.get("address")))}
+
+
+def _inode(request: Mapping[str, Any]) -> int:
+    ino = request.get("ino", ROOT_INO)
+    if not isinstance(ino, int):
+        raise UsageError("ino must be a number")
+    return ino
+
+
+def _described(policy: Policy) -> dict[str, Any]:
+    return {
+        "policy": policy.id,
+        "copies": policy.copies,
+        "min_copies": policy.min_copies,
+        "labels": list(policy.labels),
+        "code": policy.code,
+    }
 
 
 def _path(request: Mapping[str, Any]) -> Path:

@@ -7,6 +7,7 @@ import click
 
 from ibpfs import __version__
 from ibpfs.config import format_size
+from ibpfs.exnode_store.policies import parse_labels
 from ibpfs_tools.asking import ask, ask_without_keys, find_asked
 from ibpfs_tools.commands import CONTEXT
 from ibpfs_tools.unlocking import Secrets, secret_options
@@ -42,17 +43,34 @@ def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
         room = "free space not known" if free is None else f"{format_size(free)} free"
         trouble = f"; {depot['trouble']}" if depot.get("trouble") else ""
         role = ", draining" if depot.get("role") == "draining" else ""
-        click.echo(f"{depot['id']:>3}  {depot['state']:<10}  {depot['address']}{_way(depot)}{role}, {room}{trouble}")
+        labels = "".join(f", {name}={value}" for name, value in depot.get("labels", {}).items())
+        where = f"{depot['address']}{_way(depot)}{role}{labels}"
+        click.echo(f"{depot['id']:>3}  {depot['state']:<10}  {where}, {room}{trouble}")
 
 
 @depots.command()
 @click.argument("volume")
 @click.argument("address", metavar="ibp[s]://HOST:PORT")
 @click.option("--no-tls", is_flag=True, help="Do not ask the depot whether it offers TLS.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Where it is, whose: site=knoxville.")
 @secret_options
-def add(volume: str, address: str, no_tls: bool, secrets: Secrets) -> None:
+def add(volume: str, address: str, no_tls: bool, labels: tuple[str, ...], secrets: Secrets) -> None:
     """Add a depot: new bytes may go there from now on, through TLS if it offers that."""
-    ask(find_asked(volume), "depots-add", secrets, address=address, tls=not no_tls)
+    named = parse_labels(labels)
+    ask(find_asked(volume), "depots-add", secrets, address=address, tls=not no_tls, labels=named)
+
+
+@depots.command()
+@click.argument("volume")
+@click.argument("address", metavar="ibp[s]://HOST:PORT")
+@click.argument("labels", nargs=-1, metavar="[NAME=VALUE]...")
+def label(volume: str, address: str, labels: tuple[str, ...]) -> None:
+    """Say anew where a depot is and whose: site=knoxville owner=loci; none takes its labels away.
+
+    A policy with labels puts copies on depots that differ in them (see ibpfs policy). Copies that stand move when a
+    policy is set anew with --recursive. Needs no key.
+    """
+    ask_without_keys(find_asked(volume), "depots-label", address=address, labels=parse_labels(labels))
 
 
 @depots.command()

@@ -13,6 +13,7 @@ from ibpfs.depot.address import Address
 from ibpfs.depot.pinning import fingerprints_of
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.creation import CreatedVolume, create_volume
+from ibpfs.exnode_store.policies import parse_labels
 from ibpfs_tools import exits
 from ibpfs_tools.commands import caller, command, read_passphrase_file
 from ibpfs_tools.warm import timer_command
@@ -24,9 +25,9 @@ from ibpfs_tools.warm import timer_command
     "--depot",
     "depots",
     multiple=True,
-    metavar="ibp[s]://HOST:PORT",
-    help="A depot to keep the bytes on; may be given several times; TLS is used, and its certificate pinned, "
-    "where the depot offers it. Without any, the volume brings its own, on this disk.",
+    metavar="ibp[s]://HOST:PORT[,LABEL=VALUE...]",
+    help="A depot to keep the bytes on, with labels such as site=knoxville; may be given several times; TLS is used, "
+    "and its certificate pinned, where the depot offers it. Without any, the volume brings its own, on this disk.",
 )
 @click.option("--copies", type=int, help="How many depots hold each byte.  [default: 2, or 1 with one depot]")
 @click.option(
@@ -67,11 +68,14 @@ def mkfs(
     The recovery string is printed once. It opens the volume when the key file or the passphrase is lost.
     """
     paths = find_volume(volume, create=True)
+    labels = dict(map(_depot, depots))
+    depots = tuple(_depot(word)[0] for word in depots)
     pins = trio.run(partial(fingerprints_of, depots, wanted=not no_tls)) if depots else {}
     made = create_volume(
         paths,
         depots=depots,
         fingerprints=pins,
+        labels=labels,
         copies=copies,
         min_copies=min_copies,
         plain=plain,
@@ -85,6 +89,12 @@ def mkfs(
     for address in depots:
         if address not in pins and not Address.parse(address).is_local:
             click.echo(f"{address}: without TLS, whoever listens on the way can read and delete what is kept there")
+
+
+def _depot(word: str) -> tuple[str, dict[str, str]]:
+    """The address and the labels of a depot as it is given."""
+    address, *labels = word.split(",")
+    return address, parse_labels(labels)
 
 
 def _passphrase(file: str | None, ask: bool) -> bytes | None:

@@ -20,11 +20,11 @@ from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.sealer import Sealer
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace, VolumeError
-from ibpfs.exnode_store.allocator import Policy
 from ibpfs.exnode_store.compaction import SLACK, Extent, Merge, is_urgent, plan_merges
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.merging import MOST_EXCHANGED, WINDOW, Crowd, Merged, Merging
+from ibpfs.exnode_store.policies import Policy
 from ibpfs.exnode_store.transfer import Transfer
 
 _log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class Compactor:
     async def _wait_for_depots(self) -> None:
         """Who was started for this has just begun to ask them."""
         with trio.move_on_after(_DEPOTS_PATIENCE):
-            while self._transfer.answering() < self._transfer.policy(1).copies:  # noqa: ASYNC110 (of several tasks)
+            while self._transfer.answering() < self._transfer.policies.usual.copies:  # noqa: ASYNC110 (of several tasks)
                 await trio.sleep(0.1)
 
     async def _slices(self, ino: int) -> int:

@@ -69,7 +69,6 @@ class FileCache:
         self._room = Room(transfer, spool, flusher, limits)
         self._used_at = -1
         self._used = 0
-        self._copies = transfer.policy(1).copies
 
     # Starting and ending
 
@@ -340,5 +339,5 @@ class FileCache:
         return self._used + self._flusher.dirty_bytes
 
     def statfs(self) -> Statfs:
-        free = self._transfer.free_bytes(self._copies) or 0
+        free = self._transfer.free_bytes(self._transfer.policies.usual.copies) or 0
         return Statfs(self.used_bytes, max(0, free - self._flusher.dirty_bytes), self._db.files)

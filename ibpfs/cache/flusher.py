@@ -8,7 +8,7 @@ batch, and commit plus landing, are such sections, so a dirty byte is in exactly
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -77,6 +77,11 @@ class Flusher:
         elif file.ino not in self._queue.full and file.idle >= MAX_SLICE:
             self._queue.full.add(file.ino)
             self._wake_workers()
+
+    def policies_changed(self, policies: Mapping[int, int]) -> None:
+        """Inodes, by number, have other policies now."""
+        for ino in policies.keys() & self.files.keys():
+            self.files[ino].policy = policies[ino]
 
     def release(self, records: list[Record]) -> None:
         for record in records:

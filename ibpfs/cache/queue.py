@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from ibpfs.cache.dirty import DirtyFile, Flight
-from ibpfs.exnode_store.allocator import Policy
+from ibpfs.exnode_store.policies import Policy
 from ibpfs.exnode_store.sealing import MAX_SLICE
 
 #: Upload starts when the oldest dirty byte is this old (seconds), or a slice is full.

@@ -14,10 +14,10 @@ from ibpfs.cache.dirty import Flight, Run
 from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Record, Spool
 from ibpfs.errors import DataError
-from ibpfs.exnode_store.allocator import Policy
 from ibpfs.exnode_store.extents import ExtentMap, Piece
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica, SliceRef
+from ibpfs.exnode_store.policies import Policy
 from ibpfs.exnode_store.sealing import SliceForm
 from ibpfs.exnode_store.transfer import Transfer
 
@@ -200,7 +200,7 @@ class Retention:
 
     def lost(self) -> list[RetainedSlice]:
         """The slices of segments without a copy that can be read, while depots answer that could take them."""
-        if not self._groups or self._transfer.answering() < self._transfer.policy(1).min_copies:
+        if not self._groups or self._transfer.answering() < self._transfer.policies.usual.min_copies:
             return []
         lost = [segment for segment in self._groups if self._transfer.is_lost(segment)]
         return [

@@ -42,7 +42,6 @@ class Room:
         self._flusher = flusher
         self._limits = limits
         self._unchecked = _ROOM_CHECK_EVERY
-        self._copies = transfer.policy(1).copies
 
     async def wait(self, length: int) -> None:
         """Return when `length` more bytes may be written; at the deadline NoSpace or DeadlineExceeded."""
@@ -103,7 +102,7 @@ class Room:
         return not self._spool.reclaimable and self._flusher.retention.drop_oldest()
 
     def _depots_have_room(self, length: int) -> bool:
-        free = self._transfer.free_bytes(self._copies)
+        free = self._transfer.free_bytes(self._transfer.policies.usual.copies)
         return free is None or self._flusher.dirty_bytes + length <= free
 
     def _disk_has_room(self) -> bool:

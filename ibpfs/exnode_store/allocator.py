@@ -17,6 +17,7 @@ from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica
 from ibpfs.exnode_store.placement import FAILED, choose_depots
+from ibpfs.exnode_store.policies import Policy
 
 T = TypeVar("T")
 
@@ -32,15 +33,6 @@ STRAGGLER_LIMIT = 2.0
 _ROUNDING = 2
 #: What a policy asks for where a depot does not lease permanently: the depot's longest, but no more than this.
 LONG_LEASE = 30 * 24 * 3600
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A row of table policies."""
-
-    id: int
-    copies: int
-    min_copies: int
 
 
 @dataclass(eq=False)
@@ -77,11 +69,12 @@ class Allocator:
         tried: set[int] = set()
         trouble: IbpfsError | None = None
         while len(got) < policy.copies:
-            candidates = [depot.candidate() for depot in self._depots if depot.id not in tried]
+            candidates = [depot.candidate(policy.labels) for depot in self._depots if depot.id not in tried]
             room = [one for one in candidates if one.state != FAILED and one.free_bytes < size]
             if not any(one.free_bytes >= size for one in candidates if one.state != FAILED) and room:
                 size = max(length, min(size, max(one.free_bytes for one in room)))
-            chosen = choose_depots(candidates, policy.copies - len(got), size)
+            taken = [depot.domain(policy.labels) for depot, _ in got]
+            chosen = choose_depots(candidates, policy.copies - len(got), size, taken)
             if not chosen:
                 break
             tried.update(chosen)

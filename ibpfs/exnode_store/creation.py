@@ -4,6 +4,7 @@ Knows no terminal and contacts no depot. What it made is removed again when it c
 """
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -52,13 +53,15 @@ def create_volume(
     *,
     depots: Sequence[str] = (),
     fingerprints: Mapping[str, bytes] = MappingProxyType({}),
+    labels: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     copies: int | None = None,
     min_copies: int | None = None,
     plain: bool = False,
     passphrase: bytes | None = None,
     owner: tuple[int, int] | None = None,
 ) -> CreatedVolume:
-    """Make a volume at `paths`, on an embedded depot when `depots` is empty; `fingerprints` of those with TLS.
+    """Make a volume at `paths`, on an embedded depot when `depots` is empty; `fingerprints` of those with TLS, and
+    `labels`, by the depot's address as it was given.
 
     `copies` defaults to two where there are two depots, `min_copies` to copies - 1 (at least 1), `owner` (of the root
     directory) to the caller. Raises VolumeError when something is in the way.
@@ -75,6 +78,7 @@ def create_volume(
         create_database(paths.store, _facts(config, function, text, owner or (os.getuid(), os.getgid())))
         with Database(paths.store) as database:
             _fill(database, addresses, copies, min_copies, owner or (os.getuid(), os.getgid()))
+            _label(database, {str(Address.parse(text)): named for text, named in labels.items()})
         _sync_file(paths.store)
         write_private(paths.properties, text.encode())  # last: without it there is no volume
     return CreatedVolume(format_recovery(recovery), function, copies, min_copies)
@@ -215,6 +219,12 @@ def _fill(
             [(address, 0, pin, database.seq) for address, pin in addresses.items()]
             or [(EMBEDDED_ADDRESS, 1, None, database.seq)],
         )
+
+
+def _label(database: Database, labels: Mapping[str, Mapping[str, str]]) -> None:
+    with database.transaction():
+        for address, named in labels.items():
+            database.execute("UPDATE depots SET labels = ? WHERE address = ?", (json.dumps(dict(named)), address))
 
 
 def _sync_file(path: Path) -> None:

@@ -171,8 +171,11 @@ class Depot:
         state = FAILED if self.role != "active" else self.state
         if state == OK and not self.renews:
             state = STUTTERING
-        domain = tuple(self.labels[label] for label in labels if label in self.labels)
-        return Candidate(self.id, state, self.free_bytes, self.busy, domain)
+        return Candidate(self.id, state, self.free_bytes, self.busy, self.domain(labels))
+
+    def domain(self, labels: Sequence[str]) -> frozenset[str]:
+        """What it shares with other depots, by the labels that copies are to differ in."""
+        return frozenset(f"{label}={self.labels[label]}" for label in labels if label in self.labels)
 
 
 class DepotSet:
@@ -247,7 +250,7 @@ class DepotSet:
         text = str(Address.parse(address))
         known = self.at(text)
         if known is not None:
-            return self._take_back(known, fingerprint)
+            return self._take_back(known, fingerprint, labels)
         with self._db.transaction() as db:
             db.execute(  # one that was removed comes back
                 "INSERT INTO depots (address, embedded, fingerprint, labels, role, seq)"
@@ -260,10 +263,12 @@ class DepotSet:
         self._warn_of_plain([self._depots[row]])
         return self._depots[row]
 
-    def _take_back(self, depot: Depot, fingerprint: bytes | None) -> Depot:
+    def _take_back(self, depot: Depot, fingerprint: bytes | None, labels: Mapping[str, str]) -> Depot:
         if depot.role == "active":
             raise UsageError(f"{depot.address} is a depot of this volume already")
         self._set_role(depot, "active")
+        if labels:
+            self.label(depot, labels)
         if fingerprint is not None and not depot.embedded:
             self.pin(depot.id, fingerprint)
         return depot
@@ -291,6 +296,13 @@ class DepotSet:
         with self._db.transaction() as db:
             db.execute("UPDATE depots SET role = ?, seq = ? WHERE id = ?", (role, db.seq, depot.id))
         depot.role = role
+
+    def label(self, depot: Depot, labels: Mapping[str, str]) -> None:
+        """These are its labels from now on; copies that stand stay where they are."""
+        with self._db.transaction() as db:
+            text = json.dumps(dict(labels))
+            db.execute("UPDATE depots SET labels = ?, seq = ? WHERE id = ?", (text, db.seq, depot.id))
+        depot.labels = dict(labels)
 
     def pin(self, number: int, fingerprint: bytes) -> None:
         """Trust this certificate of a depot, and no other, from now on."""

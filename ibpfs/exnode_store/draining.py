@@ -4,7 +4,7 @@ That a depot is draining is a state in the store, so that whoever owns the volum
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -62,15 +62,23 @@ class Draining:
 
     def begin(self, address: str) -> Depot:
         """Let a depot take no new bytes. UsageError when it is none of the volume's, or the others are too few."""
-        depot = self._depots.at(address)
-        if depot is None:
-            raise UsageError(f"{address} is no depot of this volume (see ibpfs depots)")
+        depot = self._at(address)
         others = sum(other.role == "active" for other in self._depots if other is not depot)
-        copies = self._db.value("SELECT max(copies) FROM policies")
+        copies = self._transfer.policies.most_copies
         if others < copies:
             raise UsageError(f"{address}: without it there are {others} depots for {copies} copies; add another first")
         self._depots.drain(depot)
         return depot
+
+    def _at(self, address: str) -> Depot:
+        depot = self._depots.at(address)
+        if depot is None:
+            raise UsageError(f"{address} is no depot of this volume (see ibpfs depots)")
+        return depot
+
+    def label(self, address: str, labels: Mapping[str, str]) -> None:
+        """Say anew where a depot is. UsageError when it is none of the volume's."""
+        self._depots.label(self._at(address), labels)
 
     async def drain(self, address: str, told: Told) -> int:
         """Move all of ours off a depot and release it there; return how many imported replicas stay.

@@ -1,15 +1,16 @@
 """Compaction of segments: stored bytes move as they are, no key is needed. What is worth it: `compaction`."""
 
 import logging
+from collections.abc import Set
 
 import trio
 
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace
-from ibpfs.exnode_store.allocator import Policy
 from ibpfs.exnode_store.compaction import plan_packing
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import StoredRun
+from ibpfs.exnode_store.policies import Policy
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import Verification
 
@@ -54,10 +55,24 @@ class Packing:
                 break
         return moved
 
-    async def _move(self, segment: int, policy: Policy) -> int:
+    async def move_slices(self, segment: int, rows: Set[int], policy: Policy) -> int:
+        """Move these slices of a segment into one of another policy; return their stored bytes.
+
+        Those that are held, or in a window of an export, stay. Raises DataError, DepotError, DepotUnreachable, NoSpace.
+        """
+        if segment in self._verification.damaged or segment not in {row[0] for row in self._ledger.packing()}:
+            return 0
+        if (answering := self._transfer.answering()) < policy.copies:
+            raise DepotUnreachable(f"{policy.copies} copies are wanted and {answering} depots answer")
+        async with self._turn:
+            return await self._move(segment, policy, rows)
+
+    async def _move(self, segment: int, policy: Policy, rows: Set[int] | None = None) -> int:
         batch: list[StoredRun] = []
         moved = size = 0
         for run in self._ledger.stored_slices(segment):
+            if rows is not None and run.row not in rows:
+                continue
             if batch and (size + run.length > _MOVE_AT_ONCE or len(batch) == _SLICES_AT_ONCE):
                 await self._move_batch(segment, policy, batch)
                 batch, size = [], 0

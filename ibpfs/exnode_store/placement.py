@@ -1,6 +1,7 @@
 """Where replicas go, and how much fits. Pure: no clock, no database, no dice."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 OK, STUTTERING, FAILED = "ok", "stuttering", "failed"
@@ -15,23 +16,52 @@ class Candidate:
     state: str
     free_bytes: int
     busy: int
-    domain: tuple[str, ...] = ()  # its values of the labels that copies should differ in
+    domain: frozenset[str] = frozenset()  # its "label=value" of the labels that copies should differ in
 
 
-def choose_depots(candidates: Sequence[Candidate], copies: int, size: int) -> list[int]:
+def choose_depots(
+    candidates: Sequence[Candidate], copies: int, size: int, taken: Iterable[frozenset[str]] = ()
+) -> list[int]:
     """Return up to `copies` depots for a new segment of `size` bytes, best first; fewer when fewer can take it.
 
-    Healthy before stuttering, idle before busy, roomy before full; distinct failure domains first. A failed depot is
-    never chosen.
+    Failure domains that hold the fewest copies first, those in `taken` counted (a depot without a label shares it with
+    none); of those healthy before stuttering, idle before busy, roomy before full. A failed depot is never chosen.
     """
     usable = [one for one in candidates if one.state != FAILED and one.free_bytes >= size]
-    usable.sort(key=lambda one: (_RANK[one.state], one.busy, -one.free_bytes, one.depot))
-    spread: list[Candidate] = []
-    again: list[Candidate] = []
-    for one in usable:
-        taken = one.domain and any(one.domain == other.domain for other in spread)
-        (again if taken else spread).append(one)
-    return [one.depot for one in (spread + again)[:copies]]
+    held = Counter(value for domain in taken for value in domain)
+    chosen: list[int] = []
+    while usable and len(chosen) < copies:
+        best = min(usable, key=lambda one: (_shared(one.domain, held), *_worth(one)))
+        usable.remove(best)
+        chosen.append(best.depot)
+        held.update(best.domain)
+    return chosen
+
+
+def _shared(domain: frozenset[str], held: Counter[str]) -> int:
+    return sum(held[value] for value in domain)
+
+
+def _worth(one: Candidate) -> tuple[int, int, int, int]:
+    return _RANK[one.state], one.busy, -one.free_bytes, one.depot
+
+
+def choose_surplus(held: Sequence[tuple[int, bool, frozenset[str]]], copies: int) -> list[int]:
+    """Return the replicas, of (id, on a depot that stays and answers, domain), that `copies` can do without.
+
+    Those on depots that are leaving or away go first, then those whose failure domain another one shares. None goes as
+    long as fewer than `copies` are on depots that stay.
+    """
+    kept = list(held)
+    dropped: list[int] = []
+    if sum(here for _, here, _ in held) < copies:
+        return dropped
+    while len(kept) > copies:
+        values = Counter(value for _, _, domain in kept for value in domain)
+        worst = max(kept, key=lambda one: (not one[1], _shared(one[2], values) - len(one[2]), one[0]))
+        kept.remove(worst)
+        dropped.append(worst[0])
+    return dropped
 
 
 def order_replicas(replicas: Sequence[tuple[int, str, bool, float]]) -> list[int]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -147,15 +147,23 @@ class Repairing:
     async def augment(self, shortage: Shortage) -> None:
         """Make so many further replicas of a closed segment, or as many as there are depots for."""
         taken = self._taken(shortage.segment)
-        candidates = [depot.candidate() for depot in self._depots if depot.id not in taken]
-        chosen = choose_depots(candidates, shortage.missing, shortage.length)
+        labels = self._transfer.policies.get(self._ledger.policy_of(shortage.segment)).labels
+        held = self._domains(shortage.segment, labels)
+        candidates = [depot.candidate(labels) for depot in self._depots if depot.id not in taken]
+        chosen = choose_depots(candidates, shortage.missing, shortage.length, held)
         if len(chosen) < shortage.missing:
             # A depot that does not renew may still lease anew.
             ending = {one.depot for one in self._ledger.replicas(shortage.segment) if self._ends(one)} - set(chosen)
-            again = [depot.candidate() for depot in self._depots if depot.id in ending]
-            chosen += choose_depots(again, shortage.missing - len(chosen), shortage.length)
+            again = [depot.candidate(labels) for depot in self._depots if depot.id in ending]
+            chosen += choose_depots(again, shortage.missing - len(chosen), shortage.length, held)
         for number in chosen:
             await self._copy_to(self._depots.get(number), shortage)
+
+    def _domains(self, segment: int, labels: Sequence[str]) -> list[frozenset[str]]:
+        """The failure domains of the copies that count: sound, and on depots that stay."""
+        sound = [one for one in self._ledger.replicas(segment) if not (one.suspect or self._ends(one))]
+        depots = [self._depots.find(one.depot) for one in sound]
+        return [depot.domain(labels) for depot in depots if depot is not None and depot.role == "active"]
 
     def _taken(self, segment: int) -> set[int]:
         """The depots that need no copy: those with a replica, unless it is bad and a sound one can be made now."""

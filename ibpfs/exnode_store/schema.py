@@ -293,6 +293,23 @@ CREATE TABLE IF NOT EXISTS held_segments (
 CREATE INDEX IF NOT EXISTS held_segments_segment ON held_segments (segment);
 CREATE INDEX IF NOT EXISTS slices_dead ON slices (id, stored_length) WHERE died IS NOT NULL;
 
+-- A tree that is being put under a policy: directories whose entries behind `after` (a dentry's id) still are to be.
+CREATE TABLE IF NOT EXISTS policy_walks (
+    directory INTEGER PRIMARY KEY REFERENCES inodes (ino),
+    policy    INTEGER NOT NULL REFERENCES policies (id),
+    after     INTEGER NOT NULL,
+    seq       INTEGER NOT NULL
+);
+
+-- At most one row, from then on until all stored bytes are under the policy of their file: closed segments up to number
+-- `last` (NULL: as long as trees are walked through) and behind `after` are still to be looked at.
+CREATE TABLE IF NOT EXISTS policy_settling (
+    id    INTEGER PRIMARY KEY CHECK (id = 1),
+    after INTEGER NOT NULL,
+    last  INTEGER,
+    seq   INTEGER NOT NULL
+);
+
 -- Keys of slices that another volume sealed and that were imported with their keys.
 CREATE TABLE IF NOT EXISTS imported_keys (
     slice   INTEGER PRIMARY KEY REFERENCES slices (id),

@@ -133,6 +133,10 @@ class Segments:
         )
         return copies or 0
 
+    def policy_of(self, segment: int) -> int:
+        """The number of its policy; the volume's default when it is gone."""
+        return self._db.value("SELECT policy FROM segments WHERE id = ?", (segment,)) or 1
+
     def live_bytes(self) -> int:
         """Stored bytes of slices, pinned ones too, one copy; imported ones take nobody's room here."""
         live: int = self._db.value(f"SELECT coalesce(sum(s.live), 0) FROM segments s WHERE {_OWN}")

@@ -14,12 +14,13 @@ import trio
 from ibpfs.depot.client import ShortLoad
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, NoSpace
-from ibpfs.exnode_store.allocator import STRAGGLER_LIMIT, Allocator, OpenSegment, Policy
+from ibpfs.exnode_store.allocator import STRAGGLER_LIMIT, Allocator, OpenSegment
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, Replica
 from ibpfs.exnode_store.placement import FAILED, OK, STUTTERING, order_replicas, usable_bytes
+from ibpfs.exnode_store.policies import Policies, Policy
 from ibpfs.exnode_store.sealing import Buffer
 
 _log = logging.getLogger(__name__)
@@ -52,17 +53,14 @@ class Transfer:
         self._ledger = ledger
         self._depots = depots
         self._allocator = Allocator(db, ledger, depots)
+        self.policies = Policies(db)
         self._idle: list[OpenSegment] = []
         self.untrimmed: set[int] = set()  # closed segments whose allocations reserve more than they hold
         self._moves = 0
         self._open_segments: set[OpenSegment] = set()  # the idle ones, and those that somebody appends to
 
     def policy(self, number: int) -> Policy:
-        row = self._db.row("SELECT id, copies, min_copies FROM policies WHERE id = ?", (number,))
-        if row is None:
-            row = self._db.row("SELECT id, copies, min_copies FROM policies WHERE id = 1")
-        assert row is not None
-        return Policy(*row)
+        return self.policies.get(number)
 
     # Appending
 

@@ -16,6 +16,7 @@ from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.renewal import renewal_due
+from ibpfs.exnode_store.settling import Settling
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import Verification
 from ibpfs.exnode_store.warm_capability import Merge, write_warm_capability
@@ -68,6 +69,16 @@ class Upkeep:
         await self._release()
         await self._db.sync()
         return renewed | self.state()
+
+    async def settle(self, settling: Settling, told: Told) -> bool:
+        """Bring what is stored under the policies of its files, with all copies; False when some of it has to wait."""
+        await self._depots.wait_for_all(_ANSWER)
+        done = await settling.go_on(told)
+        async with self._warmer.turn:
+            await self._make_up(told)
+        await self._release()
+        await self._db.sync()
+        return done and not self._ledger.under_replicated_bytes()
 
     async def merge(self, path: Path, told: Told) -> dict[str, Any]:
         """Take home what another machine added to a warm capability, and write that anew; return a summary."""

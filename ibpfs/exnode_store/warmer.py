@@ -57,7 +57,7 @@ class Warmer:
         self.renew, self.release_orphans = self.renewal.renew, self._releasing.release_orphans
         self.release_dead = self._releasing.release_dead
         self.verify, self.repair, self.augment = self._repairing.verify, self._repairing.repair, self._repairing.augment
-        self.pack = self._packing.pack
+        self.pack, self.move_slices = self._packing.pack, self._packing.move_slices
 
     async def run(self) -> None:
         """Work until cancelled."""

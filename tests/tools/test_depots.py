@@ -36,6 +36,19 @@ def test_one_more_and_one_less(volume: Path) -> None:
     assert "first: ibpfs depots drain VOLUME" in call("remove", volume, "ibp://127.0.0.1:2", code=2).stderr
 
 
+def test_depots_have_labels_from_mkfs_on(tmp_path: Path) -> None:
+    depots = ("--depot", "ibp://127.0.0.1:1,site=knoxville,owner=loci", "--depot", "ibp://127.0.0.1:2")
+    subprocess.run((BIN / "mkfs.ibpfs", tmp_path / "v", "--no-tls", *depots), check=True, capture_output=True)
+    call("add", tmp_path / "v", "ibp://127.0.0.1:3", "--no-tls", "--label", "site=prague")
+    call("label", tmp_path / "v", "ibp://127.0.0.1:2", "site=brno")
+    call("label", tmp_path / "v", "ibp://127.0.0.1:4", "site=brno", code=2)
+    assert "site: a label is NAME=VALUE" in call("label", tmp_path / "v", "ibp://127.0.0.1:2", "site", code=2).stderr
+    found = json.loads(call(tmp_path / "v", "--json").stdout)
+    assert [depot["labels"] for depot in found] == [
+        {"site": "knoxville", "owner": "loci"}, {"site": "brno"}, {"site": "prague"},
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("words", [(), ("add",), ("drain", "v"), ("pin", "v", "x"), ("--nonsense", "v")])
 def test_wrong_calls_are_one_line(words: tuple[str, ...]) -> None:
     assert len(call(*words, code=2).stderr.splitlines()) == 1
