@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from ibpfs.depot.client import ShortLoad
-from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
+from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom, Unreadable
 from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.allocator import STRAGGLER_LIMIT, Allocator, OpenSegment
 from ibpfs.exnode_store.database import Database
@@ -250,7 +250,7 @@ class Transfer:
                 try:
                     with self._bounded(order, replica, stop - start):
                         return await self.load_from(replica, start, stop)
-                except (CapabilityNotFound, ShortLoad) as error:
+                except (CapabilityNotFound, ShortLoad, Unreadable) as error:
                     trouble = self._describe(replica, error)
                     self.report(replica.id, str(error))
                 except (DepotError, DepotUnreachable) as error:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from ibpfs.depot.client import ShortLoad
-from ibpfs.depot.wire import CapabilityNotFound
+from ibpfs.depot.wire import CapabilityNotFound, Unreadable
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
@@ -86,7 +86,7 @@ class Verification:
         for start, stop, inside in chunks(runs, self._ledger.segment_length(replica.segment), CHUNK):
             try:
                 data = (await self._transfer.load_from(replica, start, stop)).data if inside else b""
-            except (CapabilityNotFound, ShortLoad) as error:
+            except (CapabilityNotFound, ShortLoad, Unreadable) as error:
                 return str(error)
             if not self._are_sound(data, start, inside):
                 return DIFFERS

@@ -258,3 +258,16 @@ def test_a_byte_that_changed_on_the_disk(in_process: InProcess) -> None:
     answers = [client.ask(f"1 32 {manage} 1 {correct} 10") for correct in (0, 1, 0)]
     assert answers == [b"1 1 \n", b"1 1 \n", b"1 0 \n"]
     client.close()
+
+
+@pytest.mark.parametrize("size", [1000, 300_000])
+def test_a_file_that_was_cut_on_the_disk(in_process: InProcess, size: int) -> None:
+    depot = in_process()
+    client = depot.connect()
+    read, write, _ = client.allocate(size=size)
+    client.store(write, bytes(size))
+    files = [path for path in (depot.settings.store / "allocations").rglob("*") if path.is_file() and not path.suffix]
+    os.truncate(files[0], HEADER_BYTES + size // 2)
+    assert client.code(f"1 8 {read} 1 0 {size} 10") == -15
+    assert client.load(read, 0, 100) == bytes(100)
+    client.close()

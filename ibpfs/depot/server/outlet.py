@@ -1,5 +1,6 @@
 """Where the bytes of one LOAD come from, and how they get to a socket or to another allocation."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from ibpfs.depot.server.target import Target
 from ibpfs.depot.wire.digests import Checksum, Framer
 from ibpfs.depot.wire.errors import ErrorCode, error_for
 from ibpfs.depot.wire.protocol import AllocationKind
+
+_log = logging.getLogger(__name__)
 
 INLINE = 64 * 1024  # below it, copying into memory beats sendfile's extra system calls
 BATCH = 256 * 1024
@@ -104,7 +107,14 @@ def open_ranges(store: AllocationStore, target: Target, ranges: Spans) -> Source
         if offset + length > target.size:
             raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
     start = HEADER_BYTES + target.start
-    return Source(store.open(target.allocation), [(start + offset, length) for offset, length in ranges if length])
+    spans = [(start + offset, length) for offset, length in ranges if length]
+    fd = store.open(target.allocation)
+    # Found out now it can be refused; in the middle of the bytes all that is left is to hang up.
+    if os.fstat(fd).st_size < max((offset + length for offset, length in spans), default=0):
+        os.close(fd)
+        _log.warning("file is shorter than its header says allocation=%s", target.allocation.label)
+        raise error_for(ErrorCode.FILE_READ)
+    return Source(fd, spans)
 
 
 async def open_queue(

@@ -21,6 +21,7 @@ from ibpfs.depot.wire.errors import (
     PermissionDenied,
     ProtocolError,
     RemoteProtocolError,
+    Unreadable,
     describe,
     error_for,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "Reliability",
     "RemoteProtocolError",
     "Role",
+    "Unreadable",
     "describe",
     "error_for",
 ]

@@ -86,6 +86,10 @@ class CapabilityNotFound(DepotError):
     """No such allocation, it has ended, or the key is of another kind."""
 
 
+class Unreadable(DepotError):
+    """The depot knows the allocation, and its disk does not give the bytes, or other ones than were stored."""
+
+
 class PermissionDenied(DepotError):
     """The capability, the password or the address does not give this right."""
 
@@ -140,6 +144,7 @@ class RemoteProtocolError(ProtocolError):
 
 _CLASSES: dict[type[DepotError], tuple[int, ...]] = {
     CapabilityNotFound: (-4, -48),
+    Unreadable: (-14, -15, -63),
     PermissionDenied: (-5, -6, -7, -8, -9, -10, -12, -17, -29, -44, -54, -58, -59, -60),
     NoRoom: (-19, -23, -36, -38, -39),
     LeaseTooLong: (-28, -45),
