@@ -10,6 +10,7 @@ import trio
 from ibpfs.config import VolumePaths, check_access, load_config
 from ibpfs.control import Progress
 from ibpfs.depot.clock import SteadyClock
+from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.draining import Draining
@@ -38,7 +39,9 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                 transfer = Transfer(db, ledger, depots)
                 transfer.untrimmed.update(ledger.close_all_segments())
                 ledger.abandon_pending()
-                warmer = Warmer(db, ledger, depots, transfer)
+                checkpoints = Checkpoints(db, ledger, depots, paths.run)
+                await checkpoints.check()
+                warmer = Warmer(db, ledger, depots, transfer, checkpoints)
                 draining = Draining(db, ledger, depots, transfer, warmer)
                 upkeep = Upkeep(db, ledger, depots, transfer, warmer, draining)
                 findings = Findings(db, ledger, depots, warmer, str(paths.root))

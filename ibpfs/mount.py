@@ -38,6 +38,9 @@ from ibpfs.depot.embedded import EmbeddedDepot, socket_of
 from ibpfs.depot.suspends import watch_suspends
 from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
+from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
+from ibpfs.exnode_store.checkpoints.recovery_key import RecoveryKey, prepare_checkpoints
+from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.draining import Draining
@@ -73,6 +76,8 @@ _SWITCH_INTERVAL = 0.0005
 _DESCRIPTORS = 65536
 #: Seconds that a mount waits for its own depot to start; it does without it then, for the time being.
 _DEPOT_START = 5.0
+#: Seconds that mkfs waits for depots.
+_FIRST_ANSWER = 3.0
 
 
 @dataclass
@@ -125,6 +130,7 @@ def unlock(paths: VolumePaths, config: VolumeConfig, secret: Secret) -> VolumeKe
 async def _rooms(
     paths: VolumePaths, config: VolumeConfig, keys: VolumeKeys, db: Database, options: MountOptions
 ) -> AsyncIterator[tuple[Namespace, Parts]]:
+    prepare_checkpoints(db, config, keys)
     ledger = Ledger(db, SteadyClock())
     ledger.remove_empty_depots()
     ledger.forget_windows()
@@ -135,6 +141,8 @@ async def _rooms(
     snapshots.recover()
     spool = Spool(paths.spool, keys, config.uuid)
     async with volume_depots(paths, db) as depots, trio.open_nursery() as nursery:
+        checkpoints = Checkpoints(db, ledger, depots, paths.run)
+        await checkpoints.check()
         transfer = Transfer(db, ledger, depots)
         imports = Imports(db, ledger, keys, config.uuid)
         reader = SliceReader(ledger.segment_length, transfer, imports, clean)
@@ -143,13 +151,14 @@ async def _rooms(
         retention = Retention(ledger, transfer, spool, sealer)
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer, retention)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
+        checkpoints.dirty = lambda: [(ino, one.dirty) for ino, one in flusher.files.items() if one.dirty]
         transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()
         recovered = files.recover()
         if recovered:
             _log.info("%s: %s of an earlier mount wait in the spool and are uploaded now", paths.root,
                       format_size(recovered))  # fmt: skip
-        warmer = Warmer(db, ledger, depots, transfer)
+        warmer = Warmer(db, ledger, depots, transfer, checkpoints)
         compactor = Compactor(Merging(db, ledger), ledger, transfer, reader, clean, sealer, flusher)
         draining = Draining(db, ledger, depots, transfer, warmer)
         findings = Findings(db, ledger, depots, warmer, str(paths.root))
@@ -158,12 +167,14 @@ async def _rooms(
         upkeep = UpkeepCommands(
             Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing, findings, settling
         )
-        for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, settling.run, compactor.run):
+        for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, settling.run, compactor.run,
+                     checkpoints.run):  # fmt: skip
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)
         try:
+            recovery_key = RecoveryKey(paths, db, config, keys, checkpoints)
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep,
-                               snapshots)  # fmt: skip
+                               snapshots, checkpoints, recovery_key)  # fmt: skip
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()
@@ -246,6 +257,17 @@ async def run_command(
         return await volume.services.commands()[command](arguments, progress)
 
 
+async def first_recovery(paths: VolumePaths, secret: Secret) -> Recovery | str:
+    """The recovery string of a volume that was made just now, with its first checkpoint; or why there is none yet."""
+    prepare_process()
+    async with open_volume(paths, secret) as volume:
+        await volume.parts.depots.wait_for_all(_FIRST_ANSWER)
+        try:
+            return await volume.parts.recovery_key.tell()
+        except VolumeError as error:
+            return str(error)
+
+
 async def serve(
     paths: VolumePaths,
     mountpoint: Path,
@@ -300,6 +322,7 @@ async def _drain(volume: OpenVolume, signals: AsyncIterator[int]) -> None:
         nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
         with suppress(DeadlineExceeded, NoSpace):
             await volume.services.flush(_no_progress)
+            await volume.services.checkpoint()
         nursery.cancel_scope.cancel()
     if files.dirty_bytes:
         _log.warning("%s: %s wait in the spool for the next mount", volume.root, format_size(files.dirty_bytes))

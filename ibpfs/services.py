@@ -25,6 +25,9 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.diagnosis import of_cache
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exchange import Exchange
+from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
+from ibpfs.exnode_store.checkpoints.recovery_key import RecoveryKey, advice
+from ibpfs.exnode_store.checkpoints.recovery_string import dump_recovery
 from ibpfs.exnode_store.compaction import most_segments
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
@@ -69,6 +72,8 @@ class Parts:
     imports: Imports
     upkeep: UpkeepCommands
     snapshots: Snapshots
+    checkpoints: Checkpoints
+    recovery_key: RecoveryKey
 
 
 class Services:
@@ -92,6 +97,8 @@ class Services:
             "depots": self._list_depots,
             "depots-add": self._add_depot,
             "depots-pin": self._pin_depot,
+            "checkpoint": self._checkpoint,
+            "recovery-key": self._tell_recovery_key,
             "remount": self._remount,
             **self._parts.upkeep.commands(),
             "doctor": self._doctor,
@@ -120,6 +127,10 @@ class Services:
             "scrub": parts.warmer.scrubbing.state(),
             "survives_until": survives_until(parts.db, parts.ledger.now()),
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
+            "checkpoint_at": parts.checkpoints.at,
+            "checkpoint_behind": round(parts.checkpoints.behind, 1),
+            "checkpoint_trouble": parts.checkpoints.stale or parts.checkpoints.trouble or None,
+            "recovery_advice": advice(parts.db, parts.checkpoints, str(parts.paths.root)) or None,
             "depots": [_depot(depot) for depot in parts.depots],
             "version": __version__,
             "installed_version": _installed_version(),
@@ -154,8 +165,28 @@ class Services:
     async def _flush(self, _: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         await self.flush(progress)
         lacking = await self._wait_for_copies()
-        note = f"safe on the depots; {format_size(lacking)} still lack copies, which are made as depots allow"
-        return {"under_replicated_bytes": lacking, "note": note if lacking else ""}
+        notes = []
+        if lacking:
+            notes.append(f"{format_size(lacking)} still lack copies, which are made as depots allow")
+        if trouble := await self.checkpoint():
+            notes.append(f"no checkpoint of the names yet: {trouble}")
+        note = f"safe on the depots; {'; '.join(notes)}" if notes else ""
+        return {"under_replicated_bytes": lacking, "note": note}
+
+    async def checkpoint(self) -> str:
+        """Let the depots have the names as they are now; return why not, or ''."""
+        with trio.move_on_after(PATIENCE):
+            return await self._parts.checkpoints.try_make()
+        return "depots are too slow"
+
+    async def _checkpoint(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
+        await self._parts.depots.wait_for_all(PATIENCE)
+        return {"trouble": await self.checkpoint() or None, "checkpoint_at": self._parts.checkpoints.at}
+
+    async def _tell_recovery_key(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
+        await self._parts.depots.wait_for_all(COPIES_LIMIT)
+        with trio.fail_after(PATIENCE):
+            return {"bytes": dump_recovery(await self._parts.recovery_key.tell()).hex()}
 
     async def flush(self, progress: Progress) -> None:
         """Wait until all is on the depots, as long as more of it arrives there. DeadlineExceeded, NoSpace."""

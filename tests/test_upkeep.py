@@ -132,7 +132,9 @@ def damage(directory: Path) -> None:
 
 
 def allocations(directory: Path) -> list[Path]:
-    return [path for path in (directory / "allocations").rglob("*") if path.is_file()]
+    """Those of segments; the checkpoints are in others."""
+    files = [path for path in (directory / "allocations").rglob("*") if path.is_file()]
+    return [path for path in files if b"IBPRLOG1" not in path.read_bytes()[:8192]]
 
 
 async def test_a_repair_of_what_is_sound_changes_nothing(volume: VolumePaths, tmp_path: Path) -> None:

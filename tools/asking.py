@@ -88,7 +88,7 @@ def tell(volume: str, result: Any, said: str, wrong: str, *, as_json: bool, quie
 def progress_bar(title: str, quiet: bool) -> Iterator[Advance]:
     """A bar on a terminal; nothing in a pipe."""
     if quiet or not title or not sys.stderr.isatty():
-        yield _no_progress
+        yield no_progress
         return
     with click.progressbar(length=1, label=title, file=sys.stderr) as bar:
 
@@ -100,5 +100,5 @@ def progress_bar(title: str, quiet: bool) -> Iterator[Advance]:
         yield advance
 
 
-def _no_progress(done: int, total: int, text: str) -> None:
+def no_progress(done: int, total: int, text: str) -> None:
     """In a pipe there is none."""

@@ -21,6 +21,8 @@ from ibpfs_tools.mail import mail
 from ibpfs_tools.mail_filter import mail_filter
 from ibpfs_tools.modify import modify
 from ibpfs_tools.policy import policy
+from ibpfs_tools.recover import recover
+from ibpfs_tools.recovery_key import recovery_key
 from ibpfs_tools.refresh import refresh
 from ibpfs_tools.repair import repair
 from ibpfs_tools.snapshot import snapshot
@@ -42,7 +44,8 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots, policy):
+for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots, policy,
+             recovery_key, recover):
     ibpfs.add_command(verb)
 for verb in (gateway, mail, mail_filter):
     ibpfs.add_command(verb)

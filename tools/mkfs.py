@@ -8,14 +8,16 @@ from functools import partial
 import click
 import trio
 
-from ibpfs.config import VolumePaths, find_volume
+from ibpfs.config import Secret, VolumePaths, find_volume
 from ibpfs.depot.address import Address
 from ibpfs.depot.pinning import fingerprints_of
 from ibpfs.errors import UsageError
-from ibpfs.exnode_store.creation import CreatedVolume, create_volume
+from ibpfs.exnode_store.checkpoints.recovery_string import dump_recovery, format_text
+from ibpfs.exnode_store.creation import CreatedVolume, create_volume, dump_short_recovery
 from ibpfs.exnode_store.policies import parse_labels
 from ibpfs_tools import exits
 from ibpfs_tools.commands import caller, command, read_passphrase_file
+from ibpfs_tools.logs import start_logging
 from ibpfs_tools.warm import timer_command
 
 
@@ -65,7 +67,8 @@ def mkfs(
 
     VOLUME is a path when it has a slash in it, else a name under ~/.local/share/ibpfs.
 
-    The recovery string is printed once. It opens the volume when the key file or the passphrase is lost.
+    The recovery string is printed once (again with ibpfs recovery-key). It opens the volume when the key file or the
+    passphrase is lost, and with it alone ibpfs recover brings the volume back from its depots.
     """
     paths = find_volume(volume, create=True)
     labels = dict(map(_depot, depots))
@@ -82,10 +85,16 @@ def mkfs(
         passphrase=_passphrase(passphrase_file, ask),
         owner=parse_owner(owner) if owner else caller(),
     )
+    recovery, trouble = _recovery_string(paths, made)
     if quiet:
-        click.echo(made.recovery)
+        click.echo(recovery)
         return
     _tell(paths, made, volume, depots, key_file=not (passphrase_file or ask))
+    click.echo(f"recovery string, keep it elsewhere:\n  {recovery}")
+    if trouble:
+        click.echo(f"no depot has a checkpoint yet, so the string opens the keys alone ({trouble});"
+                   f" for one that brings all back: ibpfs recovery-key {volume}")  # fmt: skip
+    click.echo(f"mount it with: mount.ibpfs {volume} DIRECTORY")
     for address in depots:
         if address not in pins and not Address.parse(address).is_local:
             click.echo(f"{address}: without TLS, whoever listens on the way can read and delete what is kept there")
@@ -95,6 +104,17 @@ def _depot(word: str) -> tuple[str, dict[str, str]]:
     """The address and the labels of a depot as it is given."""
     address, *labels = word.split(",")
     return address, parse_labels(labels)
+
+
+def _recovery_string(paths: VolumePaths, made: CreatedVolume) -> tuple[str, str]:
+    """With the first checkpoint, to which it leads; else one that opens the keys alone, and why."""
+    from ibpfs.mount import first_recovery
+
+    start_logging(paths)
+    told = trio.run(first_recovery, paths, Secret("recovery", made.recovery))
+    if isinstance(told, str):
+        return format_text(dump_short_recovery(made.recovery)), told.rpartition(": ")[2]
+    return format_text(dump_recovery(told)), ""
 
 
 def _passphrase(file: str | None, ask: bool) -> bytes | None:
@@ -136,8 +156,6 @@ def _tell(paths: VolumePaths, made: CreatedVolume, word: str, depots: tuple[str,
         click.echo("one copy, on this disk; for more, make a volume with --depot ibp://HOST:PORT")
     if key_file:
         click.echo(f"the key is {paths.key} (mode 0600): this computer is trusted, depots are not")
-    click.echo(f"recovery string, shown this once, keep it elsewhere:\n  {made.recovery}")
-    click.echo(f"mount it with: mount.ibpfs {word} DIRECTORY")
 
 
 def main() -> None:

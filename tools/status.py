@@ -54,12 +54,24 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
         f"  depot {depot['id']:<9} {depot['state']}, {depot['address']}, {_free(depot['free_bytes'])}"
         for depot in found["depots"]
     ]
+    lines += [f"  checkpoint      {line}" for line in _checkpoint(found, now)]
     if found.get("trouble"):
         lines.append(f"  trouble         {found['trouble']}")
     running = found.get("version", installed)
     if running != installed:
         lines.append(f"  version         {running} is running, {installed} is installed: unmount and mount again")
     return lines
+
+
+def _checkpoint(found: dict[str, Any], now: float) -> list[str]:
+    """When the names went to the depots last, and what is to be done about it."""
+    if "checkpoint_at" not in found:  # an older process does not say
+        return []
+    at, behind = found["checkpoint_at"], found["checkpoint_behind"]
+    text = "none yet" if at is None else f"{max(0.0, now - at):.0f} s ago" + ("" if behind else ", holds everything")
+    if found["checkpoint_trouble"]:
+        text += f": {found['checkpoint_trouble']}"
+    return [text, found["recovery_advice"]] if found["recovery_advice"] else [text]
 
 
 def _segments(found: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import click
 
 from ibpfs.config import Secret, VolumePaths, load_config, read_key_file
 from ibpfs.errors import UsageError, VolumeError
-from ibpfs.exnode_store.creation import parse_recovery
+from ibpfs.exnode_store.checkpoints.recovery_string import parse_recovery
 from ibpfs_tools.commands import read_passphrase_file
 
 
@@ -51,7 +51,7 @@ def find_secret(paths: VolumePaths, secrets: Secrets) -> Secret:
     """Return what opens the volume: the file that was named, else the key file, else what a person types."""
     if secrets.recovery_file:
         text = read_passphrase_file(secrets.recovery_file).decode("utf-8", "replace")
-        return Secret("recovery", parse_recovery(text))
+        return Secret("recovery", parse_recovery(text).secret)
     if secrets.passphrase_file:
         return Secret("passphrase", read_passphrase_file(secrets.passphrase_file))
     kinds = {slot.get("kind") for slot in load_config(paths).slots}

@@ -3,7 +3,6 @@
 Knows no terminal and contacts no depot. What it made is removed again when it cannot finish.
 """
 
-import base64
 import json
 import os
 import re
@@ -29,20 +28,27 @@ from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store import schema, sealing
 from ibpfs.exnode_store.database import Database, create_database
 from ibpfs.exnode_store.inodes import create_root
-from ibpfs.exnode_store.keys import VolumeKeys, make_keys, make_slot, wrap_epochs
+from ibpfs.exnode_store.keys import (
+    VolumeKeys,
+    keep_secret,
+    make_keys,
+    make_slot,
+    wrap_checkpoint_key,
+    wrap_epochs,
+)
 
 #: The address of an embedded depot that has not told its port yet.
 EMBEDDED_ADDRESS = "ibp://127.0.0.1:0"
 
-_RECOVERY_BYTES = 24
-_RECOVERY_GROUP = 4
+#: Of the secret in a recovery string.
+RECOVERY_BYTES = 24
 
 
 @dataclass(frozen=True)
 class CreatedVolume:
     """What mkfs has to tell. `recovery` opens the volume when key file or passphrase are lost."""
 
-    recovery: str = field(repr=False)
+    recovery: bytes = field(repr=False)
     function: str
     copies: int
     min_copies: int
@@ -69,19 +75,20 @@ def create_volume(
     addresses = {str(Address.parse(text)): fingerprints.get(text) for text in depots}
     copies, min_copies = _check_copies(depots, copies, min_copies)
     keys, uuid, function = make_keys(), os.urandom(16), choose_function(plain)
-    recovery = os.urandom(_RECOVERY_BYTES)
+    recovery = new_recovery_secret()
     with _made_or_removed(paths):
         config = VolumeConfig(uuid, schema.FORMAT, plain, _timestamp())
         config.epochs = wrap_epochs(keys, uuid)
-        config.slots = [_first_slot(paths, keys, uuid, passphrase), make_slot("recovery", recovery, keys, uuid)]
+        config.slots = [first_slot(paths, keys, uuid, passphrase), recovery_slot(recovery, keys, uuid)]
         text = dump_config(config)
-        create_database(paths.store, _facts(config, function, text, owner or (os.getuid(), os.getgid())))
+        create_database(paths.store, _facts(config, function, text, owner or (os.getuid(), os.getgid()))
+                        | checkpoint_facts(keys, uuid))  # fmt: skip
         with Database(paths.store) as database:
             _fill(database, addresses, copies, min_copies, owner or (os.getuid(), os.getgid()))
             _label(database, {str(Address.parse(text)): named for text, named in labels.items()})
-        _sync_file(paths.store)
+        sync_file(paths.store)
         write_private(paths.properties, text.encode())  # last: without it there is no volume
-    return CreatedVolume(format_recovery(recovery), function, copies, min_copies)
+    return CreatedVolume(recovery, function, copies, min_copies)
 
 
 def choose_function(plain: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -96,24 +103,19 @@ def choose_function(plain: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return sealing.FUNCTIONS[sealing.AES_256_GCM if has_aes else sealing.CHACHA20_POLY1305]
 
 
-def format_recovery(secret: bytes) -> str:
-    """Return a secret as a person writes it down: groups of four, the last two characters a check."""
-    checked = secret + zlib.crc32(secret).to_bytes(4, "big")[:1]
-    text = base64.b32encode(checked).decode()
-    return "-".join(text[at : at + _RECOVERY_GROUP] for at in range(0, len(text), _RECOVERY_GROUP))
+def new_recovery_secret() -> bytes:
+    return os.urandom(RECOVERY_BYTES)
 
 
-def parse_recovery(text: str) -> bytes:
-    """The reverse of format_recovery; case, blanks and dashes do not matter. UsageError on a slip of the pen."""
-    plain = re.sub(r"[\s-]", "", text).upper().replace("0", "O").replace("1", "I").replace("8", "B")
-    try:
-        checked = base64.b32decode(plain)
-    except ValueError:
-        checked = b""
-    secret = checked[:_RECOVERY_BYTES]
-    if len(checked) != _RECOVERY_BYTES + 1 or zlib.crc32(secret) >> 24 != checked[-1]:
-        raise UsageError("this is not a recovery string of ibpfs: check what was typed")
-    return secret
+def is_short_recovery(data: bytes) -> bool:
+    """Whether these are the bytes of a recovery string that holds a secret and its check, and nothing else."""
+    secret = data[:RECOVERY_BYTES]
+    return len(data) == RECOVERY_BYTES + 1 and zlib.crc32(secret) >> 24 == data[-1]
+
+
+def dump_short_recovery(secret: bytes) -> bytes:
+    """A secret with a check of 8 bits."""
+    return secret + zlib.crc32(secret).to_bytes(4, "big")[:1]
 
 
 def _check_copies(depots: Sequence[str], copies: int | None, min_copies: int | None) -> tuple[int, int]:
@@ -181,12 +183,29 @@ def _empty(root: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def _first_slot(paths: VolumePaths, keys: VolumeKeys, uuid: bytes, passphrase: bytes | None) -> dict[str, object]:
+def first_slot(paths: VolumePaths, keys: VolumeKeys, uuid: bytes, passphrase: bytes | None) -> dict[str, object]:
     if passphrase is not None:
         return make_slot("passphrase", passphrase, keys, uuid)
     secret = os.urandom(32)
     write_key_file(paths.key, secret)
     return make_slot("keyfile", secret, keys, uuid)
+
+
+def recovery_slot(secret: bytes, keys: VolumeKeys, uuid: bytes) -> dict[str, object]:
+    """One whose secret can be told again."""
+    slot = make_slot("recovery", secret, keys, uuid)
+    keep_secret(slot, secret, keys, uuid)
+    return slot
+
+
+def checkpoint_facts(keys: VolumeKeys, uuid: bytes) -> dict[str, str]:
+    """What checkpoints need: their key, in clear for who owns the store and wrapped for who recovers it."""
+    key = os.urandom(32)
+    return {
+        "checkpoint_key": key.hex(),
+        "checkpoint_key_wrapped": wrap_checkpoint_key(keys, key, uuid),
+        "checkpoint_writer": os.urandom(8).hex(),
+    }
 
 
 def _facts(config: VolumeConfig, function: str, text: str, owner: tuple[int, int]) -> dict[str, str]:
@@ -227,7 +246,7 @@ def _label(database: Database, labels: Mapping[str, Mapping[str, str]]) -> None:
             database.execute("UPDATE depots SET labels = ? WHERE address = ?", (json.dumps(dict(named)), address))
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import trio
 
 from ibpfs.errors import NoSpace, VolumeError
+from ibpfs.exnode_store import frozen
 from ibpfs.exnode_store.schema import ADDED_TABLES, FEATURES, FORMAT, TABLES
 
 _log = logging.getLogger(__name__)
@@ -82,6 +85,8 @@ class Database:
         self._directory_synced = False  # the WAL's own name, once
         self._sync_lock = trio.Lock()
         self._checkpoint_lock = trio.Lock()
+        # Kept as long as the connection: closing one of the main file takes SQLite's locks away.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _load_state(self) -> tuple[int, int, int]:
         try:
@@ -208,6 +213,23 @@ class Database:
         except sqlite3.OperationalError as error:
             raise _refusal(error) from error
 
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[frozen.Image]:
+        """The state as it is now, as the bytes of the database file; later commits do not touch them.
+
+        OSError when the disk refuses, DataError when the file cannot be had at that commit.
+        """
+        async with self._checkpoint_lock:
+            reader = _connect(self.path, False)
+            try:
+                image = frozen.pin(reader, self._descriptor)
+                await trio.to_thread.run_sync(frozen.settle, self.path, reader, image)
+                yield image
+            except sqlite3.OperationalError as error:
+                raise _refusal(error) from error
+            finally:
+                reader.close()
+
     def close(self) -> None:
         """Fold the WAL into the database, if the disk lets us, and close."""
         try:
@@ -217,6 +239,7 @@ class Database:
             _log.info("%s: the WAL stays beside it: %s", self.path, error)
         finally:
             self._connection.close()
+            os.close(self._descriptor)
 
     def __enter__(self) -> "Database":
         return self

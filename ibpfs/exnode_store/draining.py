@@ -10,6 +10,7 @@ import trio
 
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace, UsageError, VolumeError
+from ibpfs.exnode_store.checkpoints.recovery_key import is_last_named
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
@@ -67,6 +68,10 @@ class Draining:
         copies = self._transfer.policies.most_copies
         if others < copies:
             raise UsageError(f"{address}: without it there are {others} depots for {copies} copies; add another first")
+        checkpoints = self._warmer.checkpoints
+        if checkpoints is not None and is_last_named(self._db, checkpoints, depot.id):
+            raise UsageError(f"{address}: the last printed recovery string leads to no other depot; first print"
+                             " another: ibpfs recovery-key VOLUME")  # fmt: skip
         self._depots.drain(depot)
         return depot
 
@@ -100,6 +105,8 @@ class Draining:
                 raise VolumeError(f"{address}: {len(rest)} segments cannot be moved off it now, for want of other"
                                   " depots that answer, of room or of sound bytes (see ibpfs depots, and the log)")
             await trio.sleep(0.1)  # some are open, and in use
+        if self._warmer.checkpoints is not None:
+            await self._warmer.checkpoints.leave(depot.id)
         await self._warmer.release_orphans()
         await self._db.sync()
         return self._ledger.holdings(depot.id).imported
@@ -151,6 +158,8 @@ class Draining:
         if depot.role == "active":
             raise UsageError(f"{address}: is in use; first: ibpfs depots drain VOLUME {address}")
         await self._depots.wait_for_all(_ANSWER)
+        if self._warmer.checkpoints is not None:
+            await self._warmer.checkpoints.leave(depot.id)
         await self._warmer.release_orphans()
         held = self._ledger.holdings(depot.id)
         if held.own or held.pending or held.imported:

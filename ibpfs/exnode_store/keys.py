@@ -113,6 +113,34 @@ def open_slots(
 _SPOKEN = {"keyfile": "key file", "recovery": "recovery string"}
 
 
+def keep_secret(slot: Slot, secret: bytes, keys: VolumeKeys, uuid: bytes) -> None:
+    """Let the slot's secret be told again by who can open the volume."""
+    slot["kept"] = _wrap(keys.master, secret, uuid + b"kept secret")
+
+
+def kept_secret(slots: Sequence[Slot], keys: VolumeKeys, uuid: bytes) -> bytes | None:
+    """The secret of the newest recovery slot; None when a release that did not keep it made it."""
+    for slot in reversed(slots):
+        if slot.get("kind") == "recovery" and "kept" in slot:
+            try:
+                return _unwrap(keys.master, str(slot["kept"]), uuid + b"kept secret")
+            except (InvalidTag, ValueError) as error:
+                raise VolumeError("a key slot of this volume is damaged") from error
+    return None
+
+
+def wrap_checkpoint_key(keys: VolumeKeys, key: bytes, uuid: bytes) -> str:
+    """The key that seals checkpoints, as it stands in the head of every record log."""
+    return _wrap(keys.master, key, uuid + b"checkpoints")
+
+
+def unwrap_checkpoint_key(keys: VolumeKeys, wrapped: str, uuid: bytes) -> bytes:
+    try:
+        return _unwrap(keys.master, wrapped, uuid + b"checkpoints")
+    except (InvalidTag, ValueError) as error:
+        raise VolumeError("the key of the checkpoints is damaged, though the secret fits") from error
+
+
 def _open_epoch(master: bytes, entry: Mapping[str, Any], uuid: bytes) -> tuple[int, bytes]:
     try:
         epoch = int(entry["epoch"])

@@ -1,6 +1,7 @@
 """Giving allocations that nobody needs back to their depots (I5)."""
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -12,6 +13,7 @@ from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Orphan
 from ibpfs.exnode_store.placement import OK
+from ibpfs.exnode_store.segments import LAST_COMMIT
 
 _log = logging.getLogger(__name__)
 
@@ -20,10 +22,14 @@ _RELEASES = 64
 
 
 class Releasing:
-    """Orphan row -> synced -> depot -> row deleted."""
+    """Orphan row -> synced -> in a checkpoint -> depot -> row deleted."""
 
-    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet) -> None:
+    def __init__(
+        self, db: Database, ledger: Ledger, depots: DepotSet, releasable: Callable[[], int] = lambda: LAST_COMMIT
+    ) -> None:
+        """`releasable` tells the last commit whose orphans no checkpoint names."""
         self._db = db
+        self._releasable = releasable
         self._ledger = ledger
         self._depots = depots
 
@@ -35,7 +41,7 @@ class Releasing:
     async def release_orphans(self) -> None:
         """Give the orphans that there are now back to their depots; those of silent depots stay for later."""
         answering = [depot for depot in self._depots if depot.state == OK and depot.status]
-        orphans = self._ledger.orphans(limit=1000, depots=[depot.id for depot in answering])
+        orphans = self._ledger.orphans(1000, [depot.id for depot in answering], self._releasable())
         if not orphans:
             return
         await self._db.sync()

@@ -25,7 +25,10 @@ TABLES = """
 -- One row per fact about the volume: uuid, format, features (JSON list of incompatible ones), policy_epoch,
 -- digest_seed (hex; seeds the digests of stored bytes, never told to a depot), frame_size, function (name for
 -- new slices), volume_toml (a copy, from which fsck restores a damaged one), created_at, root_owner; scrub_period
--- (seconds within which every replica is verified; 0: never; no row: 30 days).
+-- (seconds within which every replica is verified; 0: never; no row: 30 days). Of checkpoints: checkpoint_key (hex; it
+-- seals what this file holds anyway), checkpoint_key_wrapped (by the master key), checkpoint_writer, root_records (how
+-- many were written), checkpoint_seq, checkpoint_at (of the last one that is on depots), recovery_printed (JSON: short
+-- hashes of the root's copies that the last printed string names).
 CREATE TABLE volume (
     key   TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -232,10 +235,8 @@ CREATE TABLE shares (
     seq     INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Rows that are gone since the last checkpoint: which table, which key. What is written anew since then is found by
--- its seq, what is deleted only here; so each increment of a checkpoint carries these rows and then deletes them. They
--- are written only between checkpoints: a volume without one (table commits is empty), as all that this program makes,
--- has none, and its first checkpoint is a whole one.
+-- Reserved, and empty: a checkpoint's increment carries the pages of the database file that changed, whatever rows they
+-- hold, so nobody has to note what is deleted.
 CREATE TABLE tombstones (
     table_name TEXT NOT NULL,
     row_key    TEXT NOT NULL,
@@ -243,15 +244,16 @@ CREATE TABLE tombstones (
     PRIMARY KEY (table_name, row_key)
 ) WITHOUT ROWID;
 
--- One per checkpoint increment and per synced group; a chain by digest.
+-- One per checkpoint, full or increment: written, and synced, before it is on any depot. A chain by digest; the last
+-- thousand are kept. A store that does not know the last one on the depots is older than them.
 CREATE TABLE commits (
     seq         INTEGER PRIMARY KEY,
     volume      TEXT NOT NULL,
     epoch       INTEGER NOT NULL,
-    writer      TEXT NOT NULL,
-    versions    TEXT NOT NULL,             -- version vector, JSON object writer -> seq
-    root_digest BLOB NOT NULL,
-    previous    BLOB NOT NULL,
+    writer      TEXT NOT NULL,             -- random, new with each recovery
+    versions    TEXT NOT NULL,             -- version vector, JSON object writer -> how many commits it has made
+    root_digest BLOB NOT NULL,             -- SHA-256 of the commit record
+    previous    BLOB NOT NULL,             -- root_digest of the one before; 32 zeros: there is none
     signature   BLOB
 );
 """
@@ -317,4 +319,22 @@ CREATE TABLE IF NOT EXISTS imported_keys (
     wrapped BLOB NOT NULL,                 -- nonce (12 bytes), then AES-256-GCM; associated data: slice_id
     seq     INTEGER NOT NULL
 );
+
+-- Copies of record logs on depots: 'root' (where the checkpoint is) and 'checkpoint' (the pages). Those of a checkpoint
+-- log hold the same bytes; one that is shorter, or that holds something else, gets no more before it has caught up.
+CREATE TABLE IF NOT EXISTS record_logs (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    log        BLOB NOT NULL CHECK (length(log) = 16),  -- random; the newest of a kind is the one in use
+    kind       TEXT NOT NULL CHECK (kind IN ('root', 'checkpoint')),
+    depot      INTEGER NOT NULL REFERENCES depots (id),
+    read_key   TEXT NOT NULL,
+    write_key  TEXT NOT NULL,
+    manage_key TEXT NOT NULL,
+    size       INTEGER NOT NULL,           -- of the allocation
+    length     INTEGER NOT NULL,           -- acknowledged bytes
+    lease_end  REAL,                       -- as the depot last told it; NULL = permanent
+    told_at    REAL NOT NULL,
+    seq        INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS record_logs_depot ON record_logs (depot);
 """

@@ -8,6 +8,9 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger_rows import Holdings, NewReplica, Orphan, Replica, StoredRun, pack_key, unpack_key
 from ibpfs.exnode_store.schema import CLOSED, OPEN
 
+#: Above the number of every commit.
+LAST_COMMIT = 1 << 62
+
 
 class Segments:
     """Segments, replicas, pending and orphans. Every method that changes something is (or joins) one transaction."""
@@ -190,8 +193,10 @@ class Segments:
             self.orphans_waiting = self.orphans_waiting or bool(rows)
             return len(rows)
 
-    def orphans(self, limit: int = 100, depots: Sequence[int] | None = None) -> list[Orphan]:
-        """Allocations to release, on any depot or on one of `depots`, oldest first.
+    def orphans(
+        self, limit: int = 100, depots: Sequence[int] | None = None, up_to: int = LAST_COMMIT
+    ) -> list[Orphan]:
+        """Allocations to release, on any depot or on one of `depots`, oldest first; of commits `up_to` this one.
 
         They may be released only after a `Database.sync` that followed the call (I5).
         """
@@ -200,8 +205,8 @@ class Segments:
         if depots is not None:
             marks = ", ".join("?" * len(depots))
             rows = self._db.rows(
-                f"SELECT id, depot, manage_key FROM orphans WHERE depot IN ({marks}) ORDER BY id LIMIT ?",
-                (*depots, limit),
+                f"SELECT id, depot, manage_key FROM orphans WHERE depot IN ({marks}) AND seq <= ? ORDER BY id LIMIT ?",
+                (*depots, up_to, limit),
             )
         return [Orphan(row, depot, unpack_key(key)) for row, depot, key in rows]
 
@@ -219,7 +224,8 @@ class Segments:
             )
             db.execute(
                 "UPDATE depots SET role = 'removed', seq = ? WHERE role = 'draining' AND NOT embedded AND id NOT IN"
-                " (SELECT depot FROM replicas UNION SELECT depot FROM orphans UNION SELECT depot FROM pending)",
+                " (SELECT depot FROM replicas UNION SELECT depot FROM orphans UNION SELECT depot FROM pending"
+                " UNION SELECT depot FROM record_logs)",
                 (db.seq,),
             )
 

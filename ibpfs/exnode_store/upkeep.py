@@ -167,6 +167,8 @@ class Upkeep:
             return
         await self._transfer.trim()
         await self._warmer.release_dead()
+        if self._warmer.checkpoints is not None:
+            await self._warmer.checkpoints.try_make()  # what is released must be named by none
         left = None
         while self._ledger.orphans_waiting and left != (orphans := len(self._ledger.orphans(limit=100_000))):
             left = orphans

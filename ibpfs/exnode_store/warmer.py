@@ -11,6 +11,7 @@ import trio
 
 from ibpfs.errors import NoSpace
 from ibpfs.exnode_store.allocator import Allocator
+from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
 from ibpfs.exnode_store.compaction import plan_packing
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
@@ -41,23 +42,31 @@ def _later() -> Iterator[None]:
 class Warmer:
     """Runs beside the flusher in whoever owns the volume."""
 
-    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer) -> None:
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer,
+                 checkpoints: Checkpoints | None = None) -> None:  # fmt: skip
+        self.checkpoints = checkpoints
         self._ledger = ledger
         self._depots = depots
         self._transfer = transfer
         allocator = Allocator(db, ledger, depots)
         self._verification = Verification(db, ledger, transfer)
-        self._releasing = Releasing(db, ledger, depots)
+        self._releasing = Releasing(db, ledger, depots, *([checkpoints.releasable] if checkpoints else []))
         self.renewal = Renewal(ledger, depots, allocator)
         self._repairing = Repairing(db, ledger, depots, transfer, allocator, self._verification, self.renewal)
         self._packing = Packing(ledger, transfer, self._verification)
         self.scrubbing = Scrubbing(db, ledger, depots, transfer, self._verification)
         self.turn = trio.Lock()  # held by whoever verifies and repairs: two would make copies twice
         # What whoever has the turn may ask for at once.
-        self.renew, self.release_orphans = self.renewal.renew, self._releasing.release_orphans
+        self.release_orphans = self._releasing.release_orphans
         self.release_dead = self._releasing.release_dead
         self.verify, self.repair, self.augment = self._repairing.verify, self._repairing.repair, self._repairing.augment
         self.pack, self.move_slices = self._packing.pack, self._packing.move_slices
+
+    async def renew(self, *, every: bool = False) -> None:
+        """Renew the leases that are due, or `every` one, on depots that answer."""
+        await self.renewal.renew(every=every)
+        if self.checkpoints is not None:
+            await self.checkpoints.logs.renew(every=every)
 
     async def run(self) -> None:
         """Work until cancelled."""

@@ -9,7 +9,7 @@ import pytest
 
 from ibpfs.config import VolumePaths, load_config
 from ibpfs.errors import UsageError
-from ibpfs.exnode_store.creation import parse_recovery
+from ibpfs.exnode_store.checkpoints.recovery_string import parse_recovery
 from ibpfs_tools.mkfs import parse_owner
 from ibpfs_tools.warm import timer_command
 
@@ -27,7 +27,8 @@ def test_a_volume(tmp_path: Path) -> None:
     assert "leases" not in done.stdout
     assert not done.stderr
     recovery = next(line for line in done.stdout.splitlines() if line.startswith("  ")).strip()
-    assert parse_recovery(recovery)
+    (place,) = parse_recovery(recovery).places
+    assert place.embedded
     assert not load_config(VolumePaths(tmp_path / "v")).plain
     again = mkfs(str(tmp_path / "v"))
     assert (again.returncode, again.stderr) == (1, f"mkfs.ibpfs: {tmp_path}/v: is a volume already\n")
@@ -38,6 +39,7 @@ def test_depots_without_tls_are_named(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "without TLS" in line]
     assert line.startswith("ibp://192.0.2.1: ")
+    assert "no depot has a checkpoint yet, so the string opens the keys alone" in done.stdout
     assert "their leases end: a mount renews them, or ibpfs warm " in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if "systemctl" in line]
     assert line.strip() == timer_command(tmp_path / "v", for_all=os.geteuid() == 0)

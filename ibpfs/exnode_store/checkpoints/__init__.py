@@ -1,0 +1,1 @@
+"""The exNode store on depots: what is written there, how, and how it comes back."""

@@ -1,0 +1,138 @@
+"""A volume's directory made anew from its depots, on a machine that has never seen it."""
+
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from ibpfs.config import VolumePaths, dump_config, parse_config, write_private
+from ibpfs.depot.embedded import EmbeddedDepot
+from ibpfs.errors import VolumeError
+from ibpfs.exnode_store.checkpoints.commits import Commit
+from ibpfs.exnode_store.checkpoints.log_rows import LogRows
+from ibpfs.exnode_store.checkpoints.recovery import Recovered, check_file, recovering
+from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
+from ibpfs.exnode_store.creation import checkpoint_facts, first_slot, sync_file
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.keys import open_slots
+
+#: Seconds that the volume's own depot has to start.
+_DEPOT_START = 10.0
+_MOST_DEEP = 4096
+
+
+@dataclass
+class Rebuilt:
+    """What a person is told. `lost`: (name, bytes) of files that had bytes in the lost spool alone."""
+
+    commit: Commit
+    notes: list[str]
+    lost: list[tuple[str, int]] = field(default_factory=list)
+
+
+async def rebuild(paths: VolumePaths, recovery: Recovery, passphrase: bytes | None = None) -> Rebuilt:
+    """Make the volume at `paths`, where nothing is, or its own depot's directory alone. VolumeError, WrongKey."""
+    if not recovery.places:
+        raise VolumeError("this recovery string opens the keys of a volume that is there; it does not say where its"
+                          " checkpoints are (one printed by ibpfs recovery-key does)")  # fmt: skip
+    _check_own_depot(paths, recovery)
+    with _made_or_removed(paths):
+        async with _own_depot(paths, recovery), recovering(recovery, paths.depot) as recoverer:
+            with paths.store.open("wb") as file:
+                paths.store.chmod(0o600)
+                recovered = await recoverer.recover(file)
+        check_file(paths.store)
+        lost = _lost(paths.store, recovered.commit)
+        text = _take_over(paths, recovery, recovered, passphrase)
+        sync_file(paths.store)
+        write_private(paths.properties, text.encode())  # last: without it there is no volume
+    return Rebuilt(recovered.commit, recovered.notes, lost)
+
+
+def _check_own_depot(paths: VolumePaths, recovery: Recovery) -> None:
+    if all(place.embedded for place in recovery.places) and not (paths.depot / "allocations").is_dir():
+        raise VolumeError("everything was on the volume's own depot: without its directory it cannot come back; if you"
+                          f" have VOLUME/depot, put it at {paths.depot}")  # fmt: skip
+
+
+@contextmanager
+def _made_or_removed(paths: VolumePaths) -> Iterator[None]:
+    """The volume's directories; after a failure all but its own depot's is gone again."""
+    if paths.root.exists():
+        there = {entry.name for entry in paths.root.iterdir()}
+        if there - {paths.depot.name}:
+            raise VolumeError(f"{paths.root}: is not empty (its own depot's directory alone may be there)")
+    else:
+        there = None
+        paths.root.mkdir(mode=0o700, parents=True)
+    paths.root.chmod(0o700)
+    try:
+        for directory in paths.directories:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        yield
+    except BaseException:
+        for entry in paths.root.iterdir():
+            if entry.name in (there or ()):
+                continue
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        if there is None:
+            paths.root.rmdir()
+        raise
+
+
+@asynccontextmanager
+async def _own_depot(paths: VolumePaths, recovery: Recovery) -> AsyncIterator[None]:
+    """The volume's own depot, running, where the string names it and its directory is there."""
+    if not (any(place.embedded for place in recovery.places) and (paths.depot / "allocations").is_dir()):
+        yield
+        return
+    embedded = EmbeddedDepot(paths.depot, paths.log / "depot.log")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(embedded.keep, lambda _: None)
+        with trio.move_on_after(_DEPOT_START):
+            await embedded.ready.wait()
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def _take_over(paths: VolumePaths, recovery: Recovery, recovered: Recovered, passphrase: bytes | None) -> str:
+    """New keys to the door, a new writer in the line of commits; returns the text of volume.toml."""
+    with Database(paths.store) as db:
+        config = parse_config(db.facts["volume_toml"], paths.properties)
+        keys = open_slots(config.slots, config.epochs, "recovery", recovery.secret, config.uuid)
+        kept = [slot for slot in config.slots if slot.get("kind") == "recovery"]
+        config.slots = [first_slot(paths, keys, config.uuid, passphrase), *kept]
+        text = dump_config(config)
+        rows = LogRows(db, lambda: recovered.commit.at)
+        with db.transaction():
+            rows.add_commit(recovered.commit, recovered.record)
+            db.set_fact("volume_toml", text)
+            db.set_fact("checkpoint_seq", str(recovered.commit.seq))
+            db.set_fact("checkpoint_at", str(recovered.commit.at))
+            db.set_fact("checkpoint_writer", checkpoint_facts(keys, config.uuid)["checkpoint_writer"])
+            # What was being written is gone with the spool: truncations that only its records waited for are over.
+            db.execute("DELETE FROM voids WHERE ino NOT IN (SELECT ino FROM mappings)")
+    return text
+
+
+def _lost(store: Path, commit: Commit) -> list[tuple[str, int]]:
+    connection = sqlite3.connect(store)
+    try:
+        return [(_name(connection, ino), size) for ino, size in commit.dirty]
+    finally:
+        connection.close()
+
+
+def _name(connection: sqlite3.Connection, ino: int) -> str:
+    words: list[str] = []
+    while ino != 1 and len(words) < _MOST_DEEP:
+        row = connection.execute("SELECT parent, name FROM dentries WHERE ino = ?", (ino,)).fetchone()
+        if row is None:
+            return f"a file without a name (inode {ino})"
+        ino = row[0]
+        words.append(row[1].decode("utf-8", "backslashreplace"))
+    return "/" + "/".join(reversed(words))

@@ -1,0 +1,83 @@
+"""A volume whose directory is gone comes back from its depots, on a machine that has never seen it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .running import run
+from .volumes import Session, Volume
+
+pytestmark = pytest.mark.mounted
+
+RESTORE = Path(__file__).parents[2] / "tools" / "ibpfs_restore.py"
+
+
+def fill(volume: Volume) -> None:
+    place = volume / "tree"
+    shutil.copytree(Path(__file__).parent, place / "sources", ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "large").write_bytes(os.urandom(3_000_000))
+    (place / "empty").touch()
+    (place / "link").symlink_to("sources/volumes.py")
+    os.link(place / "large", place / "second-name")
+    with (place / "sparse").open("wb") as file:
+        file.seek(5_000_000)
+        file.write(b"end")
+    (place / "large").chmod(0o640)
+    os.setxattr(place / "large", "user.colour", b"blue")
+
+
+def listing(root: Path) -> list[tuple[object, ...]]:
+    """What a tree is, seen from outside."""
+    found: list[tuple[object, ...]] = []
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found.append((str(path.relative_to(root)), status.st_mode, status.st_nlink, status.st_uid, status.st_gid,
+                      status.st_mtime_ns, content, path.is_symlink() or tuple(os.listxattr(path))))  # fmt: skip
+    return found
+
+
+def test_from_the_string_alone(session: Session, directory: Path) -> None:
+    with session.volume(depots=3) as volume:
+        fill(volume)
+        before = listing(volume / "tree")
+        volume.flush()
+        string = directory / "string"
+        string.write_text(run("ibpfs", "recovery-key", volume.root).stdout.splitlines()[-1])
+        volume.umount()
+        gone = volume.root.rename(directory / "gone")
+        elsewhere = {**os.environ, "HOME": str(directory / "home")}
+
+        alone = directory / "restored"
+        done = subprocess.run([sys.executable, "-I", RESTORE, alone, "--from", string], env=elsewhere, check=False,
+                              capture_output=True, text=True, timeout=120)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert listing(alone / "tree") == before
+
+        done = subprocess.run([*_recover(volume.root)], input=string.read_text(), env=elsewhere, check=False,
+                              capture_output=True, text=True, timeout=120)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "are lost" not in done.stdout
+        volume.mount()
+        assert listing(volume / "tree") == before
+        (volume / "tree" / "new").write_bytes(b"goes on")
+        volume.umount()
+        volume.fsck()
+
+        volume.root.rename(directory / "recovered")
+        gone.rename(volume.root)
+        done = volume.mount(code=32)
+        assert "older than the depots by" in done.stderr
+        assert "run ibpfs recover" in done.stderr
+        shutil.rmtree(volume.root)
+        (directory / "recovered").rename(volume.root)
+
+
+def _recover(root: Path) -> list[str | Path]:
+    from .running import BIN
+
+    return [BIN / "ibpfs", "recover", root, "--from", "-"]
