@@ -22,8 +22,9 @@ from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
 from ibpfs.exnode_store.warm_capability import open_warm_capability
 from ibpfs.exnode_store.warmer import Warmer
-from ibpfs.mount import prepare_process, volume_depots
+from ibpfs.mount import volume_depots
 from ibpfs.ownership import owned
+from ibpfs.process import prepare_process
 from ibpfs.upkeep import UpkeepCommands
 
 

@@ -4,12 +4,9 @@ Ends in any case with the spool holding what is not on the depots. Nothing here 
 mounts should hear is logged at INFO.
 """
 
-import ctypes
 import logging
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -61,8 +58,10 @@ from ibpfs.exnode_store.whereabouts import Whereabouts
 from ibpfs.kernel_door import KernelDoor
 from ibpfs.mount_options import MountOptions
 from ibpfs.ownership import DRAINING, MOUNTED, Ownership, owned
+from ibpfs.process import prepare_process
 from ibpfs.quantities import format_size
 from ibpfs.services import Parts, Services
+from ibpfs.sharing import Sharing
 from ibpfs.upkeep import UpkeepCommands
 
 _log = logging.getLogger(__name__)
@@ -71,9 +70,6 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 #: Clear bytes of spool records kept in memory; older ones are read back from the spool when they fly.
 _RECORD_MEMORY = 64 * MIB
-#: A thread that is done with a sync must not wait 5 ms for the interpreter.
-_SWITCH_INTERVAL = 0.0005
-_DESCRIPTORS = 65536
 #: Seconds that a mount waits for its own depot to start; it does without it then, for the time being.
 _DEPOT_START = 5.0
 #: Seconds that mkfs waits for depots.
@@ -167,14 +163,15 @@ async def _rooms(
         upkeep = UpkeepCommands(
             Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing, findings, settling
         )
-        for task in (flusher.run, files.run, reader.serve, warmer.run, draining.run, settling.run, compactor.run,
-                     checkpoints.run):  # fmt: skip
+        sharing = Sharing(db, ledger, depots, files, imports, keys)
+        tasks = flusher.run, files.run, reader.serve, warmer.run, draining.run, settling.run, compactor.run
+        for task in (*tasks, sharing.run, checkpoints.run):
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)
         try:
             recovery_key = RecoveryKey(paths, db, config, keys, checkpoints)
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep,
-                               snapshots, checkpoints, recovery_key)  # fmt: skip
+                               snapshots, checkpoints, recovery_key, sharing)  # fmt: skip
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()
@@ -370,15 +367,3 @@ def _without_trap(options: MountOptions) -> MountOptions:
 
 
 _ENDING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-_PR_SET_NAME = 15
-
-
-def prepare_process() -> None:
-    """Private files, no core dumps (they would hold keys), many descriptors, a name, quick thread hand-over."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"ibpfs", 0, 0, 0)
-    sys.setswitchinterval(_SWITCH_INTERVAL)

@@ -44,6 +44,7 @@ from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
+from ibpfs.sharing import Sharing
 from ibpfs.snapshot_commands import SnapshotCommands
 from ibpfs.upkeep import UpkeepCommands
 
@@ -74,6 +75,7 @@ class Parts:
     snapshots: Snapshots
     checkpoints: Checkpoints
     recovery_key: RecoveryKey
+    sharing: Sharing
 
 
 class Services:
@@ -104,6 +106,7 @@ class Services:
             "doctor": self._doctor,
             **self.exchange.commands(),
             **SnapshotCommands(self._parts.snapshots, self.flush).commands(),
+            **self._parts.sharing.commands(),
         }
 
     async def _status(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class Services:
             "earliest_lease_end": earliest_lease_end(parts.db),
             "scrub": parts.warmer.scrubbing.state(),
             "survives_until": survives_until(parts.db, parts.ledger.now()),
+            "shares_hold_until": parts.sharing.hold_until(),
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
             "checkpoint_at": parts.checkpoints.at,
             "checkpoint_behind": round(parts.checkpoints.behind, 1),

@@ -18,8 +18,8 @@ from ibpfs.exnode_store.fsck import checked_store, finish
 from ibpfs.exnode_store.fsck_data import check_data
 from ibpfs.exnode_store.fsck_faults import Checkup, Consent, Fault, Outcome, always, if_safe, never
 from ibpfs.exnode_store.keys import VolumeKeys, open_slots
-from ibpfs.mount import prepare_process
 from ibpfs.ownership import owned
+from ibpfs.process import prepare_process
 from ibpfs_tools import exits
 from ibpfs_tools.commands import command
 from ibpfs_tools.unlocking import Secrets, find_secret, secret_options

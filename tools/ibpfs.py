@@ -15,6 +15,7 @@ from ibpfs_tools.exnode import exnode
 from ibpfs_tools.export import export
 from ibpfs_tools.flush import flush
 from ibpfs_tools.gateway import gateway
+from ibpfs_tools.get import get
 from ibpfs_tools.import_ import import_
 from ibpfs_tools.ls import ls
 from ibpfs_tools.mail import mail
@@ -25,6 +26,7 @@ from ibpfs_tools.recover import recover
 from ibpfs_tools.recovery_key import recovery_key
 from ibpfs_tools.refresh import refresh
 from ibpfs_tools.repair import repair
+from ibpfs_tools.share import share
 from ibpfs_tools.snapshot import snapshot
 from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
@@ -47,7 +49,7 @@ def ibpfs() -> None:
 for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots, policy,
              recovery_key, recover):
     ibpfs.add_command(verb)
-for verb in (gateway, mail, mail_filter):
+for verb in (share, get, gateway, mail, mail_filter):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

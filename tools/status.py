@@ -50,6 +50,8 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
     ]
     if "scrub" in found:
         lines.append(f"  scrub           {progress_of(found['scrub'], now)}")
+    if found.get("shares_hold_until") is not None:
+        lines.append(f"  links           {_hold(found['shares_hold_until'], now)}")
     lines += [
         f"  depot {depot['id']:<9} {depot['state']}, {depot['address']}, {_free(depot['free_bytes'])}"
         for depot in found["depots"]
@@ -97,6 +99,11 @@ def _lease(end: float | None, now: float) -> str:
         return "permanent"
     days = (end - now) / 86400
     return f"the first ends in {days:.1f} days" if days >= 0 else f"the first ended {-days:.1f} days ago"
+
+
+def _hold(end: float, now: float) -> str:
+    days = (end - now) / 86400
+    return f"with this machine off, all hold for {days:.1f} days" if days > 0 else "some do not hold any more"
 
 
 def _survival(end: float | None, now: float) -> str:

@@ -49,6 +49,15 @@ class VolumeKeys:
         """Wraps the random keys of spool files."""
         return derive(self._volume_key(epoch), b"spool")
 
+    def shares_key(self, epoch: int) -> bytes:
+        """Seals what the owner notes of its shares."""
+        return derive(self._volume_key(epoch), b"shares")
+
+    @property
+    def sender_seed(self) -> bytes:
+        """Of the Ed25519 key by which receivers know this volume's shares."""
+        return derive(self.master, b"sender")
+
     def wrap_import(self, epoch: int, slice_id: bytes, key: bytes) -> bytes:
         """The key of a slice that another volume sealed, as it stands in our store."""
         nonce = os.urandom(12)

@@ -127,7 +127,7 @@ class Renewal:
                 return None
             size, left = status.max_size, status.seconds_left
             self.note_drift(replica, left)
-        if replica.imported and left > LONG_LEASE:  # what others lease for longer than we would is left as it is
+        if left > LONG_LEASE:  # what others, or a link, lease for longer than we would is left as it is
             return self._ledger.now() + left
         longest = min(LONG_LEASE, (depot.status and depot.status.max_lease) or LONG_LEASE)
         end = await self._allocator.extend(depot, replica.manage, size, asking=True)

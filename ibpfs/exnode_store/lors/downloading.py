@@ -9,7 +9,7 @@ from ibpfs.exnode_store.documents.exnode import ExNode
 from ibpfs.exnode_store.documents.sealed import holes_are_zeros
 from ibpfs.exnode_store.lors.fetching import PIECE, Unavailable, fetch
 from ibpfs.exnode_store.lors.outputs import refuse_existing
-from ibpfs.exnode_store.lors.partial import PartialFile
+from ibpfs.exnode_store.lors.partial import PartialFile, identity
 from ibpfs.exnode_store.lors.plans import Unit, holes, units
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots, in_parallel
 
@@ -32,7 +32,7 @@ async def download(
     refuse_existing(path, overwrite)
     if not holes_are_zeros(exnode):
         check_complete(exnode)
-    partial = PartialFile(path, exnode, resume=resume)
+    partial = PartialFile(path, identity(exnode), exnode.size, resume=resume)
     try:
         before = partial.done_bytes
         await _fetch_all(exnode, partial, depots, Counter(exnode.size, advance, before), streams, verify)

@@ -6,6 +6,9 @@ A download that was killed goes on behind all that the second says; after a powe
 import fcntl
 import hashlib
 import os
+import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +21,8 @@ from ibpfs.exnode_store.lors.outputs import put_in_place
 _SYNC_EVERY: Final = 64 * 1024 * 1024
 #: Stands behind what is on stable storage.
 _SYNCED: Final = "synced"
+#: '.NAME.part.done' has to be a name, too.
+_LONGEST_NAME: Final = 240
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -34,12 +39,13 @@ def identity(exnode: ExNode) -> str:
 class PartialFile:
     """One at a time per file: VolumeBusy for the second."""
 
-    def __init__(self, path: Path, exnode: ExNode, *, resume: bool = True) -> None:
+    def __init__(self, path: Path, identity: str, size: int, *, resume: bool = True, part: Path | None = None) -> None:
+        """`identity`: the same text means the same bytes; `part`: where they are collected."""
         self._path = path
-        self._data = path.with_name(f".{path.name}.part")
-        self._record = path.with_name(f".{path.name}.part.done")
-        self._identity = identity(exnode)
-        self._size = exnode.size
+        self._data = part or part_of(path)
+        self._record = self._data.with_name(f"{self._data.name}.done")
+        self._identity = identity
+        self._size = size
         self._unsynced = 0
         self._done: ExtentMap[None] = ExtentMap()
         self._file = _open_own(self._data)
@@ -118,6 +124,20 @@ class PartialFile:
         with self._record.open("a", encoding="ascii") as record:
             record.write(f"{line}\n")
 
+    def sha256(self) -> bytes:
+        """Of all that is there. Blocks."""
+        with open(self._file, "rb", closefd=False) as file:
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").digest()
+
+    def touch(self, mtime_ns: int, *, executable: bool) -> None:
+        """Give it the time of another file, and the right to be run where it may be read."""
+        with suppress(OverflowError, OSError):  # a time that this file system cannot hold
+            os.utime(self._file, ns=(time.time_ns(), mtime_ns))
+        if executable:
+            mode = stat.S_IMODE(os.fstat(self._file).st_mode)
+            os.fchmod(self._file, mode | (mode & 0o444) >> 2)
+
     def finish(self, *, overwrite: bool) -> None:
         """All is there: give the file its name."""
         os.fsync(self._file)
@@ -133,6 +153,14 @@ class PartialFile:
     def close(self) -> None:
         self.sync()
         os.close(self._file)
+
+
+def part_of(path: Path) -> Path:
+    """A hidden name beside it; of one that would be too long, a hash."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}.part")
 
 
 def _boot() -> str:

@@ -27,11 +27,12 @@ MAX_PLACES: Final = 8
 MAX_LINK: Final = 32 * 1024
 
 _FORMAT: Final = 1
-#: format, id, minutes since the epoch, number of places
-_HEAD: Final = struct.Struct(">B10sIB")
+#: format, id, when it expires, number of places
+_HEAD: Final = struct.Struct(">B10sQB")
 #: flags, port, length of the host, length of the key
 _PLACE: Final = struct.Struct(">BHBH")
 _SECURE: Final = 1
+_LAST_TIME: Final = 1 << 40
 _CHECK: Final = 4
 _PASSPHRASE, _RECIPIENTS = 1, 2
 #: age's header and the secret itself, for up to about a hundred recipients
@@ -71,7 +72,7 @@ class Locator:
         return share_name(self.share)
 
     def render(self) -> str:
-        body = _HEAD.pack(_FORMAT, self.share, self.expires // 60, len(self.places))
+        body = _HEAD.pack(_FORMAT, self.share, self.expires, len(self.places))
         for place in self.places:
             host, key = place.address.host.encode("ascii"), pack_key(place.read).encode("ascii")
             flags = _SECURE if place.address.secure else 0
@@ -82,11 +83,11 @@ class Locator:
     def parse(cls, text: str) -> "Locator":
         body = _checked(b"locator", _decode(text), b"")
         try:
-            version, share, minutes, count = _HEAD.unpack_from(body)
+            version, share, expires, count = _HEAD.unpack_from(body)
             if version != _FORMAT:
                 raise BadLink("the link is of a newer ibpfs")
             places, rest = [], body[_HEAD.size :]
-            if not 1 <= count <= MAX_PLACES:
+            if not 1 <= count <= MAX_PLACES or expires >= _LAST_TIME:
                 raise ValueError
             for _ in range(count):
                 place, rest = _take_place(rest)
@@ -95,7 +96,7 @@ class Locator:
                 raise ValueError
         except (struct.error, ValueError, BadCapability):
             raise BadLink("the link names no share") from None
-        return cls(share, minutes * 60, tuple(places))
+        return cls(share, expires, tuple(places))
 
 
 def _take_place(body: bytes) -> tuple[Place, bytes]:

@@ -55,11 +55,11 @@ def test_two_editors(tmp_path: Path) -> None:
 
 def test_resuming(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    partial = PartialFile(path, ONE)
+    partial = PartialFile(path, identity(ONE), ONE.size)
     partial.write(2, b"abc")
     partial.close()
     assert not path.exists()
-    partial = PartialFile(path, ONE)
+    partial = PartialFile(path, identity(ONE), ONE.size)
     assert partial.done_bytes == 3
     assert partial.has(2, 5)
     assert not partial.has(1, 3)
@@ -73,7 +73,7 @@ def test_resuming(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("powered_off", "kept"), [(False, 5), (True, 3)])
 def test_what_a_kill_and_what_a_power_cut_leave(tmp_path: Path, powered_off: bool, kept: int) -> None:
-    partial = PartialFile(tmp_path / "out", ONE)
+    partial = PartialFile(tmp_path / "out", identity(ONE), ONE.size)
     partial.write(2, b"abc")
     partial.sync()
     partial.write(5, b"de")
@@ -82,21 +82,21 @@ def test_what_a_kill_and_what_a_power_cut_leave(tmp_path: Path, powered_off: boo
         record = tmp_path / ".out.part.done"
         head, _, rest = record.read_text().split("\n", 2)
         record.write_text(f"{head}\nanother boot\n{rest}")
-    partial = PartialFile(tmp_path / "out", ONE)
+    partial = PartialFile(tmp_path / "out", identity(ONE), ONE.size)
     assert partial.done_bytes == kept
     partial.close()
 
 
 def test_only_one_at_a_time(tmp_path: Path) -> None:
-    partial = PartialFile(tmp_path / "out", ONE)
+    partial = PartialFile(tmp_path / "out", identity(ONE), ONE.size)
     with pytest.raises(VolumeBusy):
-        PartialFile(tmp_path / "out", ONE)
+        PartialFile(tmp_path / "out", identity(ONE), ONE.size)
     partial.close()
 
 
 @pytest.mark.parametrize("damage", ["other", "half", "garbage", "gone", "short", "restart"])
 def test_what_is_not_resumed(tmp_path: Path, damage: str) -> None:
-    partial = PartialFile(tmp_path / "out", ONE)
+    partial = PartialFile(tmp_path / "out", identity(ONE), ONE.size)
     partial.write(2, b"abc")
     partial.close()
     record, data = tmp_path / ".out.part.done", tmp_path / ".out.part"
@@ -112,6 +112,6 @@ def test_what_is_not_resumed(tmp_path: Path, damage: str) -> None:
         data.unlink()
     elif damage == "short":
         data.write_bytes(b"abc")
-    partial = PartialFile(tmp_path / "out", exnode, resume=damage != "restart")
+    partial = PartialFile(tmp_path / "out", identity(exnode), exnode.size, resume=damage != "restart")
     assert partial.done_bytes == 0
     partial.close()

@@ -27,7 +27,7 @@ places = st.builds(Place, addresses, keys)
 locators = st.builds(
     Locator,
     st.binary(min_size=10, max_size=10),
-    st.integers(0, 2**31).map(lambda minutes: minutes * 60),
+    st.integers(0, 2**36),
     st.lists(places, min_size=1, max_size=3).map(tuple),
 )
 fragments = st.one_of(

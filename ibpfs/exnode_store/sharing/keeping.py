@@ -1,0 +1,176 @@
+"""Keeping a share's promise: its leases last until it expires, and nothing of it lasts longer."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from ibpfs.depot.address import Address
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.sharing.contents import depots_of
+from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
+from ibpfs.exnode_store.sharing.making import store_on
+from ibpfs.exnode_store.sharing.notation import to_json
+from ibpfs.exnode_store.sharing.placing import Placing
+from ibpfs.exnode_store.sharing.record_log import Public, make_entry, public_bytes
+from ibpfs.exnode_store.sharing.share_state import ACTIVE, COPY, ENDING, RECORD, STALE, Alias, Owned, Share
+from ibpfs.exnode_store.sharing.shares import Shares
+
+_log = logging.getLogger(__name__)
+
+#: Room beside the first entry of a record, for those that extending it appends.
+_SPARE: Final = 4096
+#: Leases that last so long are not renewed yet.
+_AHEAD: Final = 20 * 86400.0
+#: Seconds that leases, which are asked for in whole ones, end before the share or after it.
+_SLACK: Final = 2.0
+
+
+class Keeper:
+    """One per open volume."""
+
+    def __init__(self, shares: Shares, ledger: Ledger, depots: DepotSet, placing: Placing) -> None:
+        self._shares = shares
+        self._ledger = ledger
+        self._depots = depots
+        self._placing = placing
+
+    # Records
+
+    async def write_record(self, share: Share, copies: int) -> None:
+        """Store the first entry on up to so many depots. Raises DepotError, DepotUnreachable."""
+        depots = self._placing.places()
+        entry = self._entry(share, 1, self._placing.addresses()[:MAX_PLACES])
+        share.owned += await store_on(self._placing, depots, RECORD, [entry], copies, 2 * len(entry) + _SPARE)
+        share.number, share.log_length = 1, len(entry)
+
+    def _entry(self, share: Share, number: int, places: Sequence[str]) -> bytes:
+        content = share.content
+        depots = dict.fromkeys([*map(Address.parse, places), *depots_of(content.runs)])
+        public = Public(public_bytes(share.signer), content.created, content.expires, tuple(depots), share.stretching)
+        return make_entry(share.signer, number, public, to_json(content), share.key, os.urandom(12))
+
+    # Leases
+
+    async def keep(self, share: Share) -> list[str]:
+        """Lease all of it until it expires, or as long as depots do; return what some of them said."""
+        troubles: list[str] = []
+        share.aliases = [await self._keep_alias(one, share.expires, troubles) for one in share.aliases]
+        share.owned = [await self._keep_owned(one, share.expires, troubles) for one in share.owned]
+        for segment in self._shares.held(share_name(share.share)):
+            await self._keep_segment(segment, share.expires, troubles)
+        return troubles
+
+    async def _keep_alias(self, alias: Alias, expires: int, troubles: list[str]) -> Alias:
+        if alias.lease_end is None or alias.lease_end >= expires - _SLACK:
+            return alias
+        try:
+            return await self._placing.extend_alias(alias, expires)
+        except (DepotError, DepotUnreachable) as error:
+            troubles.append(f"{alias.depot}: {error}")
+            return alias
+
+    async def _keep_owned(self, owned: Owned, expires: int, troubles: list[str]) -> Owned:
+        if owned.lease_end is None or abs(owned.lease_end - expires) <= _SLACK:
+            return owned  # also a first lease that is longer than the share's is cut
+        try:
+            return await self._placing.keep(owned, expires)
+        except (DepotError, DepotUnreachable) as error:
+            troubles.append(f"{owned.depot}: {error}")
+            return owned
+
+    async def _keep_segment(self, segment: int, expires: int, troubles: list[str]) -> None:
+        for replica in self._ledger.replicas(segment):
+            try:
+                end = await self._placing.keep_replica(replica, expires)
+            except (DepotError, DepotUnreachable) as error:
+                troubles.append(str(error))
+                continue
+            if end != replica.lease_end:
+                self._ledger.renewed(replica, end)
+
+    def hold_until(self, share: Share) -> float:
+        """Until when all of it is to be had if nobody renews anything."""
+        ends = {(one.depot, one.read): self._alias_end(one, share.expires) for one in share.aliases}
+        ends |= {(one.depot, one.read): _end(one.lease_end, share.expires) for one in share.owned}
+        records = [_end(one.lease_end, share.expires) for one in share.owned if one.kind == RECORD]
+        runs = [max(ends.get((str(one.depot), one.read), 0.0) for one in run.copies) for run in share.content.runs]
+        return min([float(share.expires), max(records, default=0.0), *runs])
+
+    def _alias_end(self, alias: Alias, expires: int) -> float:
+        parent = next((one for one in self._ledger.replicas(alias.segment) if one.manage == alias.parent), None)
+        if parent is None:
+            return 0.0
+        return min(_end(parent.lease_end, expires), _end(alias.lease_end, expires))
+
+    # Extending
+
+    async def extend(self, share: Share, expires: int) -> list[str]:
+        """Until then: a new entry of the record, and leases. Returns what some depots said."""
+        share.content = replace(share.content, expires=expires)
+        name = share_name(share.share)
+        self._shares.hold(name, self._shares.held(name), expires)
+        troubles = await self.keep(share)
+        records = [one for one in share.owned if one.kind == RECORD]
+        entry = self._entry(share, share.number + 1, [one.depot for one in records])
+        told: dict[Owned, Owned] = {}
+        for one in records:
+            try:
+                told[one] = await self._placing.append(one, entry, share.log_length)
+            except (DepotError, DepotUnreachable) as error:
+                troubles.append(f"{one.depot}: {error}")
+                told[one] = replace(one, kind=STALE)
+        if all(one.kind == STALE for one in told.values()):
+            raise DepotUnreachable(f"no depot took the new record: {troubles[-1] if troubles else 'there is none'}")
+        share.owned = [told.get(one, one) for one in share.owned]
+        share.number += 1
+        share.log_length += len(entry)
+        self._shares.save(share)
+        return troubles
+
+    # Ending
+
+    async def end(self, share: Share) -> list[str]:
+        """Give everything back; what cannot be given back now is tried again, and named."""
+        share.stage = ENDING
+        self._shares.save(share)
+        left: list[str] = []
+        # The record first: whoever has the link learns nothing new from then on.
+        for owned in sorted(share.owned, key=lambda one: one.kind == COPY):
+            try:
+                await self._placing.delete(owned)
+                share.owned.remove(owned)
+            except (DepotError, DepotUnreachable) as error:
+                left.append(f"{owned.depot}: {error}")
+        for alias in list(share.aliases):
+            try:
+                await self._placing.revoke(alias)
+                share.aliases.remove(alias)
+            except (DepotError, DepotUnreachable) as error:
+                left.append(f"{alias.depot}: {error}")
+        if left and time.time() < share.expires:
+            self._shares.save(share)
+        else:  # what is left has ended by itself
+            self._shares.forget(share_name(share.share))
+        return list(dict.fromkeys(left))
+
+    async def tend(self) -> None:
+        """What the warmer's rounds are for segments, for shares."""
+        now = time.time()
+        for name in self._shares.names():
+            share = self._shares.get(name)
+            if share.stage != ACTIVE or share.expires <= now:
+                for trouble in await self.end(share):
+                    _log.info("share %s: not ended everywhere: %s", name, trouble)
+            elif self.hold_until(share) < min(share.expires, now + _AHEAD):
+                for trouble in await self.keep(share):
+                    _log.info("share %s: not renewed: %s", name, trouble)
+                self._shares.save(share)
+
+
+def _end(lease_end: float | None, expires: int) -> float:
+    return float(expires) if lease_end is None or lease_end >= expires - _SLACK else lease_end

@@ -1,0 +1,206 @@
+"""What a share has on depots: windows on the volume's own replicas, private copies, copies of its record.
+
+Every allocation begins with a short lease; the caller notes it in the store before `keep` extends it.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import trio
+
+from ibpfs.depot.address import Address, BadAddress
+from ibpfs.depot.capability import Capability, CapabilityKind, Key
+from ibpfs.depot.client import DepotClient
+from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, LeaseTooLong, NotOffered
+from ibpfs.exnode_store.depots import COMMAND_LIMIT, Depot, DepotSet
+from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.placement import OK
+from ibpfs.exnode_store.sealing import Buffer
+from ibpfs.exnode_store.sharing.share_state import Alias, Owned
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds of the first lease, until the store knows of an allocation.
+FIRST_LEASE: Final = 600
+#: A depot moves bytes to another one, at 1 MiB/s or better.
+_LEAST_RATE: Final = 1024 * 1024
+
+
+class Placing:
+    """Of one open volume. Depots that are none of the volume's get a client of their own."""
+
+    def __init__(self, depots: DepotSet) -> None:
+        self._depots = depots
+        self._others: dict[str, DepotClient] = {}
+        self.without_aliases: set[str] = set()  # depots that refused one as unknown
+
+    async def aclose(self) -> None:
+        for client in self._others.values():
+            await client.aclose()
+
+    # Which depots
+
+    def places(self) -> list[Depot]:
+        """The volume's depots that take what is made for links, best first; those of this machine alone last."""
+        usable = [one for one in self._depots if one.role == "active" and one.state == OK and place_of(one)]
+        return sorted(usable, key=lambda one: (one.embedded, -one.free_bytes))
+
+    def addresses(self) -> list[str]:
+        """Of these, as others reach them."""
+        return [place for depot in self.places() if (place := place_of(depot))]
+
+    async def call(
+        self, address: str, command: Callable[[DepotClient], Awaitable[T]], limit: float = COMMAND_LIMIT
+    ) -> T:
+        """Raises DepotError, DepotUnreachable."""
+        known = self._depots.at(address)
+        if known is not None:
+            return await known.call(lambda: command(known.client), limit)
+        if address not in self._others:
+            self._others[address] = DepotClient(Address.parse(address))
+        try:
+            with trio.fail_after(limit):
+                return await command(self._others[address])
+        except trio.TooSlowError:
+            raise DepotUnreachable(f"{address}: no answer for {limit:.0f} s") from None
+
+    async def lease(
+        self, address: str, seconds: float, ask: Callable[[DepotClient, int], Awaitable[T]]
+    ) -> tuple[T, float]:
+        """Ask for so many seconds, or as many as the depot gives; return its answer and the lease's end."""
+        wanted = max(1, int(seconds))
+        try:
+            return await self.call(address, lambda client: ask(client, wanted)), time.time() + wanted
+        except LeaseTooLong:
+            longest = (await self.call(address, lambda client: client.status())).max_lease
+            if not longest or longest >= wanted:
+                raise
+        return await self.call(address, lambda client: ask(client, longest)), time.time() + longest
+
+    # Windows
+
+    async def alias(self, replica: Replica, offset: int, length: int, expires: float) -> Alias | None:
+        """A window on a replica that closes when the share expires; None where its depot gives none now."""
+        depot = self._depots.find(replica.depot)
+        address = None if depot is None else place_of(depot)
+        if address is None or not replica.is_managed or replica.imported or replica.suspect:
+            return None
+        try:
+            caps, end = await self.lease(address, expires - time.time(), lambda client, seconds: client.alias(
+                replica.manage, replica.base + offset, length, seconds))  # fmt: skip
+        except NotOffered:
+            self.without_aliases.add(address)
+            return None
+        except (DepotError, DepotUnreachable) as error:
+            _log.info("depot %s allocation %s: no window on it: %s", address, replica.read.label, error)
+            return None
+        read, manage = caps.read.wire_key, caps.manage.wire_key
+        at = replica.base + offset
+        return Alias(replica.segment, address, read, manage, replica.manage, at, length, end)
+
+    async def extend_alias(self, alias: Alias, expires: float) -> Alias:
+        """Raises DepotError, DepotUnreachable."""
+        _, end = await self.lease(alias.depot, expires - time.time(), lambda client, seconds: client.change_alias(
+            alias.manage, alias.parent, alias.offset, alias.length, seconds))  # fmt: skip
+        return replace(alias, lease_end=end)
+
+    async def revoke(self, alias: Alias) -> None:
+        """The window closes at once. Raises DepotError, DepotUnreachable."""
+        try:
+            await self.call(alias.depot, lambda client: client.revoke_alias(alias.manage, alias.parent))
+        except CapabilityNotFound:
+            _log.debug("depot %s: a window had closed already", alias.depot)
+
+    # Allocations of the share's own
+
+    async def store(self, address: str, kind: str, pieces: Sequence[Buffer], room: int) -> Owned:
+        """Store `pieces` in a new allocation with so much room. Raises DepotError, DepotUnreachable."""
+        length = sum(map(len, pieces))
+        owned = await self._allocate(address, kind, max(room, length))
+        await self.call(address, lambda client: client.store(owned.write, pieces), _patience(length))
+        return owned
+
+    async def _allocate(self, address: str, kind: str, size: int) -> Owned:
+        caps, end = await self.lease(address, FIRST_LEASE, lambda client, seconds: client.allocate(size, seconds))
+        return Owned(kind, address, caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key, size, end)
+
+    async def append(self, owned: Owned, data: bytes, behind: int) -> Owned:
+        """Append to an allocation that holds `behind` bytes, making it larger if it must be."""
+        size = behind + len(data)
+        if size > owned.size:
+            await self.call(owned.depot, lambda client: client.change(owned.manage, max_size=2 * size))
+            owned = replace(owned, size=2 * size)
+        await self.call(owned.depot, lambda client: client.store(owned.write, [data]), _patience(len(data)))
+        return owned
+
+    async def copy(self, source: str, read: Key, base: int, length: int, address: str, kind: str) -> Owned:
+        """Have depot `source` copy bytes to a new allocation on another. Raises DepotError, DepotUnreachable."""
+        owned = await self._allocate(address, kind, length)
+        target = capability(address, owned.write, CapabilityKind.WRITE)
+        limit = _patience(length)
+
+        async def send(client: DepotClient) -> int:
+            return await client.copy(read, target, base, length, seconds=int(limit))
+
+        await self.call(source, send, limit)
+        return owned
+
+    async def keep(self, owned: Owned, expires: float) -> Owned:
+        """Lease it until then, or as long as its depot does. Raises DepotError, DepotUnreachable."""
+        _, end = await self.lease(owned.depot, expires - time.time(), lambda client, seconds: client.change(
+            owned.manage, max_size=owned.size, duration=seconds))  # fmt: skip
+        return replace(owned, lease_end=end)
+
+    async def delete(self, owned: Owned) -> None:
+        """Raises DepotError, DepotUnreachable."""
+        try:
+            await self.call(owned.depot, lambda client: client.decr(owned.manage))
+        except CapabilityNotFound:
+            _log.debug("depot %s: an allocation of a link had ended already", owned.depot)
+
+    async def keep_replica(self, replica: Replica, expires: float) -> float | None:
+        """Lease a replica until then, or as long as its depot does; return until when it is leased now."""
+        if replica.lease_end is None or replica.lease_end >= expires or not replica.is_managed:
+            return replica.lease_end
+        depot = self._depots.get(replica.depot)
+        # The address is how `call` finds it, also the embedded one's, whose socket it then goes to.
+        _, end = await self.lease(depot.address, expires - time.time(), lambda client, seconds: client.change(
+            replica.manage, duration=seconds))  # fmt: skip
+        return max(end, replica.lease_end)
+
+
+def place_of(depot: Depot) -> str | None:
+    """Where others reach a depot; None: nowhere."""
+    try:
+        place = Address.parse(depot.address)
+    except BadAddress:  # an embedded one that has not told its port yet
+        return None
+    if place.path is not None:
+        return None
+    return str(replace(place, secure=True) if depot.is_pinned else place)
+
+
+def capability(address: str, key: Key, kind: CapabilityKind) -> Capability:
+    place = Address.parse(address)
+    return Capability(place.host, place.port, key.key, key.type_key, kind, place.secure)
+
+
+def _patience(length: int) -> float:
+    return COMMAND_LIMIT + length / _LEAST_RATE
+
+
+async def side_by_side(work: Iterable[Callable[[], Awaitable[None]]], streams: int = 8) -> None:
+    """Run all, so many at a time; the first error ends them."""
+    waiting = iter(list(work))
+
+    async def worker() -> None:
+        for one in waiting:
+            await one()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(streams):
+            nursery.start_soon(worker)

@@ -1,0 +1,79 @@
+"""The shares of a volume as its store has them, and the segments that they hold. Knows no depot."""
+
+import os
+from collections.abc import Collection, Iterator
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from ibpfs.errors import UsageError, VolumeError
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.keys import VolumeKeys
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.sharing.contents import BadContent
+from ibpfs.exnode_store.sharing.links import share_name
+from ibpfs.exnode_store.sharing.share_state import Share
+
+_NONCE = 12
+#: As table held_segments calls the reason.
+_KIND = "share"
+
+
+class Shares:
+    """One per open volume."""
+
+    def __init__(self, db: Database, ledger: Ledger, keys: VolumeKeys) -> None:
+        self._db = db
+        self._ledger = ledger
+        self._keys = keys
+
+    def names(self) -> list[str]:
+        """The ids of all, those that expire first first."""
+        return [name for (name,) in self._db.rows("SELECT id FROM shares ORDER BY expires, id")]
+
+    def all(self) -> Iterator[Share]:
+        for name in self.names():
+            yield self.get(name)
+
+    def get(self, name: str) -> Share:
+        """UsageError when there is none of that id."""
+        sealed = self._db.value("SELECT record FROM shares WHERE id = ?", (name,))
+        if sealed is None:
+            raise UsageError(f"{name[:40]}: no share of this volume (see ibpfs share list)")
+        try:
+            epoch = int.from_bytes(sealed[:4], "big")
+            nonce, data = sealed[4 : 4 + _NONCE], sealed[4 + _NONCE :]
+            return Share.from_bytes(AESGCM(self._keys.shares_key(epoch)).decrypt(nonce, data, name.encode()))
+        except (InvalidTag, BadContent, ValueError, KeyError):
+            raise VolumeError(f"{name}: what is known of this share is damaged") from None
+
+    def save(self, share: Share) -> None:
+        name, epoch, nonce = share_name(share.share), self._keys.epoch, os.urandom(_NONCE)
+        data = AESGCM(self._keys.shares_key(epoch)).encrypt(nonce, share.to_bytes(), name.encode())
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO shares (id, record, expires, seq) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+                " record = excluded.record, expires = excluded.expires, seq = excluded.seq",
+                (name, epoch.to_bytes(4, "big") + nonce + data, share.expires, db.seq),
+            )
+
+    def hold(self, name: str, segments: Collection[int], until: int) -> None:
+        """They stay where they are, and whole, until then."""
+        self._ledger.hold_segments(_KIND, name, sorted(segments), float(until))
+
+    def held(self, name: str) -> list[int]:
+        rows = self._db.rows("SELECT segment FROM held_segments WHERE kind = ? AND name = ?", (_KIND, name))
+        return [segment for (segment,) in rows]
+
+    def forget(self, name: str) -> None:
+        """The share has ended, and nothing of it is left on depots."""
+        self._ledger.let_go_of(_KIND, name)
+        with self._db.transaction() as db:
+            db.execute("DELETE FROM shares WHERE id = ?", (name,))
+
+    def drop_strays(self) -> None:
+        """Segments held for shares that were never written down."""
+        known = set(self.names())
+        for name, _, _ in self._ledger.held(_KIND):
+            if name not in known:
+                self._ledger.let_go_of(_KIND, name)

@@ -1,0 +1,361 @@
+"""Links: what was shared comes out elsewhere, for as long as it should, and nobody else reads it."""
+
+import email.message
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyrage
+import pytest
+
+from tests.depot.conftest import LineClient
+
+from .relays import Gate
+from .running import BIN, HEARD, run, until
+from .volumes import MakeVolume, Session, Volume
+
+pytestmark = pytest.mark.mounted
+
+DATA = random.Random(7).randbytes(3_000_000)
+LOADS = re.compile(rb"\d+ 8 \S+ \S+ \d+ \d+ \d+ ?\n")
+
+
+def share(path: Path, *words: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("ibpfs", "share", "--json", path, *words).stdout)
+    return found
+
+
+def get(home: Path, link: str, *words: object, code: int = 0) -> str:
+    """As somebody else; what it said."""
+    home.mkdir(exist_ok=True)
+    done = run("ibpfs", "get", "-", *words, input=link, code=code, cwd=home, env={"HOME": str(home)})
+    assert not link.partition("#")[2] or link.partition("#")[2] not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def refusal(home: Path, link: str, *words: object, code: int = 1) -> str:
+    """The one line that is said."""
+    said = get(home, link, "-q", *words, code=code)
+    assert said.startswith("ibpfs: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def replayed(address: str, line: bytes) -> bytes:
+    """What a depot answers to a line that somebody heard."""
+    host, _, port = address.partition("://")[2].rpartition(":")
+    client = LineClient(socket.create_connection((host, int(port)), timeout=20))
+    client.send(line.decode())
+    try:
+        return bytes(client.line())
+    finally:
+        client.close()
+
+
+def answered(volume: Volume, lines: list[bytes]) -> list[bytes]:
+    """Those that give bytes now."""
+    return [line for line in lines if replayed(volume.depots[0].address, line).startswith(b"1 ")]
+
+
+@pytest.fixture
+def wired(session: Session) -> Iterator[tuple[Volume, Gate]]:
+    """A volume whose only depot is behind a gate, without TLS: so that capabilities can be heard."""
+    with ExitStack() as stack:
+        place = socket.create_server(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+        place.close()
+        gate = Gate("127.0.0.1", port)
+        stack.callback(gate.close)
+        depot = stack.enter_context(
+            session.depot("--listen", f"127.0.0.1:{port}", "--public", f"127.0.0.1:{gate.port}")
+        )
+        volume = stack.enter_context(session.volume("--depot", f"ibp://127.0.0.1:{gate.port}", "--no-tls"))
+        volume.depots = [depot]
+        yield volume, gate
+
+
+@pytest.fixture
+def two(volumes: MakeVolume) -> Volume:
+    return volumes("--copies", "2", depots=2)
+
+
+def test_fetched_elsewhere_killed_twice(wired: tuple[Volume, Gate], directory: Path) -> None:
+    """With the sender's machine off. Neither secret nor content is with the depot, on the wire or on a command line."""
+    volume, gate = wired
+    data = b"The-Quick-Brown-Fox" * 100 + random.Random(3).randbytes(64 * 1024 * 1024)
+    (volume / "report.bin").write_bytes(data)
+    os.utime(volume / "report.bin", ns=(1_600_000_000_123_456_789, 1_600_000_000_123_456_789))
+    link = share(volume / "report.bin")["link"]
+    volume.umount()
+    command_lines = set()
+
+    def parts() -> int:
+        record = directory / ".report.bin.part.done"
+        return len(re.findall(r"^\d+ \d+$", record.read_text(), re.M)) if record.exists() else 0
+
+    for wanted in (2, 4):
+        gate.let(20_000_000)
+        process = subprocess.Popen(
+            [BIN / "ibpfs", "get", "-", "--streams", "2"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, cwd=directory, env={**os.environ, "HOME": str(directory)},
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(link.encode())
+        process.stdin.close()
+        until(lambda wanted=wanted: parts() >= wanted, 60)
+        command_lines.add(Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        process.kill()
+        process.wait()
+        assert not (directory / "report.bin").exists()
+    gate.let(None)
+    assert parts() < 16
+    heard = len(gate.heard)
+    assert "of it earlier" in get(directory, link)
+    assert len(gate.heard) - heard < len(data) - 15 * 1024 * 1024
+    assert (directory / "report.bin").read_bytes() == data
+    assert (directory / "report.bin").stat().st_mtime_ns == 1_600_000_000_123_456_789
+    assert not list(directory.glob(".report*"))
+    secret = link.rpartition("#")[2].encode()
+    stored = b"".join(path.read_bytes() for path in volume.depots[0].allocations())
+    said = volume.log().encode() + volume.depots[0].errors.read_bytes() + "\n".join(HEARD.errors).encode()
+    for text in (stored, bytes(gate.heard), said, *command_lines, *HEARD.command_lines):
+        assert secret not in text
+        assert b"The-Quick-Brown-Fox" not in text
+    for text in (stored, bytes(gate.heard), volume.log().encode()):
+        assert b"report.bin" not in text
+
+
+def test_one_of_two_depots_dead(two: Volume, directory: Path) -> None:
+    two.expect("does not answer")
+    (two / "f").write_bytes(DATA)
+    link = share(two / "f")["link"]
+    two.depots[0].stop()
+    get(directory, link)
+    assert (directory / "f").read_bytes() == DATA
+    two.depots[1].stop()
+    assert "no depot of the link answers" in refusal(directory, link)
+
+
+def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
+    """At once, the captured lines too; the file and its other links stay."""
+    volume, gate = wired
+    (volume / "f").write_bytes(DATA)
+    gone, stays = share(volume / "f"), share(volume / "f")
+    before = len(gate.heard)
+    get(directory / "a", gone["link"])
+    lines = answered(volume, LOADS.findall(bytes(gate.heard[before:])))
+    assert len(lines) >= 3
+    said = run("ibpfs", "share", "revoke", gone["id"]).stdout
+    assert "windows on the volume's allocations are closed" in said
+    assert "revoked by its sender" in refusal(directory / "b", gone["link"])
+    assert not answered(volume, lines)
+    get(directory / "b", stays["link"])
+    assert (directory / "b" / "f").read_bytes() == DATA
+    volume.drop_cache()
+    assert (volume / "f").read_bytes() == DATA
+    assert [row["id"] for row in json.loads(run("ibpfs", "share", "list", "--json", "--volume", volume.root).stdout)
+            ] == [stays["id"]]  # fmt: skip
+    run("ibpfs", "share", "revoke", "--path", volume / "f")
+    assert "revoked by its sender" in refusal(directory / "c", stays["link"])
+
+
+def test_expired_with_the_sender_off(wired: tuple[Volume, Gate], directory: Path) -> None:
+    volume, gate = wired
+    (volume / "f").write_bytes(DATA)
+    found = share(volume / "f", "--expires", "10s")
+    before = len(gate.heard)
+    get(directory / "a", found["link"])
+    lines = answered(volume, LOADS.findall(bytes(gate.heard[before:])))
+    assert len(lines) >= 3
+    volume.umount()
+    until(lambda: not answered(volume, lines), 60)
+    until(lambda: "the link has expired" in refusal(directory / "b", found["link"]), 10)
+
+
+def test_a_snapshot(two: Volume, directory: Path) -> None:
+    """Neither edits, nor deletion, nor compaction change it; what it keeps is released when it ends."""
+    (two / "other").write_bytes(b"x" * 1000)
+    (two / "f").write_bytes(DATA)
+    two.flush()
+    with (two / "f").open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"a secret of yesterday")
+        os.fsync(file.fileno())
+        file.seek(1_000_000)
+        file.write(b"what it says since then!")
+        os.fsync(file.fileno())
+        file.truncate(4_000_000)
+    expected = (two / "f").read_bytes()
+    found = share(two / "f", "--note", "with love")
+    assert found["copied_bytes"] > 0
+    with (two / "f").open("r+b") as file:
+        file.write(b"later")
+    run("ibpfs", "compact", two.mountpoint)
+    (two / "f").unlink()
+    two.flush()
+    run("ibpfs", "compact", two.mountpoint)
+    assert "with love" in get(directory, found["link"])
+    assert (directory / "f").read_bytes() == expected
+    assert two.status()["shares_hold_until"] == pytest.approx(found["expires"], abs=60)
+    kept = sum(path.stat().st_size for depot in two.depots for path in depot.allocations())
+    assert kept > 2 * len(DATA)
+    run("ibpfs", "share", "revoke", found["id"], "--volume", two.root)
+    run("ibpfs", "compact", two.mountpoint)
+    until(lambda: sum(path.stat().st_size for depot in two.depots for path in depot.allocations()) < len(DATA), 60)
+    assert two.status()["shares_hold_until"] is None
+    assert (two / "other").read_bytes() == b"x" * 1000
+
+
+def test_directories(two: Volume, directory: Path) -> None:
+    tree = two / "tree"
+    (tree / "sub" / "empty").mkdir(parents=True)
+    (tree / "sub" / "caf\udce9").write_bytes(b"not utf-8")
+    (tree / "run.sh").write_bytes(b"#!/bin/sh\n")
+    (tree / "run.sh").chmod(0o755)
+    (tree / "nothing").touch()
+    (tree / "big").write_bytes(DATA)
+    (tree / ".run.sh.part").write_bytes(b"a name like that of a part")
+    (tree / "link").symlink_to("big")
+    found = share(tree, "--name", "for you")
+    assert (found["type"], found["files"], found["left_out"]) == ("directory", 5, ["link"])
+    get(directory, found["link"])
+    (tree / "link").unlink()
+    run("diff", "-r", tree, directory / "for you")
+    assert os.access(directory / "for you" / "run.sh", os.X_OK)
+    assert (directory / "for you").stat().st_mtime_ns // 10**9 <= tree.stat().st_mtime_ns // 10**9
+    assert not list(directory.glob(".for*"))
+    assert "exists already" in refusal(directory, found["link"])
+
+
+def test_nothing_is_overwritten(two: Volume, directory: Path) -> None:
+    (two / "f").write_bytes(DATA)
+    link = share(two / "f")["link"]
+    (directory / "f").write_bytes(b"mine")
+    (directory / "elsewhere").write_bytes(b"mine, too")
+    assert "exists already" in refusal(directory, link)
+    (directory / "f").unlink()
+    (directory / "f").symlink_to("elsewhere")
+    assert "exists already" in refusal(directory, link)
+    (directory / "f").unlink()
+    (directory / "f").symlink_to("nowhere")
+    assert "exists already" in refusal(directory, link)
+    get(directory, link, "--force")
+    assert (directory / "f").read_bytes() == DATA
+    assert not (directory / "nowhere").exists()
+    assert (directory / "elsewhere").read_bytes() == b"mine, too"
+    get(directory, link, "-o", "other name")
+    assert (directory / "other name").read_bytes() == DATA
+    hidden = share(two / "f", "--name", ".profile")["link"]
+    assert "say one with -o" in refusal(directory, hidden, code=2)
+    assert "has a name that is none" in run("ibpfs", "share", two / "f", "--name", "../f", code=2).stderr
+
+
+def test_passphrases_and_recipients(two: Volume, directory: Path) -> None:
+    (two / "f").write_bytes(DATA)
+    word, wrong = directory / "word", directory / "wrong"
+    word.write_text("Gr\u00fc\u00dfe aus K\u00f6ln\n")
+    wrong.write_text("gruesse\n")
+    for more in ((), ("--no-browser",)):
+        link = share(two / "f", "--passphrase-file", word, *more)["link"]
+        assert "passphrase is wrong" in refusal(directory, link, "--passphrase-file", wrong)
+        assert "has a passphrase" in refusal(directory, link, code=2)
+        get(directory, link, "--passphrase-file", word, "-o", f"f{len(more)}")
+        assert (directory / f"f{len(more)}").read_bytes() == DATA
+    identity, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
+    link = share(two / "f", "--to", str(identity.to_public()))["link"]
+    (directory / "mine").write_text(str(identity))
+    (directory / "other").write_text(str(other))
+    assert "other recipients" in refusal(directory, link, "-i", directory / "other", code=2)
+    assert "give the file" in refusal(directory, link, code=2)
+    get(directory, link, "-i", directory / "mine")
+    assert (directory / "f").read_bytes() == DATA
+    assert "no recipient" in run("ibpfs", "share", two / "f", "--to", "somebody", code=2).stderr
+
+
+def test_ways_of_giving_a_link(two: Volume, directory: Path) -> None:
+    (two / "f").write_bytes(DATA)
+    run("ibpfs", "share", two / "f", "-o", directory / "f.ibpfs", "-q", "--qr")
+    document = json.loads((directory / "f.ibpfs").read_text())
+    assert (directory / "f.ibpfs").stat().st_mode & 0o777 == 0o600
+    for number, words in enumerate(([directory / "f.ibpfs"], [document["link"]])):
+        place = directory / str(number)
+        place.mkdir()
+        said = run("ibpfs", "get", *words, cwd=place).stderr
+        assert ("others on this machine" in said) == (number == 1)
+        assert (place / "f").read_bytes() == DATA
+    web = share(two / "f", "--gateway", "https://share.example/x")["link"]
+    message = email.message.EmailMessage()
+    message["Subject"] = "a file"
+    message.set_content(f"Hello,\nhere it is: <{web}>\n" + "and more text " * 20, cte="quoted-printable")
+    message.add_alternative(f'<a href="{web}">here</a>', subtype="html", cte="base64")
+    get(directory, message.as_string())
+    assert (directory / "f").read_bytes() == DATA
+    done = subprocess.run(
+        [BIN / "ibpfs", "get", "-q", "--cat", directory / "f.ibpfs"], capture_output=True, check=True
+    )  # fmt: skip
+    assert done.stdout == DATA
+
+
+def test_broken_links(two: Volume, directory: Path) -> None:
+    (two / "f").write_bytes(DATA)
+    link = share(two / "f")["link"]
+    for text in (link[:-1], link[:-40], link.partition("#")[0], link.replace("#", ""), link[:20], "nothing", "",
+                 link[:50] + ("A" if link[50] != "A" else "B") + link[51:]):  # fmt: skip
+        refusal(directory, text, code=2)
+    assert not list(directory.iterdir()) or {path.name for path in directory.iterdir()} <= {".local"}
+
+
+def test_listed_extended_and_kept(two: Volume, directory: Path) -> None:
+    (two / "f").write_bytes(DATA)
+    found = share(two / "f", "--expires", "1h")
+    run("ibpfs", "share", "extend", found["id"], "30s", "--volume", two.root, code=2)
+    extended = json.loads(
+        run("ibpfs", "share", "extend", found["id"], "30d", "--volume", two.root, "--json").stdout
+    )
+    assert extended["link"] == found["link"]
+    assert extended["hold_until"] > found["expires"] + 20 * 86400
+    shown = json.loads(run("ibpfs", "share", "info", found["id"], "--json").stdout)
+    assert shown["expires"] == extended["expires"]
+    assert len(shown["depots"]) == len(shown["records"]) == 2
+    two.remount()
+    said = get(directory, found["link"], "--info")
+    assert "the same" not in said
+    assert "the same as on" in get(directory, found["link"])
+    assert "until" in run("ibpfs", "share", "list").stdout
+    assert "no share" in run("ibpfs", "share", "info", "abc", "--volume", two.root, code=2).stderr
+    assert "link" in run("ibpfs", "status", two.mountpoint).stdout
+
+
+def test_plain_volumes(volumes: MakeVolume, directory: Path) -> None:
+    """Sealed anew for the link."""
+    volume = volumes("--plain", depots=1)
+    (volume / "f").write_bytes(DATA)
+    refused = run("ibpfs", "share", volume / "f", "--copy-limit", "1M", code=2).stderr
+    assert "--copy-limit" in refused
+    found = share(volume / "f")
+    assert found["copied_bytes"] == len(DATA)
+    get(directory, found["link"])
+    assert (directory / "f").read_bytes() == DATA
+    run("ibpfs", "share", "revoke", found["id"], "--volume", volume.root)
+    assert "revoked by its sender" in refusal(directory / "b", found["link"])
+
+
+def test_a_copy_near_the_receiver(two: Volume, session: Session, directory: Path) -> None:
+    two.expect("does not answer")
+    with session.depot() as near:
+        (two / "f").write_bytes(DATA)
+        found = share(two / "f", "--near", near.address)
+        shown = json.loads(run("ibpfs", "share", "info", found["id"], "--json", "--volume", two.root).stdout)
+        assert len(shown["depots"]) == 3
+        get(directory, found["link"])
+        assert (directory / "f").read_bytes() == DATA
+        assert near.allocations()
+        run("ibpfs", "share", "revoke", found["id"], "--volume", two.root)
+        until(lambda: not near.allocations(), 20)

@@ -1,0 +1,126 @@
+"""ibpfs get: what a link points to."""
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import click
+import trio
+
+from ibpfs.config import format_size
+from ibpfs.errors import DataError, UsageError
+from ibpfs.exnode_store.lors.work import Advance, Counter, Depots
+from ibpfs.exnode_store.sharing.contents import Content
+from ibpfs.exnode_store.sharing.fetching import stream
+from ibpfs.exnode_store.sharing.links import Link
+from ibpfs.exnode_store.sharing.reading import read_record
+from ibpfs.exnode_store.sharing.receiving import Receiver, file_name
+from ibpfs_tools.commands import command
+from ibpfs_tools.exnodes import Pace, note, pace_options, printable, run
+from ibpfs_tools.shared import Senders, Unlocking, read_links
+
+
+@command("get")
+@click.argument("link", metavar="LINK|FILE|-")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PATH",
+              help="Where it goes: a new name, or a directory that exists.  [default: the sender's name, here]")
+@click.option("--force", is_flag=True, help="Also over a file that exists.")
+@click.option("--restart", is_flag=True, help="Do not go on with an earlier run that broke.")
+@click.option("--cat", is_flag=True, help="Write the file to standard output.")
+@click.option("--info", is_flag=True, help="Only say what the link points to.")
+@click.option("--passphrase-file", metavar="FILE",
+              help="The link's passphrase is the first line of FILE ('-': standard input).  [default: asked for]")
+@click.option("-i", "--identity", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="A file with an age or ssh key, for links to certain recipients.  [default: the usual places]")
+@pace_options
+def get(
+    link: str,
+    output: Path | None,
+    force: bool,
+    restart: bool,
+    cat: bool,
+    info: bool,
+    passphrase_file: str | None,
+    identity: tuple[Path, ...],
+    pace: Pace,
+) -> None:
+    """Fetch the file or directory that a link points to.
+
+    FILE is a text with a link in it: a .ibpfs file or a mail message; '-' reads it from standard input. Of several
+    links in it all are fetched. A LINK may be given itself, but is then seen by others on this machine.
+    Needs no volume. Every byte is verified. What was fetched stays when it breaks, and the same command goes on there.
+    """  # fmt: skip
+    links = read_links(link)
+    if len(links) > 1 and cat:
+        raise UsageError(f"{len(links)} links in it: --cat writes one file")
+    if len(links) > 1 and output is not None and not output.is_dir():
+        raise UsageError(f"{len(links)} links in it: -o must be a directory")
+    unlocking = Unlocking(passphrase_file, identity)
+    for one in links:
+        content = open_link(one, unlocking, pace)
+        _tell(content, pace, info=info)
+        if info:
+            continue
+        if cat:
+            _cat(content, pace)
+        else:
+            _fetch(content, output, pace, force=force, restart=restart)
+
+
+def open_link(link: Link, unlocking: Unlocking, pace: Pace) -> Content:
+    entry = run(lambda depots, _: read_record(depots, link.locator), "", pace)
+    return unlocking.open(entry, link)
+
+
+def _fetch(content: Content, output: Path | None, pace: Pace, *, force: bool, restart: bool) -> None:
+    target = _target(content, output)
+
+    async def work(depots: Depots, advance: Advance) -> int:
+        return await Receiver(depots, content, advance, pace.streams).receive(
+            target, overwrite=force, resume=not restart
+        )
+
+    resumed = run(work, f"fetching {printable(target.name)}", pace)
+    earlier = f", {format_size(resumed)} of it earlier" if resumed else ""
+    note(f"{printable(str(target))}: {format_size(content.size)}{earlier}, verified", pace)
+
+
+def _target(content: Content, output: Path | None) -> Path:
+    if output is None:
+        return Path(file_name(content))
+    return output / file_name(content) if output.is_dir() else output
+
+
+def _cat(content: Content, pace: Pace) -> None:
+    if content.is_directory:
+        raise UsageError("the link is to a directory: --cat writes a file")
+    entry, digest, out = content.entries[0], hashlib.sha256(), sys.stdout.buffer
+
+    async def work(depots: Depots, advance: Advance) -> None:
+        counter = Counter(entry.size, advance)
+
+        async def write(data: bytes) -> None:
+            await trio.to_thread.run_sync(out.write, data)
+            digest.update(data)
+            counter.add(len(data))
+
+        await stream(depots, content, entry, write, pace.streams)
+
+    run(work, f"fetching {printable(content.name)}", pace)
+    out.flush()
+    if entry.sha256 is not None and digest.digest() != entry.sha256:
+        raise DataError("what was fetched is not what was shared: its SHA-256 differs")
+
+
+def _tell(content: Content, pace: Pace, *, info: bool) -> None:
+    what = f"{content.files} files, " if content.is_directory else ""
+    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(content.expires))
+    sender = Senders().meet(content.sender.key, time.strftime("%Y-%m-%d"))
+    lines = [f"{printable(content.name)}: {what}{format_size(content.size)}, until {until}, from {sender}"]
+    lines += [f"  {printable(line)}" for line in content.note.splitlines()[:20]]
+    for line in lines:
+        if info:
+            click.echo(line)
+        else:
+            note(line, pace)

@@ -1,0 +1,292 @@
+"""ibpfs share: links to files of a mounted volume."""
+
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ibpfs import __version__
+from ibpfs.config import VolumePaths, format_size, parse_duration, parse_size
+from ibpfs.control import Refused
+from ibpfs.depot.address import Address
+from ibpfs.errors import UsageError
+from ibpfs.exnode_store.lors.outputs import refuse_existing, write_document
+from ibpfs_tools import mounts
+from ibpfs_tools.asking import ask, find_asked
+from ibpfs_tools.commands import CONTEXT, read_passphrase_file
+from ibpfs_tools.exnodes import printable
+from ibpfs_tools.shared import text_of
+from ibpfs_tools.unlocking import Secrets, secret_options
+
+
+class _Sharing(click.Group):
+    """Without a verb, `make`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help", "--version"):
+            args = ["make", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("share", cls=_Sharing, context_settings=CONTEXT, no_args_is_help=True)
+@click.version_option(__version__, prog_name="ibpfs share", message="%(prog)s %(version)s")
+def share() -> None:
+    """Links to files and directories of a mounted volume. `ibpfs share PATH` makes one.
+
+    A link lets whoever has it read what PATH is now, until it expires or is revoked; this machine may be off. A file
+    whose name is one of the verbs is written ./NAME.
+    """
+
+
+@share.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option("--expires", default="30d", show_default=True, metavar="DURATION", help="How long the link holds.")
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that is needed beside the link.")
+@click.option("--passphrase-file", metavar="FILE",
+              help="The passphrase is the first line of FILE ('-': standard input).")
+@click.option("--no-browser", is_flag=True,
+              help="Make the passphrase harder to guess (Argon2id), so that browsers cannot open the link.")
+@click.option("--to", "recipients", multiple=True, metavar="age1...|ssh-...",
+              help="Only who has the key of this age or ssh recipient can use the link; may be given several times.")
+@click.option("--note", default="", metavar="TEXT", help="Shown to the receiver.")
+@click.option("--name", metavar="NAME", help="What the receiver's file is called.  [default: PATH's name]")
+@click.option("--near", metavar="DEPOT", help="Have the depots copy it to this one as well, ibp[s]://HOST:PORT.")
+@click.option("-c", "--copies", type=click.IntRange(1, 16), default=1, show_default=True, metavar="N",
+              help="On so many depots at least, as far as the volume has them.")
+@click.option("--copy-limit", default="1G", show_default=True, metavar="SIZE",
+              help="Bytes at most of private copies, where a depot gives no window on the volume's own.")
+@click.option("--no-hash", is_flag=True, help="Do not read the files to hash them; every frame is verified anyway.")
+@click.option("--gateway", metavar="URL", envvar="IBPFS_GATEWAY",
+              help="Print the link as one of this gateway, for browsers.  [default: $IBPFS_GATEWAY]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the link to a .ibpfs file (readable by you alone).")
+@click.option("--qr", is_flag=True, help="Print it as a QR code, too.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts; keys as in docs/sharing.md.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the link alone.")
+def make(
+    path: Path,
+    expires: str,
+    passphrase: bool,
+    passphrase_file: str | None,
+    no_browser: bool,
+    recipients: tuple[str, ...],
+    note: str,
+    name: str | None,
+    near: str | None,
+    copies: int,
+    copy_limit: str,
+    no_hash: bool,
+    gateway: str | None,
+    output: Path | None,
+    qr: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make a link to PATH, a file or directory on a mounted volume, as it is now."""
+    if output is not None:
+        refuse_existing(output, overwrite=False)
+    _check_gateway(gateway)
+    paths = mounts.volume_holding(path)
+    secret = _passphrase(passphrase, passphrase_file)
+    found: dict[str, Any] = ask(
+        paths, "share", Secrets(), title=f"sharing {path.name}", quiet=quiet or as_json, ino=path.stat().st_ino,
+        path=_inside(path), name=name or mounts.absolute(str(path)).name or paths.root.name, note=note,
+        seconds=parse_duration(expires), passphrase=secret, for_browsers=not no_browser, recipients=list(recipients),
+        near=None if near is None else str(Address.parse(near)), copies=copies, copy_limit=parse_size(copy_limit),
+        hashes=not no_hash, gateway=gateway,
+    )  # fmt: skip
+    if output is not None:
+        write_document(output, document(found), overwrite=False)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(found["link"])
+    if qr:
+        click.echo(qr_code(found["link"]))
+    if not quiet:
+        for line in _said(found):
+            click.echo(line, err=True)
+
+
+def _passphrase(wanted: bool, file: str | None) -> str | None:
+    if file is not None:
+        return text_of(read_passphrase_file(file))
+    if not wanted:
+        return None
+    typed: str = click.prompt("Passphrase for the link", hide_input=True, confirmation_prompt=True, err=True)
+    return typed
+
+
+def _check_gateway(gateway: str | None) -> None:
+    if gateway is None:
+        return
+    if not gateway.startswith(("https://", "http://")) or any(letter in gateway for letter in "#?<>\"' "):
+        raise UsageError(f"{gateway[:60]}: a gateway is https://HOST[/PATH]")
+
+
+def _inside(path: Path) -> str:
+    """Where it is in its volume, whatever that is mounted on."""
+    place = mounts.absolute(str(path))
+    entry = mounts.mount_holding(place) or mounts.mount_holding(place.resolve())
+    assert entry is not None
+    inside = place if place.is_relative_to(entry.mountpoint) else place.resolve()
+    return f"/{inside.relative_to(entry.mountpoint)}".removesuffix("/.")
+
+
+def document(found: dict[str, Any]) -> bytes:
+    """A .ibpfs file."""
+    row = {"format": "ibpfs-link/1", **{key: found[key] for key in ("link", "name", "size", "expires")}}
+    return json.dumps(row, indent=1).encode() + b"\n"
+
+
+def qr_code(link: str) -> str:
+    import segno  # slow to import, and needed here only
+
+    out = io.StringIO()
+    try:
+        segno.make(link, error="l", micro=False).terminal(out, compact=True)
+    except segno.DataOverflowError:
+        raise UsageError("the link is too long for a QR code") from None
+    return out.getvalue()
+
+
+def _said(found: dict[str, Any]) -> Iterator[str]:
+    what = f"{found['files']} files, " if found["type"] == "directory" else ""
+    size, until = format_size(found["size"]), _when(found["expires"])
+    yield f"{printable(found['name'])}: {what}{size}, until {until}, share {found['id']}"
+    if found["hold_until"] < found["expires"] - 60:
+        yield (f"with this machine off it is kept until {_when(found['hold_until'])} (a depot leases for no longer);"
+               " a mount renews that")  # fmt: skip
+    if found["copied_bytes"]:
+        yield f"{format_size(found['copied_bytes'])} were copied, sealed anew, for this link"
+    yield found["revocation"]
+    if found["this_machine_only"]:
+        yield "it names a depot of this machine alone, which others cannot reach (ibpfs depots add)"
+    if found["left_out"]:
+        shown = ", ".join(printable(one) for one in found["left_out"][:5])
+        yield f"left out, being neither files nor directories: {shown} ({len(found['left_out'])} in all)"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+# --- the other verbs
+
+_UNKNOWN = re.compile("no share of this volume|knows no command")
+
+_volume = click.option("--volume", metavar="VOLUME", help="Of this volume.  [default: of all that are mounted]")
+_json = click.option("--json", "as_json", is_flag=True, help="For scripts.")
+
+
+@share.command("list")
+@_volume
+@_json
+@secret_options
+def list_(volume: str | None, as_json: bool, secrets: Secrets) -> None:
+    """List links that hold, and until when."""
+    found = []
+    for paths in _volumes(volume):
+        try:
+            found += [row | {"volume": str(paths.root)} for row in ask(paths, "share-list", secrets)]
+        except Refused as error:
+            click.echo(f"{paths.root}: {error}", err=True)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for row in found:
+        lock = ", passphrase" if row["passphrase"] else ", for recipients" if row["recipients"] else ""
+        state = "" if row["state"] == "active" else f" ({row['state']})"
+        click.echo(f"{row['id']}  until {_when(row['expires'])}{state}  {format_size(row['size'])}{lock}"
+                   f"  {printable(row['path'])}")  # fmt: skip
+
+
+@share.command()
+@click.argument("share_id", metavar="ID")
+@_volume
+@_json
+@secret_options
+def info(share_id: str, volume: str | None, as_json: bool, secrets: Secrets) -> None:
+    """Show a share: its link, what it points to, where that lies, what revoking does."""
+    row = _ask_one(volume, secrets, "share-info", share_id)
+    if as_json:
+        click.echo(json.dumps(row, indent=2))
+        return
+    click.echo(row["link"])
+    for line in _said(row | {"left_out": []}):
+        click.echo(line)
+    click.echo(f"of {printable(row['path'])}; on {', '.join(row['depots']) or 'no depot'}")
+
+
+@share.command()
+@click.argument("share_id", metavar="ID")
+@click.argument("duration")
+@_volume
+@_json
+@secret_options
+def extend(share_id: str, duration: str, volume: str | None, as_json: bool, secrets: Secrets) -> None:
+    """Let a link hold until DURATION from now. The link stays the same."""
+    row = _ask_one(volume, secrets, "share-extend", share_id, seconds=parse_duration(duration))
+    if as_json:
+        click.echo(json.dumps(row, indent=2))
+        return
+    click.echo(f"{share_id}: until {_when(row['expires'])}")
+    for trouble in row["troubles"]:
+        click.echo(f"{share_id}: {trouble}", err=True)
+
+
+@share.command()
+@click.argument("share_ids", metavar="ID...", nargs=-1)
+@click.option("--path", type=click.Path(path_type=Path), metavar="PATH", help="All links to PATH and what is below it.")
+@_volume
+@_json
+@secret_options
+def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as_json: bool, secrets: Secrets) -> None:
+    """End links at once. Files, and other links to them, stay."""
+    if bool(share_ids) == (path is not None):
+        raise UsageError("say which links: their ids, or --path PATH")
+    if path is not None:
+        rows = ask(mounts.volume_holding(path.parent), "share-revoke", secrets, path=_inside(path))
+    else:
+        rows = [row for one in share_ids for row in _ask_one(volume, secrets, "share-revoke", "", ids=[one])]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    for row in rows:
+        if not as_json:
+            click.echo(f"{row['id']}: revoked, {printable(row['name'])}; {row['way'].partition(': ')[2]}")
+        for one in row["left"]:
+            click.echo(f"{row['id']}: not yet there, and tried again until its lease ends: {one}", err=True)
+
+
+def _volumes(volume: str | None) -> list[VolumePaths]:
+    if volume is not None:
+        return [find_asked(volume)]
+    found = {entry.source: VolumePaths(Path(entry.source)) for entry in mounts.ibpfs_mounts()}
+    mine = [paths for paths in found.values() if _may_ask(paths)]
+    if not mine:
+        raise UsageError("no volume is mounted; say one with --volume")
+    return mine
+
+
+def _may_ask(paths: VolumePaths) -> bool:
+    try:
+        return paths.control.exists()
+    except PermissionError:
+        return False
+
+
+def _ask_one(volume: str | None, secrets: Secrets, command: str, share_id: str, **arguments: Any) -> Any:
+    """Of the volume that has the share."""
+    troubles: list[Refused] = []
+    for paths in _volumes(volume):
+        try:
+            return ask(paths, command, secrets, id=share_id, **arguments)
+        except Refused as error:
+            troubles.append(error)
+    # What the volume that has it says; the others do not know it.
+    raise next((one for one in troubles if not _UNKNOWN.search(str(one))), troubles[0])
