@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ibpfs.depot.capability import BadCapability, parse_place, render_place
+from ibpfs.depot.server.syncing import sync_directory
 from ibpfs.errors import IbpfsError
 
 BACKLOG = 1024
@@ -115,5 +116,9 @@ def _recorded_port(store: Path) -> int:
 def _record(store: Path, listener: Listener) -> None:
     assert listener.place is not None
     temporary = store / f"{ADDRESS_FILE}.new"
-    temporary.write_text(f"ibp://{render_place(*listener.place)}\n")
+    with temporary.open("w") as file:
+        file.write(f"ibp://{render_place(*listener.place)}\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(store / ADDRESS_FILE)
+    sync_directory(store)  # after a power cut, too, volumes look for it where it was
