@@ -55,6 +55,8 @@ def test_a_reference_of_nothing_gives_no_ratio() -> None:
         (Target("ours", 0.6, "theirs"), True),
         (Target("ours", 0.61, "theirs"), False),
         (Target("never measured", 1), False),
+        (Target("ours", 0, most=30), True),
+        (Target("ours", 0, most=29), False),
     ],
 )
 def test_targets(target: Target, met: bool) -> None:
@@ -69,7 +71,7 @@ def test_what_is_written_can_be_read_by_any_reader_of_json() -> None:
     read = json.loads(json.dumps(document, allow_nan=False))
     assert read["rows"]["theirs"] == {"unit": "/s", "median": 50.0, "values": [20.0, 100.0, 50.0, None]}
     assert read["targets"] == [
-        {"row": "never measured", "reference": None, "least": 1, "reached": None, "met": False}
+        {"row": "never measured", "reference": None, "least": 1, "most": None, "reached": None, "met": False}
     ]
     assert read["rounds"] == 4
     assert read["extra"] == 7

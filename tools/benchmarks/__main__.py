@@ -4,6 +4,7 @@ import click
 
 from ibpfs_tools import exits
 from ibpfs_tools.benchmarks.depot import depot
+from ibpfs_tools.benchmarks.distance import distance
 from ibpfs_tools.benchmarks.mounts import mounts
 from ibpfs_tools.commands import CONTEXT
 
@@ -15,6 +16,7 @@ def bench() -> None:
 
 bench.add_command(depot)
 bench.add_command(mounts)
+bench.add_command(distance)
 
 if __name__ == "__main__":
     exits.run(bench, exits.COMMAND)

@@ -58,14 +58,15 @@ def ratios(values: Sequence[float], references: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A row is to reach `least`: an absolute value, or a share of `reference`."""
+    """A row is to reach `least`: an absolute value, or a share of `reference`; and no more than `most`."""
 
     row: str
     least: float
     reference: str | None = None
+    most: float = math.inf
 
     def reached(self, measures: Measures) -> float:
         return measures.ratio(self.row, self.reference) if self.reference else measures.median(self.row)
 
     def met(self, measures: Measures) -> bool:
-        return self.reached(measures) >= self.least
+        return self.least <= self.reached(measures) <= self.most

@@ -14,7 +14,7 @@ from ibpfs_tools.benchmarks.chart import draw
 from ibpfs_tools.benchmarks.measures import Measures, Target
 from ibpfs_tools.benchmarks.references import source_file
 from ibpfs_tools.benchmarks.systems import CEILING, OURS, RCLONE, S3QL, SSHFS, CannotMount, System
-from ibpfs_tools.benchmarks.workloads import Result, Size
+from ibpfs_tools.benchmarks.workloads import Result, Size, Work
 
 DD, SENDFILE = "dd conv=fsync", "bare sendfile loop"
 METADATA = (
@@ -60,31 +60,39 @@ class Results:
         if not math.isnan(result.cost):
             self.costs.add(row(result.workload, system.name), result.cost, "us")
 
+    def begin_round(self) -> None:
+        self.measures.begin_round()
+        self.costs.begin_round()
+
 
 def measure(directory: Path, chosen: Sequence[System], size: Size, rounds: int) -> Results:
     """Systems take turns; in every round another one begins, so that none always comes after the same."""
     results = Results()
     measures = results.measures
-    present = [system for system in chosen if not system.missing]
     pieces = max(16, size.stream // 4)
     source = source_file(directory, pieces)
     for number in range(rounds):
-        measures.begin_round()
-        results.costs.begin_round()
+        results.begin_round()
         measures.add(DD, references.dd_with_fsync(directory, source, pieces), "MB/s")
         measures.add(SENDFILE, references.sendfile_over_loopback(source, pieces), "MB/s")
-        for system in present[number % len(present) :] + present[: number % len(present)]:
+        for system in in_turn(chosen, number):
             click.echo(f"round {number + 1} of {rounds}: {system.name}", err=True)
-            _measure_system(results, directory, system, size)
+            measure_system(results, directory, system, workloads.ALL, size)
     return results
 
 
-def _measure_system(results: Results, directory: Path, system: System, size: Size) -> None:
+def in_turn(chosen: Sequence[System], number: int) -> list[System]:
+    """Those that are here, in the order of this round."""
+    present = [system for system in chosen if not system.missing]
+    return present[number % len(present) :] + present[: number % len(present)]
+
+
+def measure_system(results: Results, directory: Path, system: System, works: Sequence[Work], size: Size) -> None:
     """A peer that fails costs its own rows alone."""
     with tempfile.TemporaryDirectory(prefix="system-", dir=directory) as place:
         try:
             with system.opened(Path(place)) as mounted:
-                for work in workloads.ALL:
+                for work in works:
                     for result in work(mounted, size):
                         results.add(system, result)
         except (CannotMount, OSError) as error:
@@ -96,10 +104,14 @@ def _measure_system(results: Results, directory: Path, system: System, size: Siz
 def rendered(results: Results, chosen: Sequence[System]) -> str:
     """Medians, and behind each that of another system how many times as fast, or as costly, ibpfs is."""
     measures, names = results.measures, [system.name for system in chosen]
-    costly = [name for name in names if any(one.endswith(f" @ {name}") for one in results.costs.values)]
     beside = [f"{name}: {report.number(measures.median(name))} MB/s" for name in (DD, SENDFILE)]
+    return tables(results, names, beside)
+
+
+def tables(results: Results, names: Sequence[str], beside: Sequence[str]) -> str:
+    costly = [name for name in names if any(one.endswith(f" @ {name}") for one in results.costs.values)]
     costs = ["", "CPU time of the process that serves the kernel, per operation or MB:", _table(results.costs, costly)]
-    return "\n".join([_table(measures, names), *beside, *(costs if costly else [])])
+    return "\n".join([_table(results.measures, names), *beside, *(costs if costly else [])])
 
 
 def _table(measures: Measures, names: Sequence[str]) -> str:

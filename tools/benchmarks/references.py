@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MIB = 1 << 20
@@ -54,20 +56,28 @@ def appends_with_fdatasync(directory: Path, count: int) -> float:
 
 def sendfile_over_loopback(source: Path, pieces: int) -> float:
     """MB/s of `pieces` times 4 MiB from the page cache to a process that throws them away."""
+    with sending(source, pieces) as port:
+        return receive(port, pieces)
+
+
+@contextmanager
+def sending(source: Path, pieces: int) -> Iterator[int]:
+    """A process that sends so much to who connects to this port of loopback."""
     sender = subprocess.Popen(
         [sys.executable, __file__, str(source), str(pieces)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert sender.stdout is not None
-        port = int(re.fullmatch(r"(\d+)\n", sender.stdout.readline())[1])  # type: ignore[index]
-        return _receive(port, pieces * _BLOCK)
+        yield int(re.fullmatch(r"(\d+)\n", sender.stdout.readline())[1])  # type: ignore[index]
     finally:
         sender.communicate()
 
 
-def _receive(port: int, length: int) -> float:
+def receive(port: int, pieces: int) -> float:
+    """MB/s, from when the first bytes are here."""
     scratch = memoryview(bytearray(MIB))
     with socket.create_connection(("127.0.0.1", port)) as sock:
+        length = pieces * _BLOCK - sock.recv_into(scratch)
         start = time.perf_counter()
         left = length
         while left:

@@ -37,7 +37,8 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 def verdict(target: Target, measures: Measures) -> str:
     got, met = target.reached(measures), "met" if target.met(measures) else "MISSED"
     beside = f" of {target.reference}" if target.reference else f" {measures.units.get(target.row, '')}"
-    return f"{met:6}  {target.row}: {number(got)}, wanted {number(target.least)}{beside}"
+    bound = number(target.least) if math.isinf(target.most) else f"at most {number(target.most)}"
+    return f"{met:6}  {target.row}: {number(got)}, wanted {bound}{beside}"
 
 
 def as_json(bench: str, measures: Measures, targets: Sequence[Target] = (), **more: Any) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def as_json(bench: str, measures: Measures, targets: Sequence[Target] = (), **mo
                 "row": target.row,
                 "reference": target.reference,
                 "least": target.least,
+                "most": None if math.isinf(target.most) else target.most,
                 "reached": _known(target.reached(measures)),
                 "met": target.met(measures),
             }

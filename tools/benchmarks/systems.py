@@ -18,7 +18,7 @@ from pathlib import Path
 
 _PATIENCE = 60.0
 _LONGEST = 600.0
-_COMMANDS = Path(sys.executable).parent
+COMMANDS = Path(sys.executable).parent
 Words = Sequence[str | Path]
 
 
@@ -28,12 +28,16 @@ class CannotMount(Exception):
 
 @dataclass(slots=True)
 class Mounted:
-    """`pid`: the process that serves the kernel; None where there is none, or another one after `forget`."""
+    """`pid`: the process that serves the kernel; None where there is none, or another one after `forget`.
+
+    `turns`: how many times it has waited for an answer from afar, where that is counted.
+    """
 
     directory: Path
     store: Callable[[], object]
     forget: Callable[[], object]
     pid: int | None = None
+    turns: Callable[[], int] | None = None
 
     def cpu_seconds(self) -> float:
         """What its process has used; NaN where there is none."""
@@ -65,12 +69,12 @@ def _plain(place: Path) -> Iterator[Mounted]:
     directory.mkdir()
 
     def forget() -> None:
-        _sync(directory)
+        sync(directory)
         for path in directory.rglob("*"):
             if path.is_file():
                 forget_pages(path)
 
-    yield Mounted(directory, lambda: _sync(directory), forget)
+    yield Mounted(directory, lambda: sync(directory), forget)
 
 
 @contextmanager
@@ -102,7 +106,7 @@ def _ceiling(place: Path) -> Iterator[Mounted]:
 
 @contextmanager
 def _embedded(place: Path) -> Iterator[Mounted]:
-    with _ibpfs(place, []) as mounted:
+    with ibpfs(place, []) as mounted:
         yield mounted
 
 
@@ -112,29 +116,29 @@ def _three_depots(place: Path) -> Iterator[Mounted]:
         words: list[str] = []
         for number in range(3):
             words += ["--depot", stack.enter_context(depot(place / f"depot-{number}"))]
-        with _ibpfs(place, [*words, "--copies", "2"]) as mounted:
+        with ibpfs(place, [*words, "--copies", "2"]) as mounted:
             yield mounted
 
 
 @contextmanager
-def _ibpfs(place: Path, words: Words) -> Iterator[Mounted]:
+def ibpfs(place: Path, words: Words) -> Iterator[Mounted]:
     volume, mountpoint = place / "volume", place / "mnt"
     mountpoint.mkdir()
-    _run([_COMMANDS / "mkfs.ibpfs", volume, *words])
-    _run([_COMMANDS / "mount.ibpfs", volume, mountpoint])
+    run([COMMANDS / "mkfs.ibpfs", volume, *words])
+    run([COMMANDS / "mount.ibpfs", volume, mountpoint])
     try:
         yield Mounted(
             mountpoint,
-            lambda: _run([_COMMANDS / "ibpfs", "flush", mountpoint]),
-            lambda: _run([_COMMANDS / "ibpfs", "drop-cache", mountpoint]),
+            lambda: run([COMMANDS / "ibpfs", "flush", mountpoint]),
+            lambda: run([COMMANDS / "ibpfs", "drop-cache", mountpoint]),
             _serving(volume),
         )
     finally:
-        _run([_COMMANDS / "umount.ibpfs", mountpoint])
+        run([COMMANDS / "umount.ibpfs", mountpoint])
 
 
 def _serving(volume: Path) -> int | None:
-    text = _run([_COMMANDS / "ibpfs", "status", "--json", volume])
+    text = run([COMMANDS / "ibpfs", "status", "--json", volume])
     pid = json.loads(text)["pid"]
     return None if pid is None else int(pid)
 
@@ -158,18 +162,23 @@ def depot(store: Path, *words: str) -> Iterator[str]:
 
 @contextmanager
 def _sshfs(place: Path) -> Iterator[Mounted]:
-    with _sshd(place) as (port, key):
-        options = f"port={port},IdentityFile={key},UserKnownHostsFile=/dev/null,StrictHostKeyChecking=no,LogLevel=ERROR"
-        with _remounted(place, lambda to: ["sshfs", f"127.0.0.1:{place / 'backing'}", to, "-o", options]) as mounted:
-            yield mounted
+    with sshd(place) as (port, key), sshfs(place, port, key) as mounted:
+        yield mounted
 
 
 @contextmanager
-def _sshd(place: Path) -> Iterator[tuple[int, Path]]:
+def sshfs(place: Path, port: int, key: Path) -> Iterator[Mounted]:
+    options = f"port={port},IdentityFile={key},UserKnownHostsFile=/dev/null,StrictHostKeyChecking=no,LogLevel=ERROR"
+    with remounted(place, lambda to: ["sshfs", f"127.0.0.1:{place / 'backing'}", to, "-o", options]) as mounted:
+        yield mounted
+
+
+@contextmanager
+def sshd(place: Path) -> Iterator[tuple[int, Path]]:
     """A server of our own on loopback, that knows one key."""
-    host, key, port = place / "host", place / "key", _free_port()
+    host, key, port = place / "host", place / "key", free_port()
     for path in (host, key):
-        _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path])
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path])
     shutil.copy(key.with_suffix(".pub"), place / "authorized")
     Path("/run/sshd").mkdir(exist_ok=True)
     options = {
@@ -180,7 +189,7 @@ def _sshd(place: Path) -> Iterator[tuple[int, Path]]:
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     server = subprocess.Popen([shutil.which("sshd") or "sshd", "-D", "-f", "/dev/null", *words])
     try:
-        _wait_for(lambda: _answers(port), "sshd")
+        wait_for(lambda: _answers(port), "sshd")
         yield port, key
     finally:
         server.terminate()
@@ -192,33 +201,40 @@ def _gocryptfs(place: Path) -> Iterator[Mounted]:
     backing = place / "backing"
     backing.mkdir()
     password = ["-q", "-extpass", "echo", "-extpass", "bench"]
-    _run(["gocryptfs", "-init", "-scryptn", "10", *password, backing])
-    with _remounted(place, lambda to: ["gocryptfs", *password, backing, to]) as mounted:
+    run(["gocryptfs", "-init", "-scryptn", "10", *password, backing])
+    with remounted(place, lambda to: ["gocryptfs", *password, backing, to]) as mounted:
         yield mounted
 
 
 @contextmanager
 def _rclone(place: Path) -> Iterator[Mounted]:
-    port, config = _free_port(), place / "rclone.conf"
-    secret = _run(["rclone", "obscure", secrets.token_hex(8)]).strip()
-    config.write_text(f"[bench]\ntype = crypt\nremote = {place / 'backing'}\npassword = {secret}\n")
+    with rclone(place, str(place / "backing")) as mounted:
+        yield mounted
+
+
+@contextmanager
+def rclone(place: Path, remote: str, more: str = "") -> Iterator[Mounted]:
+    """`more`: what its configuration says of that remote."""
+    port, config = free_port(), place / "rclone.conf"
+    secret = run(["rclone", "obscure", secrets.token_hex(8)]).strip()
+    config.write_text(f"{more}[bench]\ntype = crypt\nremote = {remote}\npassword = {secret}\n")
     common: Words = ["--config", config]
-    remote: Words = ["--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{port}"]
+    control: Words = ["--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{port}"]
     cache: Words = ["--vfs-cache-mode", "writes", "--cache-dir", place / "cache", "--vfs-write-back", "1s"]
 
     def uploaded() -> bool:
-        text = _run(["rclone", *common, "rc", "--url", f"http://127.0.0.1:{port}", "vfs/stats"])
+        text = run(["rclone", *common, "rc", "--url", f"http://127.0.0.1:{port}", "vfs/stats"])
         disk = json.loads(text)["diskCache"]
         return not (disk["uploadsInProgress"] or disk["uploadsQueued"])
 
     def store() -> None:
-        _wait_for(uploaded, "rclone's uploads", patience=_LONGEST)
-        _sync(place / "backing")
+        wait_for(uploaded, "rclone's uploads", patience=_LONGEST)
+        sync(place / "backing")
 
     # Its own --daemon never returns where it serves a remote control.
     behind: Words = ["sh", "-c", '"$@" </dev/null >"$0" 2>&1 &', place / "rclone.log"]
-    mount: Words = [*behind, "rclone", *common, "mount", *remote, *cache, "bench:"]
-    with _remounted(place, lambda to: [*mount, to], store) as mounted:
+    mount: Words = [*behind, "rclone", *common, "mount", *control, *cache, "bench:"]
+    with remounted(place, lambda to: [*mount, to], store) as mounted:
         yield mounted
 
 
@@ -230,34 +246,34 @@ def _s3ql(place: Path) -> Iterator[Mounted]:
     auth.write_text(f"[local]\nstorage-url: local://\nfs-passphrase: {secrets.token_hex(16)}\n")
     auth.chmod(0o600)
     common: Words = ["--authfile", auth, "--cachedir", place / "cache", "--log", place / "s3ql.log"]
-    _run(["mkfs.s3ql", *common, f"local://{backing}"])
+    run(["mkfs.s3ql", *common, f"local://{backing}"])
 
     def mount() -> None:
-        _run(["mount.s3ql", *common, "--compress", "none", f"local://{backing}", mountpoint])
+        run(["mount.s3ql", *common, "--compress", "none", f"local://{backing}", mountpoint])
 
     def forget() -> None:
-        _run(["umount.s3ql", mountpoint])
+        run(["umount.s3ql", mountpoint])
         mount()
 
     mount()
     try:
-        yield Mounted(mountpoint, lambda: _run(["s3qlctrl", "flushcache", mountpoint]), forget)
+        yield Mounted(mountpoint, lambda: run(["s3qlctrl", "flushcache", mountpoint]), forget)
     finally:
-        _run(["umount.s3ql", mountpoint])
+        run(["umount.s3ql", mountpoint])
 
 
 @contextmanager
-def _remounted(
+def remounted(
     place: Path, command: Callable[[Path], Words], store: Callable[[], object] | None = None
 ) -> Iterator[Mounted]:
     """A peer that keeps its files below `backing`, and forgets by being mounted again."""
     backing, mountpoint = place / "backing", place / "mnt"
     backing.mkdir(exist_ok=True)
     mountpoint.mkdir()
-    stored = store or (lambda: _sync(backing))
+    stored = store or (lambda: sync(backing))
 
     def mount() -> None:
-        _run(command(mountpoint))
+        run(command(mountpoint))
         _wait_mounted(mountpoint)
 
     def forget() -> None:
@@ -290,7 +306,7 @@ ALL: tuple[System, ...] = (
 # --- small things -----------------------------------------------------------------------------------------
 
 
-def _run(command: Words) -> str:
+def run(command: Words) -> str:
     """What it says; its errors are the caller's to read."""
     words = list(map(str, command))
     try:
@@ -304,8 +320,8 @@ def _run(command: Words) -> str:
     return done.stdout
 
 
-def _sync(directory: Path) -> None:
-    _run(["sync", "-f", directory])
+def sync(directory: Path) -> None:
+    run(["sync", "-f", directory])
 
 
 def forget_pages(path: Path) -> None:
@@ -322,7 +338,7 @@ def _unmount(mountpoint: Path) -> None:
     deadline = time.monotonic() + _PATIENCE
     while mountpoint.is_mount():
         try:
-            _run(["fusermount3", "-u", mountpoint])
+            run(["fusermount3", "-u", mountpoint])
         except CannotMount:
             if time.monotonic() > deadline:
                 raise
@@ -330,10 +346,10 @@ def _unmount(mountpoint: Path) -> None:
 
 
 def _wait_mounted(mountpoint: Path) -> None:
-    _wait_for(mountpoint.is_mount, f"the mount on {mountpoint}")
+    wait_for(mountpoint.is_mount, f"the mount on {mountpoint}")
 
 
-def _wait_for(done: Callable[[], bool], what: str, patience: float = _PATIENCE) -> None:
+def wait_for(done: Callable[[], bool], what: str, patience: float = _PATIENCE) -> None:
     deadline = time.monotonic() + patience
     while not done():
         if time.monotonic() > deadline:
@@ -349,7 +365,7 @@ def _raise_read_ahead(mountpoint: Path) -> None:
         path.write_text("1024")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 

@@ -149,27 +149,32 @@ def small_files(system: Mounted, size: Size) -> Iterator[Result]:
     names = [str(place / f"{number:06}") for number in range(size.files)]
     system.store()
     watch = Watch(system)
-    _create(names)
+    create(names)
     yield watch.rate("create 4 KiB files", len(names))
     system.store()
     yield watch.rate("create 4 KiB files, until stored", len(names))
     system.forget()
     yield _each(system, "stat, cold", names, os.stat)
     system.forget()
-    yield _each(system, "open + read + close, cold", names, _read)
-    yield _each(system, "open + read + close, warm", names, _read)
+    yield _each(system, "open + read + close, cold", names, read)
+    yield _each(system, "open + read + close, warm", names, read)
     watch = Watch(system)
     for name in names:
         os.rename(name, name + "-")  # noqa: PTH104 - a Path costs more than some file systems
     yield watch.rate("rename", len(names))
     yield _each(system, "unlink", [name + "-" for name in names], os.unlink)
     synced = [str(place / f"synced-{number}") for number in range(size.synced)]
-    yield _each(system, "create + fsync each", synced, lambda name: _write(name, synced=True))
+    yield _each(system, "create + fsync each", synced, lambda name: write(name, synced=True))
 
 
-def _create(names: Sequence[str]) -> None:
+def create(names: Sequence[str], *, synced: bool = False) -> None:
     for name in names:
-        _write(name)
+        write(name, synced=synced)
+
+
+def read_each(names: Sequence[str]) -> None:
+    for name in names:
+        read(name)
 
 
 def _each(system: Mounted, workload: str, names: Sequence[str], action: Callable[[str], object]) -> Result:
@@ -182,7 +187,7 @@ def _each(system: Mounted, workload: str, names: Sequence[str], action: Callable
 _DATA = os.urandom(_FILE)
 
 
-def _write(name: str, *, synced: bool = False) -> None:
+def write(name: str, *, synced: bool = False) -> None:
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.write(fd, _DATA)
@@ -192,7 +197,7 @@ def _write(name: str, *, synced: bool = False) -> None:
         os.close(fd)
 
 
-def _read(name: str) -> None:
+def read(name: str) -> None:
     fd = os.open(name, os.O_RDONLY)
     try:
         os.read(fd, _FILE)
@@ -210,7 +215,7 @@ def large_directory(system: Mounted, size: Size) -> Iterator[Result]:
     tenths = []
     for part in range(10):
         watch = Watch(system)
-        _create([str(place / f"{part}-{number:06}") for number in range(tenth)])
+        create([str(place / f"{part}-{number:06}") for number in range(tenth)])
         tenths.append(watch.rate("last tenth of the creates in one directory", tenth))
     yield replace(tenths[-1], value=tenths[-1].value / tenths[0].value, unit="of the first")
     yield _command(system, "ls -l of a large directory", 10 * tenth, ["ls", "-l", str(place)])
@@ -220,18 +225,18 @@ def large_directory(system: Mounted, size: Size) -> Iterator[Result]:
 
 
 def tree(system: Mounted, size: Size) -> Iterator[Result]:
-    archive, place = _archive(size.tree), system.directory / "tree"
+    packed, place = archive(size.tree, mixed_sizes), system.directory / "tree"
     place.mkdir()
     system.store()
     watch = Watch(system)
-    _run(["tar", "-x", "-C", str(place)], archive)
+    extract(packed, place)
     yield watch.rate("untar", size.tree)
     system.store()
     yield watch.rate("untar, until stored", size.tree)
     system.forget()
     yield _command(system, "find + stat, cold", size.tree, ["find", str(place), "-printf", "%s"])
-    read = ["sh", "-c", 'tar -c -C "$1" . | cat >/dev/null', "sh", str(place)]  # to /dev/null alone it reads nothing
-    yield _command(system, "tar c, cold", size.tree, read)
+    tar = ["sh", "-c", 'tar -c -C "$1" . | cat >/dev/null', "sh", str(place)]  # to /dev/null alone it reads nothing
+    yield _command(system, "tar c, cold", size.tree, tar)
     git = ["git", "-C", str(place), "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "gc.auto=0"]
     _run([*git, "init", "-q"])
     commit = ["sh", "-c", '"$@" add . && "$@" commit -q -m all', "sh", *git]
@@ -252,16 +257,28 @@ def _run(command: Sequence[str], given: bytes = b"") -> None:
     subprocess.run(command, input=given, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
-def _archive(files: int) -> bytes:
-    """Always the same: sizes from 100 bytes to 64 KiB, the most of them small, 25 to a directory."""
+def extract(packed: bytes, place: Path) -> None:
+    _run(["tar", "-x", "-C", str(place)], packed)
+
+
+def list_directory(place: Path) -> None:
+    _run(["ls", "-l", str(place)])
+
+
+def archive(files: int, length: Callable[[random.Random], int]) -> bytes:
+    """Always the same, 25 files to a directory."""
     dice, packed = random.Random(3), io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for number in range(files):
-            data = dice.randbytes(int(100 * 640 ** dice.random() ** 2)).hex().encode()
             entry = tarfile.TarInfo(f"d{number // 25}/f{number}")
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+            entry.size = length(dice)
+            tar.addfile(entry, io.BytesIO(dice.randbytes(entry.size)))
     return packed.getvalue()
+
+
+def mixed_sizes(dice: random.Random) -> int:
+    """From 200 bytes to 128 KiB, the most of them small."""
+    return 2 * int(100 * 640 ** dice.random() ** 2)
 
 
 ALL: tuple[Work, ...] = (streams, small_writes, small_files, tree, large_directory)
