@@ -8,7 +8,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pyfuse3
@@ -354,8 +353,7 @@ class Operations(pyfuse3.Operations):
         inode, now = self._files.inode(ino), time.time_ns()
         newest = max(inode.mtime_ns, inode.ctime_ns)
         if inode.atime_ns <= newest or inode.atime_ns + _DAY_NS < now:
-            with suppress(NotFound):
-                self._files.change(ino, AttributeChange(atime_ns=now, ctime_ns=inode.ctime_ns))
+            self._files.accessed(ino, now)
 
 
 def entry_of(inode: Inode) -> EntryAttributes:

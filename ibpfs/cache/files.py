@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
+from ibpfs.cache.access_times import AccessTimes
 from ibpfs.cache.dirty import DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
@@ -64,9 +65,10 @@ class FileCache:
         self._flusher = flusher
         self._opened: Counter[int] = Counter()
         self._readaheads: dict[int, Readahead] = {}
-        self._reaper = Reaper(names, ledger, flusher)
+        self._accessed = AccessTimes(db, names)
+        self._reaper = Reaper(db, names, ledger, flusher)
         self._replay = Replay(names, ledger, spool, flusher)
-        self._room = Room(transfer, spool, flusher, limits)
+        self._room = Room(transfer, spool, flusher, self._reaper, limits)
         self._used_at = -1
         self._used = 0
 
@@ -79,11 +81,16 @@ class FileCache:
 
     async def run(self) -> None:
         """Delete what nobody can reach any more, and save what no depot has any more, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._reaper.run)
-            while True:
-                await trio.sleep(DELAY)
-                self._replay.revive()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._reaper.run)
+                while True:
+                    await trio.sleep(DELAY)
+                    self._accessed.write()
+                    self._replay.revive()
+        finally:
+            self._accessed.write()
+            self._reaper.finish()
 
     # Attributes
 
@@ -92,7 +99,10 @@ class FileCache:
         return self.overlay(self._names.inode(ino))
 
     def overlay(self, inode: Inode) -> Inode:
-        """Put what only the spool knows on top of a row: size, times, allocated bytes."""
+        """Put what only the spool and this process know on top of a row: size, times, allocated bytes."""
+        accessed = self._accessed.get(inode.ino)
+        if accessed is not None:
+            inode.atime_ns = accessed
         file = self._flusher.files.get(inode.ino)
         if file is None:
             return inode
@@ -118,6 +128,9 @@ class FileCache:
         inode = self._names.inode(ino)
         if change.size is not None:
             self._check_size(inode, change.size)
+        accessed = self._accessed.get(ino)
+        if accessed is not None and change.atime_ns is None:
+            change = replace(change, atime_ns=accessed)
         file = self._flusher.files.get(ino)
         pending = (None, None) if file is None else (file.mtime_ns, file.ctime_ns)
         with self._db.transaction():
@@ -126,12 +139,17 @@ class FileCache:
             if file is not None:
                 self._ledger.pass_by(ino, file.version)
             changed = self._names.change(ino, change, pending_times=pending)
+        self._accessed.forget(ino)
         if file is not None:
             file.mtime_ns = file.ctime_ns = None
             file.stored(changed.version)
             if change.size is not None:
                 self._truncate_dirty(file, change.size)
         return self.overlay(changed)
+
+    def accessed(self, ino: int, now_ns: int) -> None:
+        """Note an access; it reaches the store within a second or with the next change."""
+        self._accessed.note(ino, now_ns)
 
     def _check_size(self, inode: Inode, size: int) -> None:
         if inode.is_directory:

@@ -1,27 +1,40 @@
 """What goes on after a name or the end of a file is gone: deleting, a transaction at a time."""
 
+from contextlib import suppress
+from itertools import islice
+
 import trio
 
 from ibpfs.cache.flusher import Flusher
 from ibpfs.errors import NoSpace
-from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.ledger import MOST_ROWS, Ledger
 from ibpfs.exnode_store.namespace import Namespace
+
+#: Seconds to wait for more unlinked inodes, and how many of them go in one transaction: a file of 4 KiB changes 10
+#: pages, which are mostly its neighbour's. Measured: rm costs 197 us of CPU time for each alone, 159 us together.
+_GATHER, _TOGETHER = 0.1, 32
+#: Mappings of another inode than a transaction's first that are deleted with it; one that has more is left to the next.
+_FEW = 30
+#: Transactions at the end of a mount; the next one does the rest.
+_STEPS_AT_END = 20
 
 
 class Reaper:
     """Deletes unlinked inodes, and mappings that truncations have made void."""
 
-    def __init__(self, names: Namespace, ledger: Ledger, flusher: Flusher) -> None:
+    def __init__(self, db: Database, names: Namespace, ledger: Ledger, flusher: Flusher) -> None:
+        self._db = db
         self._names = names
         self._ledger = ledger
         self._flusher = flusher
-        self._doomed: list[int] = []
+        self._doomed: dict[int, None] = {}  # in the order of their ends
         self._to_cut: list[int] = []
         self._work_wanted = trio.Event()
 
     def recover(self) -> set[int]:
         """Take up what an earlier owner left; return the inodes that are doomed."""
-        self._doomed += self._names.unlinked()
+        self._doomed.update(dict.fromkeys(self._names.unlinked()))
         self._to_cut += self._ledger.voided()
         self._work_wanted.set()
         return set(self._doomed)
@@ -29,7 +42,7 @@ class Reaper:
     def doom(self, ino: int) -> None:
         """Nobody can reach this inode any more."""
         self._drop_dirty(ino)
-        self._doomed.append(ino)
+        self._doomed[ino] = None
         self._work_wanted.set()
 
     def cut(self, ino: int) -> None:
@@ -37,12 +50,18 @@ class Reaper:
         self._to_cut.append(ino)
         self._work_wanted.set()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something unlinked has still to be deleted."""
+        return bool(self._doomed)
+
     async def run(self) -> None:
         """Reap unlinked inodes and finish truncations, a transaction at a time, until cancelled."""
         while True:
             try:
                 while self._doomed:
-                    await self._reap(self._doomed[-1])
+                    self._reap(list(islice(self._doomed, _TOGETHER)))
+                    await trio.lowlevel.checkpoint()
                 while self._to_cut:
                     await self._cut(self._to_cut[-1])
             except (NoSpace, OSError):
@@ -51,17 +70,35 @@ class Reaper:
             self._work_wanted = trio.Event()
             if not self._doomed:  # nobody came while truncations were finished
                 await self._work_wanted.wait()
+                await trio.sleep(_GATHER)
+
+    def finish(self) -> None:
+        """What was unlinked a moment ago, before the store is closed."""
+        with suppress(NoSpace, OSError):
+            for _ in range(_STEPS_AT_END):
+                self._reap(list(islice(self._doomed, _TOGETHER)))
 
     async def _cut(self, ino: int) -> None:
         while self._ledger.cut(ino):
             await trio.lowlevel.checkpoint()
         self._to_cut.remove(ino)
 
-    async def _reap(self, ino: int) -> None:
-        self._drop_dirty(ino)
-        while not self._names.reap(ino):
-            await trio.lowlevel.checkpoint()
-        self._doomed.remove(ino)
+    def _reap(self, inos: list[int]) -> None:
+        """One transaction: as many of them as it may hold, the first in part if need be."""
+        gone: list[int] = []
+        if not inos:
+            return
+        with self._db.transaction() as db:
+            enough = db.changed_rows + MOST_ROWS
+            for ino in inos:
+                self._drop_dirty(ino)
+                if not self._names.reap(ino, _FEW if gone else MOST_ROWS):
+                    break
+                gone.append(ino)
+                if db.changed_rows >= enough:
+                    break
+        for ino in gone:
+            self._doomed.pop(ino, None)
 
     def _drop_dirty(self, ino: int) -> None:
         file = self._flusher.files.get(ino)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from ibpfs.cache.flusher import Flusher
+from ibpfs.cache.reaper import Reaper
 from ibpfs.cache.spool import Spool
 from ibpfs.errors import DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.transfer import Transfer
@@ -36,8 +37,9 @@ class Limits:
 class Room:
     """Lets a write through when there is room for it, or says why there is none."""
 
-    def __init__(self, transfer: Transfer, spool: Spool, flusher: Flusher, limits: Limits) -> None:
+    def __init__(self, transfer: Transfer, spool: Spool, flusher: Flusher, reaper: Reaper, limits: Limits) -> None:
         self._transfer = transfer
+        self._reaper = reaper
         self._spool = spool
         self._flusher = flusher
         self._limits = limits
@@ -52,15 +54,16 @@ class Room:
                 self._say_what_is_full(length)
             if waited > self._limits.deadline:
                 raise DeadlineExceeded("the depots do not take what waits in the spool")
-            if self._depots_have_room(length) or self._transfer.expects_room():
+            if self._depots_have_room(length) or self._expects_room():
                 await self._make_room()
             else:
                 await self._ask_the_depots(length)
 
     async def _ask_the_depots(self, length: int) -> None:
-        """Their figures are of some seconds ago: that they are full must be true now."""
+        """Their figures are of some seconds ago: that they are full must be true now, and not for what we reserve."""
+        await self._transfer.close_old(every=True)
         await self._transfer.look()
-        if not self._depots_have_room(length) and not self._transfer.expects_room():
+        if not self._depots_have_room(length) and not self._expects_room():
             raise NoSpace("the depots have no room")
 
     def _say_what_is_full(self, length: int) -> None:
@@ -100,6 +103,10 @@ class Room:
     def _drop_retained(self) -> bool:
         """New bytes come before a further copy of old ones. False when what was dropped is still to be deleted."""
         return not self._spool.reclaimable and self._flusher.retention.drop_oldest()
+
+    def _expects_room(self) -> bool:
+        """Whether what is deleted will give some back on the depots."""
+        return self._reaper.is_busy or self._transfer.expects_room()
 
     def _depots_have_room(self, length: int) -> bool:
         free = self._transfer.free_bytes(self._transfer.policies.usual.copies)

@@ -165,6 +165,11 @@ class Database:
         self.facts = {**self.facts, key: value}
 
     @property
+    def changed_rows(self) -> int:
+        """How many rows were written or deleted since the store was opened."""
+        return self._connection.total_changes
+
+    @property
     def unsynced(self) -> bool:
         """Whether a committed transaction may not survive a power cut yet."""
         return self._synced_seq < self.seq

@@ -313,7 +313,8 @@ class Ledger(Pinned):
             )
             for at, stop in rows:
                 self._clear(ino, max(at, start), stop)
-            self.forget_map(ino)
+            if rows:
+                self.forget_map(ino)
             return len(rows)
 
     def forget_map(self, ino: int) -> None:

@@ -177,6 +177,11 @@ class Namespace:
             ctime = max(self._inodes.now(), pending_ctime or 0) if change.ctime_ns is None else change.ctime_ns
             return self._inodes.save(inode, ctime)
 
+    def accessed(self, ino: int, atime_ns: int) -> None:
+        """Note an access, which is no version of the inode. Nothing happens when it is gone."""
+        with self._db.transaction() as db:
+            db.update_inode("atime_ns = ?, seq = ?", (atime_ns, db.seq, ino))
+
     def drop_privileges(self, ino: int) -> Inode:
         """A file was written or cut: it loses set-id bits and capabilities. The kernel leaves that to us."""
         with self._db.transaction():

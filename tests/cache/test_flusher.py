@@ -239,11 +239,11 @@ async def test_a_file_that_goes_while_a_truncation_is_finished_is_not_forgotten(
     async with run_stack(volume) as now:
         cut, gone = now.create(b"cut").ino, now.create(b"gone").ino
         segment = now.ledger.add_segment(1, [])
-        forms = [SliceForm(number.to_bytes(16, "big"), bytes(16), 1, 1, 65536, 1) for number in range(2500)]
+        forms = [SliceForm(number.to_bytes(16, "big"), bytes(16), 1, 1, 65536, 1) for number in range(3500)]
         slices = [NewSlice(cut, 2 * at, 2 * at + 1, 1, form, bytes(16), 100 * at) for at, form in enumerate(forms)]
         now.ledger.commit(segment, 100 * len(slices), slices, dict)
         now.files.change(cut, AttributeChange(size=0))
-        while now.db.value("SELECT count(*) FROM mappings") >= 1500:
+        while now.db.value("SELECT count(*) FROM mappings") >= 2500:
             await trio.lowlevel.checkpoint()
         assert now.db.value("SELECT count(*) FROM mappings")
         now.files.unlinked(now.names.unlink(1, b"gone"))
