@@ -30,6 +30,7 @@ from ibpfs_tools.share import share
 from ibpfs_tools.snapshot import snapshot
 from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
+from ibpfs_tools.thunderbird import thunderbird
 from ibpfs_tools.trim import trim
 from ibpfs_tools.upload import upload
 from ibpfs_tools.warm import warm
@@ -49,7 +50,7 @@ def ibpfs() -> None:
 for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots, policy,
              recovery_key, recover):
     ibpfs.add_command(verb)
-for verb in (share, get, gateway, mail, mail_filter):
+for verb in (share, get, gateway, mail, mail_filter, thunderbird):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

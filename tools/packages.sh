@@ -21,11 +21,13 @@ sys.exit(not pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists()
 # Prints the packages that the tests need besides.
 missing_to_test() {
     for pair in fio rsync sqlite3 getfacl:acl getfattr:attr strace tcpdump git ps:procps fuser:psmisc setpriv:util-linux \
-        systemd-analyze:systemd make stress-ng bonnie++ dbench procmail npm reformime:maildrop chromium \
+        systemd-analyze:systemd make stress-ng bonnie++ dbench procmail npm reformime:maildrop mutt chromium \
         chromedriver:chromium-driver; do
         PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null 2>&1 || echo "${pair##*:}"
     done
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
+    # It would take the place of another mail server; where there is one, the tests with it do not run.
+    [ -e /usr/sbin/sendmail ] || echo postfix
 }
 
 # Installs its arguments; without the right to, says what to ask for.
@@ -41,6 +43,8 @@ install_missing() {
     # A database server that is there for the tests alone makes no database of its own, and does not start.
     quiet=/etc/postgresql-common/createcluster.d/ibpfs-tests.conf
     case " $* " in *" postgresql "*) mkdir -p "${quiet%/*}" && echo 'create_main_cluster = false' >"$quiet" ;; esac
+    # Nor does a mail server.
+    case " $* " in *" postfix "*) echo 'postfix postfix/main_mailer_type select No configuration' | debconf-set-selections ;; esac
     { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$@"; } >/dev/null || exit 1
     rm -f "$quiet"
 }

@@ -1,11 +1,8 @@
 """What the verbs on links have in common: reading a link without its being on a command line, opening its record."""
 
-import email
-import email.policy
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,16 +12,16 @@ import click
 from ibpfs.config import data_directory, write_private
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.sharing.contents import Content
-from ibpfs.exnode_store.sharing.links import BadLink, Link, find_links
+from ibpfs.exnode_store.sharing.links import BadLink, Link
 from ibpfs.exnode_store.sharing.reading import open_record
 from ibpfs.exnode_store.sharing.record_log import LogEntry
 from ibpfs.exnode_store.sharing.share_keys import unwrap_secret
+from ibpfs.mail.links import links_in
 from ibpfs_tools.commands import read_passphrase_file
 
 #: A message or a .ibpfs file; what is longer has its links before that.
 _MOST_TEXT: Final = 64 * 1024 * 1024
 _MOST_KEY: Final = 64 * 1024
-_PARTS: Final = {"text/plain", "text/html", "application/vnd.ibpfs.link+json", "application/octet-stream"}
 _IDENTITIES: Final = ("~/.config/age/keys.txt", "~/.ssh/id_ed25519", "~/.ssh/id_rsa")
 
 
@@ -80,7 +77,7 @@ def read_links(word: str) -> list[Link]:
                    " ibpfs get - reads it from standard input, ibpfs get FILE from a file", err=True)  # fmt: skip
         return [Link.parse(word)]
     data = _read_text(word)
-    found = list(dict.fromkeys(one for text in _texts(data) for one in find_links(text)))
+    found = links_in(data)
     if not found:
         if not data.strip():
             raise BadLink(f"{word}: is empty, there is no link in it")
@@ -108,19 +105,6 @@ def _read_text(word: str) -> bytes:
         raise UsageError(f"{word[:60]}: neither a link nor a file; links begin with ibpfs: or https://") from None
     except OSError as error:
         raise UsageError(f"{word}: {error.strerror}") from None
-
-
-def _texts(data: bytes) -> Sequence[str]:
-    """The text itself, and the parts of a mail message, decoded."""
-    message = email.message_from_bytes(data, policy=email.policy.compat32)
-    texts = []
-    if message.keys():
-        for part in message.walk():
-            if part.get_content_type() in _PARTS and not part.is_multipart():
-                payload = part.get_payload(decode=True)
-                if isinstance(payload, bytes):
-                    texts.append(payload.decode("utf-8", "replace"))
-    return [*texts, data.decode("utf-8", "replace")]
 
 
 class Senders:

@@ -12,8 +12,9 @@ from ibpfs.exnode_store.sharing.links import find_links
 if TYPE_CHECKING:
     from email.message import Message
 
-#: A `.ibpfs` file among the attachments.
-LINK_FILE = "application/vnd.ibpfs.link+json"
+#: A `.ibpfs` file among the attachments; a mailer that does not know its type calls it the other.
+_LINK_FILES = ("application/vnd.ibpfs.link+json", "application/octet-stream")
+_LONGEST_FILE = 1024 * 1024
 _TAG = re.compile(r"<(?!ibpfs:|https?:)[^<>]*>")
 _TROUBLE = (MessageError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
 
@@ -38,10 +39,11 @@ def _external(part: "Message[str, str]") -> Iterator[str]:
 
 
 def _written(part: "Message[str, str]") -> Iterator[str]:
-    if part.get_content_maintype() != "text" and part.get_content_type() != LINK_FILE:
+    is_text = part.get_content_maintype() == "text"
+    if not is_text and part.get_content_type() not in _LINK_FILES:
         return
     payload = part.get_payload(decode=True)
-    if not isinstance(payload, bytes):
+    if not isinstance(payload, bytes) or (not is_text and len(payload) > _LONGEST_FILE):
         return
     text = _decoded(payload, str(part.get_content_charset("utf-8")))
     if part.get_content_subtype() == "html":

@@ -45,9 +45,10 @@ def test_encoded(encoding: str) -> None:
     assert found(message.as_bytes()) == [ONE]
 
 
-def test_a_link_file_among_the_attachments() -> None:
+@pytest.mark.parametrize("kind", ["application/vnd.ibpfs.link+json", "application/octet-stream"])
+def test_a_link_file_among_the_attachments(kind: str) -> None:
     text = json.dumps({"format": "ibpfs-link/1", "link": ONE.render()})
-    assert found(f"{HEAD}Content-Type: application/vnd.ibpfs.link+json\n\n{text}\n") == [ONE]
+    assert found(f"{HEAD}Content-Type: {kind}\n\n{text}\n") == [ONE]
 
 
 def test_in_a_forwarded_message_and_in_what_a_mail_program_made_of_it() -> None:

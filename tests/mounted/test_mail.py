@@ -1,0 +1,214 @@
+"""Mail with large files, the whole way: mutt, a real Postfix, a mailbox, and back to the file."""
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from ibpfs.mail.links import links_in
+from ibpfs_tools.thunderbird import SOURCES
+from tests.mail.letters import CORPUS
+
+from .mail_server import MailServer
+from .running import BIN, HEARD, Done, run, until
+from .volumes import Volume
+
+pytestmark = [pytest.mark.mounted, pytest.mark.usefixtures("as_root")]
+
+#: IBPFS_MAIL_TEST_MIB=300 for a recorded run.
+SIZE = int(os.environ.get("IBPFS_MAIL_TEST_MIB", "8")) << 20
+BODY = "Dear Ben,\n\nhere it is.\n.\n-- \nAda\n"
+
+
+@pytest.fixture
+def server(directory: Path) -> MailServer:
+    if not Path("/usr/sbin/postfix").exists():
+        pytest.skip("no Postfix, or another mail server in its place")
+    directory.chmod(0o755)
+    base = directory / "postfix"
+    base.mkdir()
+    return MailServer(base)
+
+
+@pytest.fixture
+def file(directory: Path) -> Path:
+    """A file with a name as people give them."""
+    path = directory / "Übersicht 2026.bin"
+    source = random.Random(7)
+    with path.open("wb") as out:
+        for _ in range(SIZE >> 20):
+            out.write(source.randbytes(1 << 20))
+    return path
+
+
+class Writer:
+    """Somebody with mutt, whose mail goes by ibpfs-sendmail or by a server's own."""
+
+    def __init__(self, home: Path, sendmail: str) -> None:
+        self.home = home
+        home.mkdir()
+        (home / "muttrc").write_text(
+            f'set sendmail="{sendmail} -oem -oi"\nset from="Ada <ada@example.net>"\nset use_from=yes\n'
+            f'set use_envelope_from=yes\nset copy=no\nset tmpdir="{home}"\nset hostname=example.net\n'
+        )
+
+    def settings(self, **settings: object) -> None:
+        text = "".join(f'{name} = "{value}"\n' for name, value in settings.items())
+        (self.home / "mail.toml").write_text(text)
+
+    def send(self, *files: Path, to: str = "ben@example.net", code: int = 0) -> Done:
+        attached = ["-a", *files] if files else []
+        words = ["mutt", "-F", self.home / "muttrc", "-s", "a file", *attached, "--", to]
+        mail = {"HOME": str(self.home), "IBPFS_MAIL_CONFIG": str(self.home / "mail.toml")}
+        return run(*words, input=BODY, env=mail, code=code, timeout=600)
+
+
+@contextmanager
+def filtering(server: MailServer, volume: Volume, *words: str) -> Iterator[int]:
+    """`ibpfs mail-filter` in front of a server; gives its port."""
+    errors = server.base.parent / "filter.log"
+    with errors.open("wb") as log:
+        process = subprocess.Popen(
+            [BIN / "ibpfs", "mail-filter", "--listen", "127.0.0.1:0", "--next", f"127.0.0.1:{server.back}",
+             "--volume", volume.root, *words],
+            stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline().decode()
+            assert " ready " in line, errors.read_text()
+            yield int(line.rpartition(":")[2])
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+            HEARD.errors.append(errors.read_text())
+
+
+def fetched(message: bytes, directory: Path) -> Path:
+    """What `ibpfs get -` makes of a message that a mail program pipes into it."""
+    target = directory / "received"
+    target.mkdir()
+    subprocess.run(
+        [BIN / "ibpfs", "get", "-"], input=message, cwd=target, check=True, capture_output=True, timeout=600,
+        env={**os.environ, "XDG_DATA_HOME": str(directory)},
+    )  # fmt: skip
+    (found,) = target.iterdir()
+    return found
+
+
+def texts(message: bytes) -> list[str]:
+    parts = message_from_bytes(message).walk()
+    found = [part.get_payload(decode=True) for part in parts if part.get_content_type() == "text/plain"]
+    return [text.decode() for text in found if isinstance(text, bytes)]
+
+
+def test_from_mutt_to_a_mailbox_and_back_to_the_file(
+    shared: Volume, server: MailServer, directory: Path, file: Path
+) -> None:
+    writer = Writer(directory / "ada", "ibpfs-sendmail")
+    writer.settings(volume=shared.root, sendmail=server.sendmail, on_error="defer")
+    small = directory / "small.txt"
+    small.write_text("small\n")
+    with server.running():
+        writer.send(file, small)
+        (message,) = server.arrived("ben")
+    assert len(message) < 20_000
+    assert texts(message)[0] == BODY
+    assert "small\n" in texts(message)
+    assert message_from_bytes(message)["From"] == "Ada <ada@example.net>"
+    received = fetched(message, directory)
+    assert received.name == file.name
+    assert received.read_bytes() == file.read_bytes()
+    assert not list((shared / ".ibpfs-mail").iterdir())  # it passed through
+
+
+def test_through_the_filter_of_the_mail_server(
+    shared: Volume, server: MailServer, directory: Path, file: Path
+) -> None:
+    writer = Writer(directory / "ada", str(server.sendmail))
+    small = directory / "small.txt"
+    small.write_text("small\n")
+    with filtering(server, shared, "--on-error", "defer") as port, server.running(filtered=port):
+        writer.send(file)
+        (message,) = server.arrived("ben")
+        writer.send(small, to="carl@example.net")
+        (plain,) = server.arrived("carl")
+    assert len(message) < 20_000
+    assert texts(message)[0] == BODY
+    received = fetched(message, directory)
+    assert (received.name, received.read_bytes()) == (file.name, file.read_bytes())
+    assert texts(plain) == [BODY, "small\n"]
+    assert not links_in(plain)
+    log = (directory / "filter.log").read_text()
+    assert file.name not in log
+    assert "#" not in log
+
+
+def test_a_signed_message_is_left_alone(shared: Volume, server: MailServer) -> None:
+    """Up to the fields that servers write above it, the message arrives as it was sent."""
+    signed = (CORPUS / "signed-pgp.eml").read_bytes()
+    with filtering(server, shared, "--threshold", "2k", "--on-error", "defer") as port, server.running(filtered=port):
+        run(server.sendmail, "-i", "-f", "ada@example.net", "ben@example.net", input=signed.decode())
+        (message,) = server.arrived("ben")
+    assert message.endswith(signed[signed.index(b"MIME-Version") :])
+
+
+def test_without_the_volume_the_original_goes(
+    volume: Volume, server: MailServer, directory: Path, file: Path
+) -> None:
+    writer = Writer(directory / "ada", "ibpfs-sendmail")
+    writer.settings(volume=volume.root, sendmail=server.sendmail)
+    volume.umount()
+    with server.running():
+        writer.send(file)
+        (message,) = server.arrived("ben")
+        assert len(message) > SIZE
+        assert not links_in(message[:100_000])
+        writer.settings(volume=volume.root, sendmail=server.sendmail, on_error="defer")
+        done = writer.send(file, code=1)
+        assert "not sent" in done.stdout + done.stderr
+        assert len(server.mailbox("ben")) == 1
+
+
+def test_or_it_waits_with_the_server_until_the_volume_is_there(
+    volume: Volume, server: MailServer, directory: Path, file: Path
+) -> None:
+    writer = Writer(directory / "ada", str(server.sendmail))
+    volume.umount()
+    with filtering(server, volume, "--on-error", "defer") as port, server.running(filtered=port):
+        writer.send(file)
+        until(lambda: "is not mounted" in server.queued(), 60, "the refusal in the queue")
+        assert not server.mailbox("ben")
+        volume.mount()
+        (message,) = server.arrived("ben")
+    assert fetched(message, directory).read_bytes() == file.read_bytes()
+
+
+def test_from_the_thunderbird_add_on_to_the_file(shared: Volume, directory: Path, file: Path) -> None:
+    """Deleting an attachment ends its link; one that is aborted leaves none."""
+    deleted, aborted = directory / "deleted.bin", directory / "aborted.bin"
+    deleted.write_bytes(b"deleted" * 1000)
+    aborted.write_bytes(b"aborted" * 1000)
+    (directory / "mail.toml").write_text(f'volume = "{shared.root}"\nexpires = "2d"\n')
+    driver = Path(__file__).parents[1] / "tools" / "thunderbird.mjs"
+    program = BIN / "ibpfs-thunderbird-host"
+    done = run("node", driver, SOURCES, program, deleted, file, aborted, timeout=600,
+               env={"IBPFS_MAIL_CONFIG": str(directory / "mail.toml")})  # fmt: skip
+    status, first, second, third, end = map(json.loads, done.stdout.splitlines())
+    assert status["volume"] == f"{shared.root.name} on {shared.mountpoint}"
+    until_then = second["templateInfo"]["download_expiry_date"]["timestamp"] / 1000 - time.time()
+    assert 86400 < until_then <= 2 * 86400 + 60
+    received = fetched(second["url"].encode(), directory)
+    assert (received.name, received.read_bytes()) == (file.name, file.read_bytes())
+    assert third == {"aborted": True}
+    assert end == {"configured": True, "stored": 1}
+    refused = run("ibpfs", "get", "-", input=first["url"], code=1, cwd=directory)
+    assert "revoked" in refused.stderr
