@@ -67,7 +67,15 @@ class Depot:
 
 
 def allocation_files(store: Path) -> list[Path]:
-    return [path for path in (store / "allocations").rglob("*") if path.is_file()]
+    """Those that hold bytes of files; the checkpoints are in record logs."""
+    files = [path for path in (store / "allocations").rglob("*") if path.is_file()]
+    return [path for path in files if not is_record_log(path)]
+
+
+def is_record_log(path: Path) -> bool:
+    """Behind the depot's own header."""
+    with path.open("rb") as file:
+        return b"IBPRLOG1" in file.read(8192)
 
 
 class Volume:

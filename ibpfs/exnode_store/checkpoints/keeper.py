@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 #: Seconds after the first change that is on no depot until a checkpoint begins; it is to be there within 60.
 INTERVAL = 40.0
 #: The same where something deleted waits to be released, and where depots are short of room.
-_RELEASE_INTERVAL, _URGENT_INTERVAL = 10.0, 1.0
+RELEASE_INTERVAL, _URGENT_INTERVAL = 10.0, 1.0
 #: Seconds until a checkpoint that failed is tried again.
 _RETRY = 10.0
 _LOOK_EVERY = 0.5
@@ -145,7 +145,7 @@ class Checkpoints:
             return False
         waited = now - self._behind_since
         return waited >= (INTERVAL if not self._is_waited_for() else
-                          _URGENT_INTERVAL if self._is_short() else _RELEASE_INTERVAL)  # fmt: skip
+                          _URGENT_INTERVAL if self._is_short() else RELEASE_INTERVAL)  # fmt: skip
 
     def _is_waited_for(self) -> bool:
         """Whether something deleted waits for a checkpoint before it can be released."""
@@ -266,8 +266,7 @@ class Checkpoints:
     def _usable(self) -> list[Copy]:
         if self._generation is None:
             return []
-        copies = [one for one in self.rows.copies(CHECKPOINT) if one.log == self._generation.log]
-        return [one for one in copies if one.length == self._generation.length]
+        return [one for one in self._of_log() if one.length == self._generation.length]
 
     def _is_usable(self) -> bool:
         return bool(self.logs.staying(self._usable()))
@@ -343,20 +342,28 @@ class Checkpoints:
         self.rows.drop(needless)
 
     async def _make_up(self) -> None:
+        """Bring short copies of the log up to date, and make more where there are too few."""
         assert self._generation is not None
-        whole = self._usable()
-        lacking = WANTED - len(self.logs.staying(whole))
-        if lacking <= 0 or not whole:
-            return
-        source = self.logs.answering(whole)[:1]
-        copies = [one for one in self.rows.copies(CHECKPOINT) if one.log == self._generation.log]
         try:
-            await self.logs.make(self._generation.log, CHECKPOINT, whole[0].size, lacking, copies)
-            for copy in self.logs.answering(self.rows.in_use(CHECKPOINT)):
-                if source and copy.length < self._generation.length and not await self.logs.catch_up(copy, source[0]):
-                    self.rows.drop([copy])
+            await self._catch_up()
+            lacking = WANTED - len(self.logs.staying(self._usable()))
+            if lacking > 0:
+                copies = self._of_log()
+                await self.logs.make(self._generation.log, CHECKPOINT, copies[0].size, lacking, copies)
+                await self._catch_up()
         except (DepotError, DepotUnreachable, NoSpace) as error:
             _log.info("the checkpoint has too few copies for now: %s", error)
+
+    async def _catch_up(self) -> None:
+        assert self._generation is not None
+        whole = self.logs.answering(self._usable())
+        for copy in self.logs.answering(self._of_log()):
+            if whole and copy.length < self._generation.length and not await self.logs.catch_up(copy, whole[0]):
+                self.rows.drop([copy])
+
+    def _of_log(self) -> list[Copy]:
+        """All copies of the log in use, also short ones."""
+        return [one for one in self.rows.copies(CHECKPOINT) if self._generation and one.log == self._generation.log]
 
 
 #: Kept free in a log behind the pages: for the commit record, which may name ten thousand files.

@@ -55,9 +55,10 @@ class Logs:
         return choose_depots([one for one in listed if one.state == OK], WANTED, size)
 
     async def make(self, log: bytes, kind: str, size: int, most: int, without: Iterable[Copy] = ()) -> int:
-        """Allocate up to `most` empty copies; return how many. NoSpace when depots answer and none has the room."""
+        """Allocate up to `most` empty copies on depots without one; return how many. NoSpace when none has the room."""
+        without = list(without)
         chosen = self.candidates(size, without)[:most]
-        if not chosen and any(depot.status and depot.state == OK and depot.role == "active" for depot in self._depots):
+        if not chosen and self.candidates(1, without):
             raise NoSpace("the depots have no room for a checkpoint")
         made = 0
 

@@ -1,26 +1,28 @@
 """A volume over depots that run in this process, its owner's checkpoints, and what comes back from them."""
 
-import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from ibpfs.config import VolumePaths
+from ibpfs.config import VolumePaths, load_config, read_key_file
 from ibpfs.depot.server.depot import open_depot
 from ibpfs.depot.server.settings import Settings
 from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
 from ibpfs.exnode_store.checkpoints.log_rows import ROOT
 from ibpfs.exnode_store.checkpoints.recovery import Recovered, recovering
+from ibpfs.exnode_store.checkpoints.recovery_key import RecoveryKey
 from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.draining import Draining
+from ibpfs.exnode_store.keys import open_slots
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.transfer import Transfer
@@ -45,17 +47,19 @@ class Site:
     def store(self, number: int) -> Path:
         return self.base / f"depot{number}"
 
-    async def start(self, number: int) -> None:
-        self.addresses[number] = await self.nursery.start(self._serve, number)
+    async def start(self, number: int, address: str = "") -> None:
+        """On a port of the system's choice, or that of an earlier address."""
+        port = int(address.rpartition(":")[2]) if address else 0
+        self.addresses[number] = await self.nursery.start(self._serve, number, port)
 
-    async def _serve(self, number: int, task_status: trio.TaskStatus[str]) -> None:
+    async def _serve(self, number: int, port: int, task_status: trio.TaskStatus[str]) -> None:
         directory = self.store(number)
         directory.mkdir(exist_ok=True)
-        settings = Settings(store=directory, listen=(("127.0.0.1", 0),), tls=False)
+        settings = Settings(store=directory, listen=(("127.0.0.1", port),), tls=False)
         self.ended[number] = trio.Event()
         with open_depot(settings, trio.current_time) as depot, trio.CancelScope() as scope:
             self.scopes[number] = scope
-            task_status.started(f"ibp://{depot.address}" if "://" not in str(depot.address) else str(depot.address))
+            task_status.started(depot.address)
             await depot.serve()
         self.ended[number].set()
 
@@ -89,6 +93,16 @@ class Owner:
     depots: DepotSet
     checkpoints: Checkpoints
     warmer: Warmer
+    transfer: Transfer
+    paths: VolumePaths
+
+    def recovery_key(self) -> RecoveryKey:
+        config = load_config(self.paths)
+        keys = open_slots(config.slots, config.epochs, "keyfile", read_key_file(self.paths.key).value, config.uuid)
+        return RecoveryKey(self.paths, self.db, config, keys, self.checkpoints)
+
+    def draining(self) -> Draining:
+        return Draining(self.db, self.ledger, self.depots, self.transfer, self.warmer)
 
     def recovery(self, secret: bytes) -> Recovery:
         """What the recovery string says."""
@@ -104,9 +118,10 @@ async def owner(paths: VolumePaths) -> AsyncIterator[Owner]:
         ledger = Ledger(db, time.time)
         names = Namespace(db, time.time_ns, ledger.unmap)
         checkpoints = Checkpoints(db, ledger, depots, paths.run)
-        warmer = Warmer(db, ledger, depots, Transfer(db, ledger, depots), checkpoints)
+        transfer = Transfer(db, ledger, depots)
+        warmer = Warmer(db, ledger, depots, transfer, checkpoints)
         await depots.wait_for_all(10)
-        yield Owner(db, names, ledger, depots, checkpoints, warmer)
+        yield Owner(db, names, ledger, depots, checkpoints, warmer, transfer, paths)
     db._connection.close()
 
 
@@ -138,8 +153,7 @@ def freeze(paths: VolumePaths, target: Path) -> Path:
     return target
 
 
-def copy_tree(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, ignore=lambda directory, names: [name for name in names if name.endswith(".sock")])
-
-
-__all__ = ["AsyncExitStack", "Iterator", "Owner", "Site", "come_back", "copy_tree", "freeze", "owner", "site", "tables"]
+def log_files(store: Path) -> list[Path]:
+    """The allocations of a depot that hold record logs."""
+    files = [path for path in (store / "allocations").rglob("*") if path.is_file()]
+    return [path for path in files if b"IBPRLOG1" in path.read_bytes()[:8192]]
