@@ -5,6 +5,7 @@ import click
 from ibpfs_tools import exits
 from ibpfs_tools.benchmarks.depot import depot
 from ibpfs_tools.benchmarks.distance import distance
+from ibpfs_tools.benchmarks.inodes import inodes
 from ibpfs_tools.benchmarks.mounts import mounts
 from ibpfs_tools.commands import CONTEXT
 
@@ -17,6 +18,7 @@ def bench() -> None:
 bench.add_command(depot)
 bench.add_command(mounts)
 bench.add_command(distance)
+bench.add_command(inodes)
 
 if __name__ == "__main__":
     exits.run(bench, exits.COMMAND)
