@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import trio
 
 from ibpfs.cache.clean import BLOCK, CleanCache, Key, by_block
+from ibpfs.cache.first_looks import FirstLooks, following
 from ibpfs.errors import DataError, IbpfsError
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ _HELD_BLOCKS = 12
 #: Writes to the cache's disk at any time, and how long a reader waits for one, in seconds.
 _WRITES = 8
 _WRITE_PATIENCE = 0.25
+#: When nobody has read from a depot for so many seconds, blocks that were looked into are fetched whole, so many each.
+_QUIET = 1.0
+_COMPLETED = 4
 
 
 class Loaded(Protocol):
@@ -51,6 +55,9 @@ class StoredSource(Protocol):
 
     def report(self, replica: int, reason: str) -> None:
         """Bytes of this replica were wrong."""
+
+    def is_far(self, segment: int) -> bool:
+        """Whether no depot that has the segment is near."""
 
 
 class Part(NamedTuple):
@@ -85,6 +92,8 @@ class BlockReader:
         self._held: OrderedDict[Key, Loaded] = OrderedDict()
         self._loads = trio.Semaphore(MAX_LOADS)
         self._writes = trio.CapacityLimiter(_WRITES)
+        self._looks = FirstLooks()
+        self._demands = 0
         self._wishes, self._wished = trio.open_memory_channel[tuple[Key, int]](_WAITING)
 
     async def parts(self, segment: int, start: int, stop: int) -> list[Part]:
@@ -114,6 +123,7 @@ class BlockReader:
     def drop(self) -> None:
         """Forget the blocks in memory."""
         self._held.clear()
+        self._looks.clear()
 
     def prefetch(self, segment: int, start: int, stop: int) -> None:
         """Have the blocks of [start, stop) loaded soon, as far as they exist and there is capacity."""
@@ -132,6 +142,17 @@ class BlockReader:
         async with trio.open_nursery() as nursery:
             for _ in range(PREFETCHES):
                 nursery.start_soon(self._load_ahead)
+            nursery.start_soon(self._complete)
+
+    async def _complete(self) -> None:
+        """What was looked into is in the cache some time later: it may be wanted when the depot is away."""
+        before = 0
+        while True:
+            await trio.sleep(_QUIET)
+            if before == self._demands:
+                for segment, number in self._looks.take(_COMPLETED):
+                    self.prefetch(segment, number * BLOCK, (number + 1) * BLOCK)
+            before = self._demands
 
     async def _load_ahead(self) -> None:
         async for (segment, number), end in self._wished:
@@ -157,8 +178,23 @@ class BlockReader:
             cached = await trio.to_thread.run_sync(self._cache.read, key[0], start, stop)
             if cached is not None:
                 return Part(start, memoryview(cached), None)
+        self._demands += 1
+        if self._is_look(key, end - begin):
+            loaded = await self.load(key[0], start, stop, frozenset())
+            return Part(start, memoryview(loaded.data), loaded)
         loaded = await self._block(key, end)
         return Part(start, memoryview(loaded.data)[begin:end], loaded)
+
+    def _is_look(self, key: Key, wanted: int) -> bool:
+        """Whether to fetch just that. If not, a block of a far depot may bring those that follow it."""
+        segment, number = key
+        if key in self._flights or key in self._held or not self._source.is_far(segment):
+            return False
+        if self._looks.is_enough(key, wanted, self._segment_length(segment) - number * BLOCK):
+            return True
+        if number and self._cache.covers(segment, (number - 1) * BLOCK, number * BLOCK):
+            self.prefetch(segment, *following(number))
+        return False
 
     async def _block(self, key: Key, end: int) -> Loaded:
         """Return at least the first `end` bytes of a block."""

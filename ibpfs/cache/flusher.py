@@ -163,6 +163,13 @@ class Flusher:
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
             nursery.start_soon(self._keep)
+            nursery.start_soon(self._prepare)
+
+    async def _prepare(self) -> None:
+        while True:
+            await trio.sleep(DELAY)
+            with suppress(DepotError, DepotUnreachable, NoSpace, OSError):  # who needs a segment meets it again
+                await self._transfer.prepare()
 
     async def _work(self) -> None:
         pause = _BACKOFF[0]

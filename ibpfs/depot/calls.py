@@ -41,7 +41,7 @@ class Calls:
         address: Address,
         *,
         fingerprint: bytes | None = None,
-        max_connections: int = 8,
+        max_connections: int = 12,
         silence_limit: float = SILENCE_LIMIT,
     ) -> None:
         self.address = address

@@ -9,7 +9,7 @@ import trio
 from ibpfs.depot.stream import DepotStream
 from ibpfs.depot.wire import DepotUnreachable
 
-_IDLE_LIMIT: Final = 30.0  # below the 60 s after which depots close by themselves
+_IDLE_LIMIT: Final = 50.0  # below the 60 s after which depots close by themselves
 
 
 class ConnectionPool:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 SEGMENT_SIZE = 16 * 1024 * 1024 + 8 * 1024
 #: Seconds an open segment takes appends.
 SEGMENT_AGE = 60.0
+#: Seconds that one which nobody has used yet is kept for whoever comes.
+SPARE_AGE = 600.0
 #: An allocation's first lease; extended once it stands in the ledger as pending (I4).
 SHORT_LEASE = 600
 #: Seconds that the others are waited for when as many depots have answered as have to.
@@ -37,7 +39,7 @@ LONG_LEASE = 30 * 24 * 3600
 
 @dataclass(eq=False)
 class OpenSegment:
-    """A segment that takes appends. `row` is None until its first commit."""
+    """A segment that takes appends. `row` is None until its first commit; `opened_at`: when the first append came."""
 
     policy: int
     size: int
@@ -48,9 +50,23 @@ class OpenSegment:
     sound: bool = True  # False: some append was not acknowledged everywhere
     lost: list[int] = field(default_factory=list)  # depots whose replica missed an append
 
+    @property
+    def is_spare(self) -> bool:
+        """Made beforehand, and not used yet."""
+        return not self.length
+
     def fits(self, length: int) -> bool:
-        young = trio.current_time() - self.opened_at < SEGMENT_AGE
+        young = trio.current_time() - self.opened_at < (SPARE_AGE if self.is_spare else SEGMENT_AGE)
         return self.sound and young and self.length + length <= self.size
+
+
+def pick(idle: Sequence[OpenSegment], policy: int, length: int) -> OpenSegment | None:
+    """The segment to append to, which is taken into use by that: the latest, and one that is used already first."""
+    fitting = [one for one in reversed(idle) if one.policy == policy and one.fits(length)]
+    segment = next((one for one in fitting if not one.is_spare), fitting[0] if fitting else None)
+    if segment is not None and segment.is_spare:
+        segment.opened_at = trio.current_time()
+    return segment
 
 
 class Allocator:

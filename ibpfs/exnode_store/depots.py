@@ -23,6 +23,8 @@ T = TypeVar("T")
 FAILED_AFTER = 10.0
 #: Seconds between looks at a depot that answers, and at one that does not.
 _LOOK_EVERY, _RETRY_EVERY = 10.0, 0.5
+#: Seconds of a round trip from which on a depot is far.
+_FAR = 0.01
 #: No single command waits longer than this for a silent depot.
 COMMAND_LIMIT = 20.0
 _PRESENT = "SELECT id, address, embedded, role, labels, fingerprint FROM depots WHERE role != 'removed'"
@@ -44,6 +46,7 @@ class Depot:
         self._taken = 0  # by allocations of ours, in all, those that it is being asked for too
         self._asked = 0
         self.latency = 0.0
+        self._round_trip = 0.0  # the quickest answer since it began to answer
         self.busy = 0  # open segments on it
         self.trouble = ""
         self.refusal = ""  # why it answers, and yet can take nothing
@@ -90,6 +93,8 @@ class Depot:
         self._refused = False
         self.trouble = ""
         self.latency = 0.8 * self.latency + 0.2 * seconds
+        if seconds:
+            self._round_trip = min(self._round_trip or seconds, seconds)
 
     def silent(self, trouble: str, *, refused: bool = False) -> None:
         self.trouble = trouble
@@ -105,7 +110,13 @@ class Depot:
         """Others had answered long ago: it gets nothing to do before it has shown that it answers."""
         if self._down_since is None:
             self._down_since = trio.current_time()
+            self._round_trip = 0.0
             self._turn()
+
+    @property
+    def is_far(self) -> bool:
+        """Whether a round trip to it is what a command waits for."""
+        return self._round_trip >= _FAR
 
     def _turn(self) -> None:
         self.turned.set()

@@ -14,7 +14,7 @@ import trio
 from ibpfs.depot.client import ShortLoad
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom, Unreadable
 from ibpfs.errors import DataError, NoSpace
-from ibpfs.exnode_store.allocator import STRAGGLER_LIMIT, Allocator, OpenSegment
+from ibpfs.exnode_store.allocator import SEGMENT_SIZE, SPARE_AGE, STRAGGLER_LIMIT, Allocator, OpenSegment, pick
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _OVERHEAD = 1 / 256, 256 * 1024
 #: A segment with less room than this is full: kept open for so little, it would hold back what is deleted from it.
 _LEAST_ROOM = 64 * 1024
+#: Segments are made beforehand only while there is room for so many more.
+_SPARE_ROOM = 8 * SEGMENT_SIZE
 #: What the others may take, in bytes per second, beside STRAGGLER_LIMIT, when min_copies have acknowledged.
 _STRAGGLER_RATE = 1024 * 1024
 #: A load may take that much time, in bytes per second, beside STRAGGLER_LIMIT, when another depot has the bytes, too.
@@ -56,6 +58,7 @@ class Transfer:
         self.policies = Policies(db)
         self._idle: list[OpenSegment] = []
         self.untrimmed: set[int] = set()  # closed segments whose allocations reserve more than they hold
+        self._used: dict[int, float] = {}  # when something was last appended, by policy
         self._moves = 0
         self._open_segments: set[OpenSegment] = set()  # the idle ones, and those that somebody appends to
 
@@ -96,11 +99,24 @@ class Transfer:
             raise DepotUnreachable(f"{acknowledged} of {policy.min_copies} depots took the bytes")
 
     def _take(self, policy: Policy, length: int) -> OpenSegment | None:
-        for segment in reversed(self._idle):
-            if segment.policy == policy.id and segment.fits(length):
-                self._idle.remove(segment)
-                return segment
-        return None
+        self._used[policy.id] = trio.current_time()
+        segment = pick(self._idle, policy.id, length)
+        if segment is not None:
+            self._idle.remove(segment)
+        return segment
+
+    async def prepare(self) -> None:
+        """Where depots are far, have an empty segment for each policy that is written under: making one takes three
+        round trips, which nobody who waits for an fsync need wait for."""
+        if not any(depot.is_far and depot.role == "active" for depot in self._depots):
+            return
+        now = trio.current_time()
+        self._used = {number: used for number, used in self._used.items() if now - used < SPARE_AGE}
+        for number in list(self._used):
+            policy = self.policy(number)
+            has_room = (self.free_bytes(policy.copies) or 0) > _SPARE_ROOM
+            if has_room and not any(one.policy == number and one.is_spare and one.fits(1) for one in self._idle):
+                await self.release(await self._open_somehow(policy, _LEAST_ROOM))
 
     async def _open_somehow(self, policy: Policy, length: int) -> OpenSegment:
         with self._moving_room():
@@ -312,6 +328,11 @@ class Transfer:
         """Whether its depot answers."""
         depot = self._depots.find(replica.depot)
         return depot is not None and depot.state == OK
+
+    def is_far(self, segment: int) -> bool:
+        """Whether no depot that has the segment and answers is near."""
+        depots = [self._depots.find(replica.depot) for replica in self._ledger.replicas(segment)]
+        return all(depot is None or depot.state != OK or depot.is_far for depot in depots)
 
     def is_lost(self, segment: int) -> bool:
         """Whether no replica is left that can be read: each is suspect, or its depot has been away for long."""

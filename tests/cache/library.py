@@ -31,6 +31,7 @@ class FakeSource:
     short: set[int] = field(default_factory=set)
     loads: list[tuple[int, int, int]] = field(default_factory=list)
     reports: list[tuple[int, str]] = field(default_factory=list)
+    far: bool = False
     gate: trio.Event | None = None
     busy: int = 0
     peak: int = 0
@@ -61,6 +62,9 @@ class FakeSource:
 
     def report(self, replica: int, reason: str) -> None:
         self.reports.append((replica, reason))
+
+    def is_far(self, segment: int) -> bool:
+        return self.far
 
 
 class Library:

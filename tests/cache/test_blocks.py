@@ -273,3 +273,41 @@ async def test_too_many_wishes_are_dropped(bench: Bench) -> None:
     for number in range(1, 200):
         bench.reader.prefetch(number, 0, 100)
     assert bench.source.loads == []
+
+
+async def test_the_first_look_into_a_block_of_a_far_depot_fetches_just_that(bench: Bench) -> None:
+    bench.source.far = True
+    assert await bench.read(3 * BLOCK + 70_000, 3 * BLOCK + 140_000) == DATA[3 * BLOCK + 70_000 : 3 * BLOCK + 140_000]
+    assert bench.source.loads == [(1, 3 * BLOCK + 70_000, 3 * BLOCK + 140_000)]
+    await bench.read(3 * BLOCK, 3 * BLOCK + 10)
+    assert bench.source.loads[1:] == [(1, 3 * BLOCK, 4 * BLOCK)]
+    await bench.read(3 * BLOCK + 500, 3 * BLOCK + 5000)
+    assert len(bench.source.loads) == 2, "from the cache"
+
+
+async def test_who_reads_a_far_segment_from_end_to_end_gets_blocks_ahead(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    bench.source.far = True
+    nursery.start_soon(bench.reader.serve)
+    await bench.read(0, BLOCK)
+    await bench.read(BLOCK, 2 * BLOCK)
+    await until_cached(bench.cache, 1, 2 * BLOCK, 6 * BLOCK)
+    assert await bench.read(2 * BLOCK, 6 * BLOCK) == DATA[2 * BLOCK : 6 * BLOCK]
+    assert len(bench.source.loads) == 6
+
+
+async def test_what_was_looked_into_is_fetched_whole_in_a_quiet_second(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench.source.far = True
+    nursery.start_soon(bench.reader.serve)
+    await bench.read(2 * BLOCK + 10, 2 * BLOCK + 20)
+    await until_cached(bench.cache, 1, 2 * BLOCK, 3 * BLOCK)
+    assert bench.source.loads == [(1, 2 * BLOCK + 10, 2 * BLOCK + 20), (1, 2 * BLOCK, 3 * BLOCK)]
+
+
+async def test_a_first_look_that_one_replica_cannot_answer_is_answered_by_the_other(bench: Bench) -> None:
+    bench.source.far, bench.source.short = True, {1}
+    assert await bench.read(10, 20) == DATA[10:20]
+    assert [replica for replica, _ in bench.source.reports] == [1]

@@ -62,7 +62,7 @@ async def test_turns_count_answers_that_were_waited_for() -> None:
         for _ in range(3):
             await stream.send_all(b"question")
             await exactly(stream, 8)
-        assert (relay.turns, relay.connections) == (3, 1)
+        assert (relay.turns, relay.most, relay.connections, relay.bytes_back) == (3, 1, 1, 24)
 
 
 async def test_a_target_that_is_not_there_closes_the_connection() -> None:

@@ -36,13 +36,15 @@ class Line:
 class Relay:
     """`turns`: how often a client began to speak after it had heard something, or for the first time.
 
-    Round trips one after another are at most so many; those of several connections may pass at the same time.
+    Round trips one after another are at most so many; those of several connections may pass at the same time: `most`
+    is how many clients have waited at once. `bytes_back` came from the targets.
     """
 
     def __init__(self, rtt: float, rate: float) -> None:
         self._rtt = rtt
         self._there, self._back = Line(rtt / 2, rate), Line(rtt / 2, rate)
-        self.turns = 0
+        self.turns = self.most = self._waiting = 0
+        self.bytes_back = 0
         self.connections = 0
 
     async def serve(
@@ -69,6 +71,15 @@ class Relay:
         async with near, far, trio.open_nursery() as nursery:
             nursery.start_soon(_carry, near, far, self._there, talk.said)
             await _carry(far, near, self._back, talk.heard)
+        talk.heard(0)
+
+    def asked(self) -> None:
+        self.turns += 1
+        self._waiting += 1
+        self.most = max(self.most, self._waiting)
+
+    def answered(self) -> None:
+        self._waiting -= 1
 
 
 class _Talk:
@@ -78,22 +89,26 @@ class _Talk:
         self._relay = relay
         self._listening = True
 
-    def said(self) -> None:
-        self._relay.turns += self._listening
+    def said(self, _: int) -> None:
+        if self._listening:
+            self._relay.asked()
         self._listening = False
 
-    def heard(self) -> None:
+    def heard(self, length: int) -> None:
+        self._relay.bytes_back += length
+        if not self._listening:
+            self._relay.answered()
         self._listening = True
 
 
-async def _carry(source: trio.SocketStream, to: trio.SocketStream, line: Line, noted: Callable[[], None]) -> None:
+async def _carry(source: trio.SocketStream, to: trio.SocketStream, line: Line, noted: Callable[[int], None]) -> None:
     # Bounded by the line: what is in it is what it holds, and _QUEUE.
     given, taken = trio.open_memory_channel[tuple[float, bytes]](math.inf)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_deliver, taken, to)
         async with given:
             while chunk := await _received(source):
-                noted()
+                noted(len(chunk))
                 await given.send((line.arrival(len(chunk), trio.current_time()), chunk))
                 await trio.sleep_until(line.free_at - _QUEUE)
             await given.send((line.arrival(0, trio.current_time()), b""))
