@@ -35,6 +35,7 @@ from ibpfs.depot.embedded import EmbeddedDepot, socket_of
 from ibpfs.depot.suspends import watch_suspends
 from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
+from ibpfs.exnode_store.checkpoints.commits import Dirty
 from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
 from ibpfs.exnode_store.checkpoints.recovery_key import RecoveryKey, prepare_checkpoints
 from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
@@ -147,7 +148,11 @@ async def _rooms(
         retention = Retention(ledger, transfer, spool, sealer)
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer, retention)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
-        checkpoints.dirty = lambda: [(ino, one.dirty) for ino, one in flusher.files.items() if one.dirty]
+        checkpoints.dirty = lambda: [
+            Dirty(ino, one.dirty, [(piece.start, piece.stop) for piece in one.extents])
+            for ino, one in flusher.files.items()
+            if one.dirty
+        ]
         transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()
         recovered = files.recover()

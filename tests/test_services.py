@@ -15,6 +15,8 @@ from ibpfs import services
 from ibpfs.config import VolumePaths, read_key_file
 from ibpfs.errors import DeadlineExceeded, IbpfsError, NotFound, UsageError
 from ibpfs.exnode_store.attributes import NewInode
+from ibpfs.exnode_store.checkpoints.losses import note_lost
+from ibpfs.exnode_store.checkpoints.recovery import recovering
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.mount import OpenVolume, open_volume
 
@@ -169,3 +171,22 @@ async def test_remount_needs_a_mount(tmp_path: Path) -> None:
     async with opened(tmp_path) as volume:
         with pytest.raises(UsageError, match="is not mounted"):
             await ask(volume, "remount")
+
+
+async def test_a_checkpoint_says_what_only_the_spool_held(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        await write(volume, b"safe", b"x" * 1000)
+        await ask(volume, "flush")
+        ino = await write(volume, b"waits", b"y" * 5000)
+        await volume.parts.files.write(ino, 9000, b"z" * 10)
+        told = await volume.parts.recovery_key.tell()
+        with (tmp_path / "back.sqlite").open("wb") as file:
+            async with recovering(told, volume.parts.paths.depot) as recoverer:
+                found = await recoverer.recover(file)
+        assert [(one.ino, one.size, list(one.runs)) for one in found.commit.dirty] == [
+            (ino, 5010, [(0, 5000), (9000, 9010)])
+        ]
+        assert note_lost(tmp_path / "back.sqlite", found.commit.dirty) == [("/waits", 5010)]
+        status = await ask(volume, "status")
+        assert status["checkpoint_at"] == pytest.approx(found.commit.at)
+        assert status["checkpoint_trouble"] is status["recovery_advice"] is None

@@ -431,10 +431,11 @@ class Volume:
 class Restorer:
     """Walks the tree."""
 
-    def __init__(self, volume: Volume, target: str) -> None:
+    def __init__(self, volume: Volume, target: str, lost: dict[int, int]) -> None:
         self.volume = volume
         self.target = os.fsencode(target)
         self.first: dict[int, bytes] = {}  # inode -> the first path of a file with several names
+        self.lost = lost  # inode -> bytes that were on no depot
         self.failed = 0
         self.files = 0
 
@@ -475,6 +476,8 @@ class Restorer:
                 os.symlink(target, path)
             elif stat.S_ISREG(mode):
                 self.say(path, self.volume.restore_file(ino, size, path))
+                if ino in self.lost:
+                    self.say(path, f"{self.lost[ino]} bytes of it were on no depot yet")
             else:
                 os.mknod(path, mode, rdev)
             self.attributes(ino, path)
@@ -519,7 +522,7 @@ def restore(text: str, target: str, embedded: str | None) -> int:
             raise Trouble("no checkpoint can be read")
         taken = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(commit["at"]))
         volume = Volume(file.name, depots, master)
-        restorer = Restorer(volume, target)
+        restorer = Restorer(volume, target, {one[0]: one[1] for one in commit["dirty"]})
         restorer.run()
     if volume.plain:
         warn("some bytes were stored without being sealed: they are not verified")

@@ -57,7 +57,9 @@ def summarize(db: Database, ledger: Ledger, ino: int) -> dict[str, Any]:
 
 def earliest_lease_end(db: Database) -> float | None:
     """Unix seconds at which the first lease ends; None when every one is permanent."""
-    end: float | None = db.value("SELECT min(lease_end) FROM replicas")
+    end: float | None = db.value(
+        "SELECT min(lease_end) FROM (SELECT lease_end FROM replicas UNION ALL SELECT lease_end FROM record_logs)"
+    )
     return end
 
 
@@ -74,14 +76,14 @@ def at_risk_bytes(db: Database, now: float) -> int:
 
 
 def survives_until(db: Database, now: float) -> float | None:
-    """Unix seconds until which every segment keeps a sound replica if nothing is renewed; None: for good.
-
-    `now` where one has none already.
+    """Unix seconds until which every segment keeps a sound replica, and the checkpoint and its root a copy, if nothing
+    is renewed; None: for good. `now` where one has none already.
     """
     end: float | None = db.value(
         "SELECT min(CASE WHEN sound = 0 THEN ? WHEN permanent THEN NULL ELSE end END)"
         " FROM (SELECT count(r.id) AS sound, count(r.id) > count(r.lease_end) AS permanent, max(r.lease_end) AS end"
-        " FROM segments s LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0 WHERE s.length > 0 GROUP BY s.id)",
+        " FROM segments s LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0 WHERE s.length > 0 GROUP BY s.id"
+        " UNION ALL SELECT 1, count(*) > count(lease_end), max(lease_end) FROM record_logs GROUP BY kind)",
         (now,),
     )
     return end

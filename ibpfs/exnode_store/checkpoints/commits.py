@@ -9,13 +9,28 @@ from typing import Any
 from ibpfs.exnode_store.checkpoints.record_log import DamagedLog
 
 NO_DIGEST = bytes(32)
-#: Files that are named as having bytes in the spool alone; more are only counted.
-MOST_DIRTY = 10_000
+#: Files that are named as having bytes in the spool alone; those that were written last may not be.
+MOST_DIRTY = 2_000
+#: Runs of such bytes that are told of a file; where there are more, one from the first to the last.
+MOST_RUNS = 16
+
+
+@dataclass(frozen=True)
+class Dirty:
+    """A file of which the writer's machine had bytes that were on no depot: how many, and which runs of it."""
+
+    ino: int
+    size: int
+    runs: Sequence[tuple[int, int]]
+
+    def dump(self) -> list[Any]:
+        runs = self.runs if len(self.runs) <= MOST_RUNS else [(self.runs[0][0], self.runs[-1][1])]
+        return [self.ino, self.size, [list(run) for run in runs]]
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One checkpoint. `dirty` are (inode, bytes) that only the spool of the writer's machine held then."""
+    """One checkpoint."""
 
     volume: str
     epoch: int
@@ -29,7 +44,7 @@ class Commit:
     pages: int
     files: int
     at: float
-    dirty: Sequence[tuple[int, int]] = ()
+    dirty: Sequence[Dirty] = ()
 
     @property
     def number(self) -> int:
@@ -39,7 +54,7 @@ class Commit:
     def dump(self) -> bytes:
         table = self.__dict__ | {"previous": self.previous.hex(), "content": self.content.hex()}
         table["versions"] = dict(self.versions)
-        table["dirty"] = [list(pair) for pair in self.dirty[:MOST_DIRTY]]
+        table["dirty"] = [one.dump() for one in self.dirty[:MOST_DIRTY]]
         return json.dumps(table, sort_keys=True).encode()
 
 
@@ -65,7 +80,10 @@ def parse_commit(record: bytes) -> Commit:
             pages=int(table["pages"]),
             files=int(table["files"]),
             at=float(table["at"]),
-            dirty=[(int(ino), int(size)) for ino, size in table["dirty"]],
+            dirty=[
+                Dirty(int(ino), int(size), [(int(start), int(stop)) for start, stop in runs])
+                for ino, size, runs in table["dirty"]
+            ],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedLog("a commit record makes no sense") from None

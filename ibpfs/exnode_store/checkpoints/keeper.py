@@ -13,7 +13,7 @@ import trio
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace, VolumeError
 from ibpfs.exnode_store.allocator import Allocator
-from ibpfs.exnode_store.checkpoints.commits import NO_DIGEST, Commit
+from ibpfs.exnode_store.checkpoints.commits import NO_DIGEST, Commit, Dirty
 from ibpfs.exnode_store.checkpoints.generation import Draft, Generation, load_generation, size_for
 from ibpfs.exnode_store.checkpoints.log_rows import CHECKPOINT, ROOT, Copy, LogRows
 from ibpfs.exnode_store.checkpoints.logs import WANTED, Logs
@@ -64,7 +64,7 @@ class Checkpoints:
         self._turn = trio.Lock()
         self._generation: Generation | None = None
         self._attached = False
-        self.dirty: Callable[[], Sequence[tuple[int, int]]] = tuple  # a mount says what only its spool holds
+        self.dirty: Callable[[], Sequence[Dirty]] = tuple  # a mount says what only its spool holds
         self._covered = -1  # changes, not counting our own, that the last checkpoint holds
         self._behind_since: float | None = None
         self._tried = -_RETRY
@@ -287,17 +287,17 @@ class Checkpoints:
         assert start is not None
         copies = self._usable()
         draft = Draft(LogSeal(self._key, start.log), start, self._directory)
-        dirty = dict(self.dirty())
+        dirty = {one.ino: one for one in self.dirty()}
         try:
             if full and self.roots is not None:
                 draft.put(self.roots.head(start.log))
             async with self._db.frozen() as image:
                 changes, at = image.seq - self.rows.own, time.time()
-                dirty |= dict(self.dirty())
+                dirty |= {one.ino: one for one in self.dirty()}
                 most = min(one.size for one in copies) - start.length - _COMMIT_ROOM
                 if not await trio.to_thread.run_sync(partial(draft.add_pages, image, most)):
                     return False
-            commit = self._commit(start, full, image.seq, draft, at, dirty, (image.pages, image.files))
+            commit = self._commit(start, full, image.seq, draft, at, list(dirty.values()), (image.pages, image.files))
             body, after = draft.finish(commit)
             self.rows.add_commit(commit, body)
             await self._db.sync()  # I5 begins here: what this store forgot is on stable storage, and this commit known
@@ -313,7 +313,7 @@ class Checkpoints:
         await trio.to_thread.run_sync(after.save, self._state)
         return True
 
-    def _commit(self, start: Generation, full: bool, seq: int, draft: Draft, at: float, dirty: dict[int, int],
+    def _commit(self, start: Generation, full: bool, seq: int, draft: Draft, at: float, dirty: Sequence[Dirty],
                 counts: tuple[int, int]) -> Commit:  # fmt: skip
         last = self.rows.last_commit()
         writer = self._db.facts["checkpoint_writer"]
@@ -323,7 +323,7 @@ class Checkpoints:
         return Commit(
             volume=self._db.facts["uuid"], epoch=epoch_of(self._db), writer=writer, seq=seq, versions=versions,
             previous=start.previous, full=full, content=draft.content, page_size=draft.pages.page_size,
-            pages=pages, files=files, at=at, dirty=sorted(dirty.items()),
+            pages=pages, files=files, at=at, dirty=dirty,
         )  # fmt: skip
 
     async def _tell(self) -> None:
@@ -366,5 +366,5 @@ class Checkpoints:
         return [one for one in self.rows.copies(CHECKPOINT) if self._generation and one.log == self._generation.log]
 
 
-#: Kept free in a log behind the pages: for the commit record, which may name ten thousand files.
-_COMMIT_ROOM = 64 * 1024
+#: Kept free in a log behind the pages: for the commit record, which may name two thousand files.
+_COMMIT_ROOM = 128 * 1024

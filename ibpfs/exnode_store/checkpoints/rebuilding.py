@@ -1,11 +1,9 @@
 """A volume's directory made anew from its depots, on a machine that has never seen it."""
 
 import shutil
-import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 
@@ -14,6 +12,7 @@ from ibpfs.depot.embedded import EmbeddedDepot
 from ibpfs.errors import VolumeError
 from ibpfs.exnode_store.checkpoints.commits import Commit
 from ibpfs.exnode_store.checkpoints.log_rows import LogRows
+from ibpfs.exnode_store.checkpoints.losses import note_lost
 from ibpfs.exnode_store.checkpoints.recovery import Recovered, check_file, recovering
 from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
 from ibpfs.exnode_store.creation import checkpoint_facts, first_slot, sync_file
@@ -22,7 +21,6 @@ from ibpfs.exnode_store.keys import open_slots
 
 #: Seconds that the volume's own depot has to start.
 _DEPOT_START = 10.0
-_MOST_DEEP = 4096
 
 
 @dataclass
@@ -46,7 +44,7 @@ async def rebuild(paths: VolumePaths, recovery: Recovery, passphrase: bytes | No
                 paths.store.chmod(0o600)
                 recovered = await recoverer.recover(file)
         check_file(paths.store)
-        lost = _lost(paths.store, recovered.commit)
+        lost = note_lost(paths.store, recovered.commit.dirty)
         text = _take_over(paths, recovery, recovered, passphrase)
         sync_file(paths.store)
         write_private(paths.properties, text.encode())  # last: without it there is no volume
@@ -119,20 +117,3 @@ def _take_over(paths: VolumePaths, recovery: Recovery, recovered: Recovered, pas
     return text
 
 
-def _lost(store: Path, commit: Commit) -> list[tuple[str, int]]:
-    connection = sqlite3.connect(store)
-    try:
-        return [(_name(connection, ino), size) for ino, size in commit.dirty]
-    finally:
-        connection.close()
-
-
-def _name(connection: sqlite3.Connection, ino: int) -> str:
-    words: list[str] = []
-    while ino != 1 and len(words) < _MOST_DEEP:
-        row = connection.execute("SELECT parent, name FROM dentries WHERE ino = ?", (ino,)).fetchone()
-        if row is None:
-            return f"a file without a name (inode {ino})"
-        ino = row[0]
-        words.append(row[1].decode("utf-8", "backslashreplace"))
-    return "/" + "/".join(reversed(words))

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibpfs.exnode_store.checkpoints.commits import (
+    MOST_RUNS,
     Commit,
+    Dirty,
     Place,
     digest_of,
     dump_places,
@@ -105,9 +107,16 @@ def test_unreasonable_lengths() -> None:
 
 @given(st.text(max_size=20), st.dictionaries(st.text(max_size=5), st.integers(0, 99), max_size=3), st.booleans())
 def test_commits(writer: str, versions: dict[str, int], full: bool) -> None:
-    one = Commit("volume", 2, writer, 7, versions, b"p" * 32, full, b"c" * 32, 8192, 9, 10, 11.25, [(5, 6)])
+    dirty = [Dirty(5, 6, [(0, 6)])]
+    one = Commit("volume", 2, writer, 7, versions, b"p" * 32, full, b"c" * 32, 8192, 9, 10, 11.25, dirty)
     assert parse_commit(one.dump()) == one
     assert one.number == sum(versions.values())
+
+
+def test_a_file_with_many_runs_is_told_from_the_first_to_the_last() -> None:
+    runs = [(2 * number, 2 * number + 1) for number in range(MOST_RUNS + 1)]
+    assert Dirty(5, 17, runs).dump() == [5, 17, [[0, 2 * MOST_RUNS + 1]]]
+    assert Dirty(5, 16, runs[:-1]).dump() == [5, 16, [list(run) for run in runs[:-1]]]
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 5)), st.sampled_from("abc"))
