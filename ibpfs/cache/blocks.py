@@ -96,11 +96,14 @@ class BlockReader:
         self._demands = 0
         self._wishes, self._wished = trio.open_memory_channel[tuple[Key, int]](_WAITING)
 
-    async def parts(self, segment: int, start: int, stop: int) -> list[Part]:
-        """Return the bytes [start, stop), in order, in parts that each have one origin."""
+    async def parts(self, segment: int, start: int, stop: int, *, small: bool = False) -> list[Part]:
+        """Return the bytes [start, stop), in order, in parts that each have one origin.
+
+        `small`: they are a slice, and its neighbours may be wanted next.
+        """
         wanted = [((segment, number), begin, end) for number, begin, end in by_block(start, stop)]
         found = [self._at_hand(*want) for want in wanted]
-        lacking = [partial(self._part, *want) for want, part in zip(wanted, found, strict=True) if part is None]
+        lacking = [partial(self._part, *want, small) for want, part in zip(wanted, found, strict=True) if part is None]
         fetched = iter(await in_order(lacking))
         return [part or next(fetched) for part in found]
 
@@ -172,29 +175,30 @@ class BlockReader:
         cached = self._cache.read_now(key[0], start, start + end - begin)
         return None if cached is None else Part(start, memoryview(cached), None)
 
-    async def _part(self, key: Key, begin: int, end: int) -> Part:
+    async def _part(self, key: Key, begin: int, end: int, small: bool) -> Part:
         start, stop = key[1] * BLOCK + begin, key[1] * BLOCK + end
         if self._cache.covers(key[0], start, stop):
             cached = await trio.to_thread.run_sync(self._cache.read, key[0], start, stop)
             if cached is not None:
                 return Part(start, memoryview(cached), None)
         self._demands += 1
-        if self._is_look(key, end - begin):
+        if self._is_look(key, end - begin, small):
             loaded = await self.load(key[0], start, stop, frozenset())
             return Part(start, memoryview(loaded.data), loaded)
         loaded = await self._block(key, end)
         return Part(start, memoryview(loaded.data)[begin:end], loaded)
 
-    def _is_look(self, key: Key, wanted: int) -> bool:
-        """Whether to fetch just that. If not, a block of a far depot may bring those that follow it."""
+    def _is_look(self, key: Key, wanted: int, small: bool) -> bool:
+        """Whether to fetch just that. What may be wanted next of a far depot is fetched meanwhile."""
         segment, number = key
         if key in self._flights or key in self._held or not self._source.is_far(segment):
             return False
-        if self._looks.is_enough(key, wanted, self._segment_length(segment) - number * BLOCK):
-            return True
-        if number and self._cache.covers(segment, (number - 1) * BLOCK, number * BLOCK):
+        is_look = self._looks.is_enough(key, wanted, self._segment_length(segment) - number * BLOCK)
+        if small and is_look:
+            self.prefetch(segment, number * BLOCK, (number + 1) * BLOCK)
+        if (small or not is_look) and number and self._cache.covers(segment, (number - 1) * BLOCK, number * BLOCK):
             self.prefetch(segment, *following(number))
-        return False
+        return is_look
 
     async def _block(self, key: Key, end: int) -> Loaded:
         """Return at least the first `end` bytes of a block."""

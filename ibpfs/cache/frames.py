@@ -141,7 +141,8 @@ class SliceReader:
     async def _stored(self, ref: StoredSlice, first: int, behind: int) -> _Stored:
         begin, end = ref.form.stored_span(first, behind)
         at = ref.segment_offset
-        body = await self._blocks.parts(ref.segment, at + begin, at + end)
+        small = (first, behind) == (0, ref.form.frames)
+        body = await self._blocks.parts(ref.segment, at + begin, at + end, small=small)
         if ref.form.function != PLAIN_XXH3:
             return _Stored(body, ())
         begin, end = ref.form.checksum_span(first, behind)

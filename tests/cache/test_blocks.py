@@ -297,6 +297,17 @@ async def test_who_reads_a_far_segment_from_end_to_end_gets_blocks_ahead(
     assert len(bench.source.loads) == 6
 
 
+async def test_a_small_slice_of_a_far_depot_comes_alone_and_its_neighbours_behind_it(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    bench.source.far = True
+    nursery.start_soon(bench.reader.serve)
+    (part,) = await bench.reader.parts(1, 100, 5000, small=True)
+    assert part.data == DATA[100:5000]
+    await until_cached(bench.cache, 1, 0, BLOCK)
+    assert bench.source.loads == [(1, 100, 5000), (1, 0, BLOCK)]
+
+
 async def test_what_was_looked_into_is_fetched_whole_in_a_quiet_second(
     bench: Bench, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
