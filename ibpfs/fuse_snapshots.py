@@ -50,6 +50,10 @@ class SnapshotOperations(Operations):
         """Let the log say which file, segment and depot a request was about that fails."""
         self.blame = Blame(whereabouts, (self._open, self._open_directories, self._open_frozen))
 
+    def knows(self, ino: int) -> bool:
+        """Whether the kernel may remember something of an inode."""
+        return ino == ROOT_INO or ino in self._lookups
+
     # Names
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:

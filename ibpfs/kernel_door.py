@@ -154,6 +154,13 @@ class KernelDoor:
             if not self._closed:
                 await trio.to_thread.run_sync(_invalidate, [], [ino])
 
+    async def forget_names(self, places: list[tuple[int, bytes]]) -> None:
+        """Have the kernel look anew for names that it may believe to be missing."""
+        seen = [place for place in places if self._operations.knows(place[0])]
+        async with self._invalidating:
+            if seen and not self._closed:
+                await trio.to_thread.run_sync(_invalidate, seen, list({parent for parent, _ in seen}))
+
     async def drop_caches(self) -> None:
         """Have the kernel forget names, attributes and pages of this mount."""
         below = any(self.mountpoint in entry.mountpoint.parents for entry in kernel.mount_entries())

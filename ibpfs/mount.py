@@ -63,6 +63,7 @@ from ibpfs.process import prepare_process
 from ibpfs.quantities import format_size
 from ibpfs.services import Parts, Services
 from ibpfs.sharing import Sharing
+from ibpfs.trash_commands import TrashCommands
 from ibpfs.upkeep import UpkeepCommands
 
 _log = logging.getLogger(__name__)
@@ -176,7 +177,8 @@ async def _rooms(
         try:
             recovery_key = RecoveryKey(paths, db, config, keys, checkpoints)
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep,
-                               snapshots, checkpoints, recovery_key, sharing)  # fmt: skip
+                               snapshots, checkpoints, recovery_key, sharing,
+                               TrashCommands(db, names, files.trash))  # fmt: skip
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()
@@ -303,6 +305,7 @@ async def serve(
                           volume.parts.snapshots, volume.whereabouts)  # fmt: skip
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
         services.exchange.forget_kernel = door.forget
+        volume.parts.trash.forget_kernel = door.forget_names
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             volume.ownership.tell(MOUNTED, mountpoint)
             services.mountpoint = mountpoint
@@ -311,7 +314,7 @@ async def serve(
             finally:
                 volume.ownership.tell(DRAINING)
                 services.mountpoint = services.drop_kernel_caches = services.remounted = None
-                services.exchange.forget_kernel = None
+                services.exchange.forget_kernel = volume.parts.trash.forget_kernel = None
             await _drain(volume, signals)
 
 

@@ -46,6 +46,7 @@ from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
 from ibpfs.sharing import Sharing
 from ibpfs.snapshot_commands import SnapshotCommands
+from ibpfs.trash_commands import TrashCommands
 from ibpfs.upkeep import UpkeepCommands
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Parts:
     checkpoints: Checkpoints
     recovery_key: RecoveryKey
     sharing: Sharing
+    trash: TrashCommands
 
 
 class Services:
@@ -107,6 +109,7 @@ class Services:
             **self.exchange.commands(),
             **SnapshotCommands(self._parts.snapshots, self.flush).commands(),
             **self._parts.sharing.commands(),
+            **self._parts.trash.commands(),
         }
 
     async def _status(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
@@ -123,6 +126,7 @@ class Services:
             "files": parts.db.files,
             "used_bytes": parts.files.used_bytes,
             "pinned_bytes": parts.ledger.dead_bytes(),
+            "trash_bytes": parts.files.trash.bytes(),
             "segments": parts.ledger.segments,
             "under_replicated_bytes": parts.warmer.under_replicated_bytes,
             "at_risk_bytes": at_risk_bytes(parts.db, parts.ledger.now()),

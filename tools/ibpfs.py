@@ -31,6 +31,7 @@ from ibpfs_tools.snapshot import snapshot
 from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
 from ibpfs_tools.thunderbird import thunderbird
+from ibpfs_tools.trash import trash
 from ibpfs_tools.trim import trim
 from ibpfs_tools.upload import upload
 from ibpfs_tools.warm import warm
@@ -47,7 +48,7 @@ def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 
 
-for verb in (status, stat, flush, drop_cache, compact, snapshot, warm, warm_cap, repair, doctor, depots, policy,
+for verb in (status, stat, flush, drop_cache, compact, snapshot, trash, warm, warm_cap, repair, doctor, depots, policy,
              recovery_key, recover):
     ibpfs.add_command(verb)
 for verb in (share, get, gateway, mail, mail_filter, thunderbird):

@@ -21,7 +21,8 @@ from ibpfs.cache.reaper import Reaper
 from ibpfs.cache.replay import Replay
 from ibpfs.cache.room import Limits, Room
 from ibpfs.cache.spool import Record, Spool
-from ibpfs.errors import DataError, IbpfsError, InvalidArgument, IsADirectory, NotFound
+from ibpfs.cache.trash_keeper import TrashKeeper
+from ibpfs.errors import DataError, IbpfsError, InvalidArgument, IsADirectory
 from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange, Inode
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
@@ -68,7 +69,11 @@ class FileCache:
         self._accessed = AccessTimes(db, names)
         self._reaper = Reaper(db, names, ledger, flusher)
         self._replay = Replay(names, ledger, spool, flusher)
-        self._room = Room(transfer, spool, flusher, self._reaper, limits)
+        self.trash = TrashKeeper(
+            names, transfer, lambda: self.used_bytes, lambda: flusher.stuck_bytes, self._out_of_trash,
+            self._reaper.done,
+        )  # fmt: skip
+        self._room = Room(transfer, spool, flusher, self._reaper, limits, self.trash.make_room)
         self._used_at = -1
         self._used = 0
 
@@ -84,6 +89,7 @@ class FileCache:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._reaper.run)
+                nursery.start_soon(self.trash.run)
                 while True:
                     await trio.sleep(DELAY)
                     self._accessed.write()
@@ -292,16 +298,17 @@ class FileCache:
         if self._opened[ino] <= 0:
             del self._opened[ino]
             self._readaheads.pop(ino, None)
-            try:
-                inode = self._names.inode(ino)
-            except NotFound:
-                return
-            self.unlinked(inode)
+            self._out_of_trash(ino)
 
     def unlinked(self, inode: Inode) -> None:
-        """A name of this inode went away: reap it when it was the last and nobody has it open."""
-        if inode.nlink == 0 and inode.ino not in self._opened:
+        """A name of this inode went away: reap it when it was the last, nobody has it open and no trash holds it."""
+        if inode.nlink == 0 and inode.ino not in self._opened and not self._names.trash.holds(inode.ino):
             self._reaper.doom(inode.ino)
+
+    def _out_of_trash(self, ino: int) -> None:
+        inode = self._names.find(ino)
+        if inode is not None:
+            self.unlinked(inode)
 
     def replaced(self, old: Inode, ino: int) -> None:
         """`ino` was renamed over `old`: upload it at once, and let go of the old bytes only when that is committed."""

@@ -105,6 +105,11 @@ class Flusher:
 
     # Who waits
 
+    @property
+    def stuck_bytes(self) -> int:
+        """Dirty bytes, when what keeps them here is that depots have no room."""
+        return self.dirty_bytes if _no_room(self.trouble) else 0
+
     async def wait_clean(self, ino: int) -> None:
         """Return when what is dirty of the file now is committed (not yet synced).
 

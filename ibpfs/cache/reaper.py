@@ -55,6 +55,11 @@ class Reaper:
         """Whether something unlinked has still to be deleted."""
         return bool(self._doomed)
 
+    async def done(self) -> None:
+        """Return when nothing is doomed any more."""
+        while self._doomed:  # noqa: ASYNC110 (others come and go)
+            await trio.sleep(0.01)
+
     async def run(self) -> None:
         """Reap unlinked inodes and finish truncations, a transaction at a time, until cancelled."""
         while True:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -35,36 +36,50 @@ class Limits:
 
 
 class Room:
-    """Lets a write through when there is room for it, or says why there is none."""
+    """Lets a write through when there is room for it, or says why there is none.
 
-    def __init__(self, transfer: Transfer, spool: Spool, flusher: Flusher, reaper: Reaper, limits: Limits) -> None:
+    `last_resort` makes depots get so many bytes back before long; False when it cannot.
+    """
+
+    def __init__(
+        self, transfer: Transfer, spool: Spool, flusher: Flusher, reaper: Reaper, limits: Limits,
+        last_resort: Callable[[int], Awaitable[bool]],
+    ) -> None:  # fmt: skip
         self._transfer = transfer
         self._reaper = reaper
         self._spool = spool
         self._flusher = flusher
         self._limits = limits
+        self._last_resort = last_resort
         self._unchecked = _ROOM_CHECK_EVERY
 
     async def wait(self, length: int) -> None:
         """Return when `length` more bytes may be written; at the deadline NoSpace or DeadlineExceeded."""
-        began = trio.current_time()
+        began = since = trio.current_time()
         while not self._has_room(length):
-            waited = trio.current_time() - began
-            if waited > min(LOCAL_LIMIT, self._limits.deadline):
+            now = trio.current_time()
+            if now - since > min(LOCAL_LIMIT, self._limits.deadline):
                 self._say_what_is_full(length)
-            if waited > self._limits.deadline:
+            if now - began > self._limits.deadline:
+                self._say_what_is_full(length)
                 raise DeadlineExceeded("the depots do not take what waits in the spool")
             if self._depots_have_room(length) or self._expects_room():
                 await self._make_room()
-            else:
-                await self._ask_the_depots(length)
+            elif await self._ask_the_depots(length):
+                since = trio.current_time()
 
-    async def _ask_the_depots(self, length: int) -> None:
-        """Their figures are of some seconds ago: that they are full must be true now, and not for what we reserve."""
+    async def _ask_the_depots(self, length: int) -> bool:
+        """Their figures are of some seconds ago: that they are full must be true now, and not for what we reserve.
+
+        True when they get some back.
+        """
         await self._transfer.close_old(every=True)
         await self._transfer.look()
-        if not self._depots_have_room(length) and not self._expects_room():
+        if self._depots_have_room(length) or self._expects_room():
+            return False
+        if not await self._last_resort(length + self._flusher.dirty_bytes):
             raise NoSpace("the depots have no room")
+        return True
 
     def _say_what_is_full(self, length: int) -> None:
         if not self._depots_have_room(length):

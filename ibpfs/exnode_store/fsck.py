@@ -23,6 +23,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ("names", (
         fsck_names.root, fsck_names.missing_inodes, fsck_volume.policies, fsck_names.types, fsck_names.symlinks,
         fsck_names.dentries, fsck_names.tree, fsck_names.orphans, fsck_names.xattrs, fsck_names.link_counts,
+        fsck_names.trash,
     )),
     ("ledger", (
         fsck_ledger.mappings, fsck_ledger.allocated, fsck_ledger.versions, fsck_segments.slices,

@@ -146,7 +146,7 @@ def sizes(checkup: Checkup) -> Iterator[Fault]:
 def unlinked(checkup: Checkup) -> Iterator[Fault]:
     for (ino,) in checkup.db.rows(
         "SELECT ino FROM inodes i WHERE nlink = 0 AND NOT EXISTS (SELECT 1 FROM dentries d WHERE d.ino = i.ino)"
-        " AND NOT EXISTS (SELECT 1 FROM dentries d WHERE d.parent = i.ino)"
+        " AND NOT EXISTS (SELECT 1 FROM dentries d WHERE d.parent = i.ino) AND ino NOT IN (SELECT ino FROM trash)"
     ):
         yield Fault(f"inode {ino}: was unlinked and is still there", "deleted", partial(_reap, checkup, ino))
 

@@ -275,6 +275,17 @@ def _lost_and_found(checkup: Checkup) -> int:
         name = b"%s.%d" % (_LOST_AND_FOUND, number)
 
 
+def trash(checkup: Checkup) -> Iterator[Fault]:
+    """Deleted names of what is gone, or of directories that are there: these have one name."""
+    for row, name, ino in checkup.db.rows(
+        "SELECT t.id, t.name, t.ino FROM trash t LEFT JOIN inodes i ON i.ino = t.ino WHERE i.ino IS NULL"
+        f" OR (i.nlink > 0 AND {IS_DIRECTORY})"
+    ):
+        repair = checkup.statement("DELETE FROM trash WHERE id = ?", row)
+        what = f"{show(name)} in the trash: names inode {ino}, which is not deleted or does not exist"
+        yield Fault(what, "removed", repair)
+
+
 def link_counts(checkup: Checkup) -> Iterator[Fault]:
     db = checkup.db
     wrong = db.rows(

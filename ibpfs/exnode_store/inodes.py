@@ -36,6 +36,10 @@ class InodeTable:
             self._db.remembered.keep(ino, row)
         return Inode(*row)
 
+    def find(self, ino: int) -> Inode | None:
+        row = self._db.row(_GET, (ino,))
+        return None if row is None else Inode(*row)
+
     def directory(self, ino: int) -> Inode:
         """A directory that can take names. Raises NotFound for one that was removed."""
         inode = self.get(ino)

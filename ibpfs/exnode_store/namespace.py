@@ -31,6 +31,7 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.inodes import InodeTable
 from ibpfs.exnode_store.renaming import Renaming
 from ibpfs.exnode_store.schema import ROOT_INO
+from ibpfs.exnode_store.trash import Trash
 from ibpfs.exnode_store.xattrs import XattrTable
 
 #: Readdir cookies of `.` and `..`; the dentries' own ids begin behind them.
@@ -57,10 +58,15 @@ class Namespace:
         self._inodes = InodeTable(db, now)
         self._xattrs = XattrTable(db, self._inodes)
         self._renaming = Renaming(db, self._inodes)
+        self.trash = Trash(db, self._inodes)
 
     def inode(self, ino: int) -> Inode:
         """The inode, with or without a name. Raises NotFound."""
         return self._inodes.get(ino)
+
+    def find(self, ino: int) -> Inode | None:
+        """The inode, None when there is none."""
+        return self._inodes.find(ino)
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """What the name stands for; `.` and `..` too."""
@@ -131,6 +137,7 @@ class Namespace:
             if inode.is_directory:
                 raise IsADirectory("a directory is not unlinked but removed")
             self._leave(parent, name)
+            self.trash.put(parent, name, inode)
             self._inodes.touch_directory(parent)
             return self._inodes.drop_link(inode)
 
@@ -143,6 +150,7 @@ class Namespace:
             if self._db.row("SELECT 1 FROM dentries WHERE parent = ? LIMIT 1", (inode.ino,)) is not None:
                 raise NotEmpty("the directory has entries")
             self._leave(parent, name)
+            self.trash.put(parent, name, inode)
             self._inodes.touch_directory(parent, links=-1)
             return self._inodes.drop_link(inode)
 
@@ -225,8 +233,8 @@ class Namespace:
         return self._db.rows("SELECT parent, name FROM dentries WHERE ino = ?", (ino,))
 
     def unlinked(self) -> list[int]:
-        """Inodes without a name, which nobody can have open when a volume has just been taken over."""
-        return [ino for (ino,) in self._db.rows("SELECT ino FROM inodes WHERE nlink = 0")]
+        """Inodes without a name, in the trash neither, which nobody can have open when a volume was just taken over."""
+        return [ino for (ino,) in self._db.rows("SELECT ino FROM inodes WHERE nlink = 0 EXCEPT SELECT ino FROM trash")]
 
     def reap(self, ino: int, limit: int = 1000) -> bool:
         """One step of deleting an inode without names: up to about `limit` rows. True when it is gone."""

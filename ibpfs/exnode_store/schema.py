@@ -10,8 +10,9 @@ FORMAT = 1
 
 #: Incompatible features this program understands; a volume that names another one is refused.
 IMPORTS = "imports"  # table imported has, or had, rows
+TRASH = "trash"  # inodes without a name may be in the trash: who does not look would delete them
 PINS = "pins"  # something was pinned or held: who does not look would release it
-FEATURES: frozenset[str] = frozenset({IMPORTS, PINS})
+FEATURES: frozenset[str] = frozenset({IMPORTS, PINS, TRASH})
 
 ROOT_INO = 1
 
@@ -28,7 +29,8 @@ TABLES = """
 -- (seconds within which every replica is verified; 0: never; no row: 30 days). Of checkpoints: checkpoint_key (hex; it
 -- seals what this file holds anyway), checkpoint_key_wrapped (by the master key), checkpoint_writer, root_records (how
 -- many were written), checkpoint_seq, checkpoint_at (of the last one that is on depots), recovery_printed (JSON: short
--- hashes of the root's copies that the last printed string names).
+-- hashes of the root's copies that the last printed string names). Of the trash: trash_keep (seconds that deleted names
+-- are kept; 0: not at all; no row: a week), trash_lived (seconds that they must have lived; no row: 600).
 CREATE TABLE volume (
     key   TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -68,7 +70,8 @@ CREATE TABLE policies (
     seq        INTEGER NOT NULL
 );
 
--- A file seen from the kernel. nlink = 0: unlinked but perhaps open; reaped by its last user or the next mount.
+-- A file seen from the kernel. nlink = 0: unlinked but perhaps open, or in the trash; else reaped by its last user or
+-- the next mount.
 CREATE TABLE inodes (
     ino        INTEGER PRIMARY KEY CHECK (ino > 0 AND ino < 281474976710656),
     generation INTEGER NOT NULL,           -- differs whenever a number is used again
@@ -282,6 +285,19 @@ CREATE TABLE IF NOT EXISTS windows (
     until   REAL NOT NULL,                 -- Unix seconds at which the last window closes
     seq     INTEGER NOT NULL
 );
+
+-- Names that were deleted and may come back: the oldest have the lowest ids. A directory that was deleted is named by
+-- its own row; what was in it, deleted before, has its inode as parent.
+CREATE TABLE IF NOT EXISTS trash (
+    id         INTEGER PRIMARY KEY,
+    parent     INTEGER NOT NULL REFERENCES inodes (ino),
+    name       BLOB NOT NULL,
+    ino        INTEGER NOT NULL REFERENCES inodes (ino),  -- nlink 0, unless it has other names
+    deleted_at REAL NOT NULL,              -- Unix seconds
+    seq        INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS trash_parent ON trash (parent, name);
+CREATE INDEX IF NOT EXISTS trash_ino ON trash (ino);
 
 -- Segments that are to stay where they are, whole, though their slices die: shared with others. Several may hold one.
 CREATE TABLE IF NOT EXISTS held_segments (
