@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import trio
 
+from ibpfs import config
 from ibpfs.config import VolumePaths
 from ibpfs.depot.client import DepotClient
+from ibpfs.errors import VolumeError
 from ibpfs.exnode_store.allocator import Allocator
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
@@ -23,6 +25,7 @@ from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.segments import Segments
+from ibpfs.exnode_store.warm_capability import open_warm_capability, write_warm_capability
 from tests.cache.stack import Stack, run_depot, run_stack
 
 NAMES = ("one", "two", "three")
@@ -286,3 +289,58 @@ async def test_a_verification(point: Point, volume: VolumePaths, monkeypatch: py
         await now.warmer.verify()
 
     await run_into(point, volume, monkeypatch, scenario)
+
+
+def test_mkfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """volume.toml comes last; without it there is no volume."""
+    paths = VolumePaths(tmp_path / "volume")
+    written: list[str] = []
+    write = config.write_private
+
+    def killed(path: Path, data: bytes) -> None:
+        written.append(path.name)
+        if path == paths.properties:
+            shutil.copytree(paths.root, tmp_path / "copy")
+        write(path, data)
+
+    monkeypatch.setattr("ibpfs.exnode_store.creation.write_private", killed)
+    create_volume(paths)
+    assert written[-1] == "volume.toml"
+    copy = VolumePaths(tmp_path / "copy")
+    with pytest.raises(VolumeError, match="is not empty"):
+        create_volume(copy)
+    with pytest.raises(VolumeError, match=r"volume.toml: missing"):
+        config.load_config(copy)
+    shutil.rmtree(copy.root)
+    create_volume(copy)
+
+
+async def test_a_warm_capability(volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = volume.root.parent
+    file = base / "file"
+    async with AsyncExitStack() as depots:
+        for name in NAMES:
+            await depots.enter_async_context(run_depot(base / name))
+        async with run_stack(volume, warming=False) as now:
+            await all_answer(now)
+            await fill(now, b"first", FIRST)
+            await close_all(now)
+            await now.db.sync()
+            write_warm_capability(volume.store, file, now.db.facts)
+            before = file.read_bytes()
+            with monkeypatch.context() as patched:
+                patched.setattr("ibpfs.exnode_store.warm_capability._sync", lambda path: dying(path, base))
+                with pytest.raises(Killed):
+                    write_warm_capability(volume.store, file, now.db.facts)
+            assert file.read_bytes() == before
+            shutil.copy(base / "left", base / ".file.1")  # what a kill leaves, which takes nothing away
+            await fill(now, b"second", SECOND)
+            await close_all(now)
+            assert write_warm_capability(volume.store, file, now.db.facts)["segments"] == 2
+    with open_warm_capability(file) as db:
+        assert db.value("SELECT count(*) FROM segments") == 2
+
+
+def dying(path: Path, base: Path) -> None:
+    shutil.copy(path, base / "left")
+    raise Killed
