@@ -140,12 +140,60 @@ class Depots:
 
 
 def read_string(text: str) -> tuple[bytes, list[Place]]:
-    """(secret, places)."""
+    """(secret, places), from a string or from enough shares of one, a line each."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and decode(lines[0])[:1] == b"\2":
+        return parse_string(join([decode(line) for line in lines]))
+    return parse_string(decode(text))
+
+
+def decode(text: str) -> bytes:
     plain = re.sub(r"[\s-]", "", text).upper().replace("0", "O").replace("1", "I").replace("8", "B")
     try:
-        data = base64.b32decode(plain + "=" * (-len(plain) % 8))
+        return base64.b32decode(plain + "=" * (-len(plain) % 8))
     except ValueError:
-        data = b""
+        return b""
+
+
+def join(shares: list[bytes]) -> bytes:
+    """Shamir's: the value at 0, byte by byte, of the polynomial through the shares, over GF(2^8) with 0x11b."""
+    points = {}
+    for share in shares:
+        if len(share) < 12 or hashlib.sha256(share[:-4]).digest()[:4] != share[-4:] or share[1:6] != shares[0][1:6]:
+            raise Trouble("these are not shares of one recovery string: check what was typed")
+        points[share[6]] = share[7:-4]
+    needed = shares[0][5]
+    if len(points) < needed:
+        raise Trouble(f"{needed} shares are needed, and here are {len(points)}")
+    chosen = list(points)[:needed]
+    secret = bytearray(len(points[chosen[0]]))
+    for point in chosen:
+        weight = 1
+        for other in chosen:
+            if other != point:
+                weight = times(weight, times(other, inverse(other ^ point)))
+        for at, byte in enumerate(points[point]):
+            secret[at] ^= times(weight, byte)
+    return bytes(secret)
+
+
+def times(a: int, b: int) -> int:
+    product = 0
+    while b:
+        product ^= a if b & 1 else 0
+        a = a << 1 ^ (0x11B if a & 0x80 else 0)
+        b >>= 1
+    return product
+
+
+def inverse(a: int) -> int:
+    result = 1
+    for _ in range(254):
+        result = times(result, a)
+    return result
+
+
+def parse_string(data: bytes) -> tuple[bytes, list[Place]]:
     body = data[:-4]
     if len(body) < 26 or hashlib.sha256(body).digest()[:4] != data[-4:] or body[0] != 1:
         raise Trouble("this is not a recovery string that leads to checkpoints: check what was typed")

@@ -19,13 +19,20 @@ _LONGEST = 1 << 20
 
 @command("recover")
 @click.argument("newvolume")
-@click.option("--from", "source", metavar="FILE", help="Take the recovery string from FILE ('-': standard input).")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="FILE",
+    help="Take the recovery string from FILE ('-': standard input); shares of one from a file with a line for each, or "
+    "from several.",
+)
 @click.option(
     "--passphrase-file",
     metavar="FILE",
     help="Protect the keys by the passphrase in the first line of FILE instead of a new key file.",
 )
-def recover(newvolume: str, source: str | None, passphrase_file: str | None) -> None:
+def recover(newvolume: str, sources: tuple[str, ...], passphrase_file: str | None) -> None:
     """Bring a volume back, from its recovery string, as it was at its last checkpoint.
 
     NEWVOLUME is made; it may hold nothing, or the directory `depot` of a volume with a depot of its own. The string is
@@ -37,7 +44,7 @@ def recover(newvolume: str, source: str | None, passphrase_file: str | None) -> 
     from ibpfs.exnode_store.checkpoints.recovery_string import parse_recovery
 
     paths = find_volume(newvolume, create=True)
-    recovery = parse_recovery(_read(source))
+    recovery = parse_recovery("\n".join(map(_read, sources or [None])))
     passphrase = read_passphrase_file(passphrase_file) if passphrase_file else None
     found = trio.run(partial(rebuild, paths, recovery, passphrase))
     for note in found.notes:

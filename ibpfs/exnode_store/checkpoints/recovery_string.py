@@ -3,10 +3,13 @@
 Bytes: version (1), secret (24), number of places (1), then for each: flags (1: embedded 1, TLS 2), and, each after its
 length (1 byte), address (HOST:PORT), key and type key; at last the first 4 bytes of the SHA-256 of all before. Written
 in base32, in groups of four. The first release's had the secret and a check of 8 bits alone; it opens a key slot, too.
+A share of one: 2 (1), which set (4, random), how many are needed (1), its point (1), the share of all of these bytes,
+and a check as above.
 """
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +17,11 @@ from dataclasses import dataclass, field
 from ibpfs.depot.address import Address
 from ibpfs.errors import IbpfsError, UsageError
 from ibpfs.exnode_store.checkpoints.commits import Place
+from ibpfs.exnode_store.checkpoints.sharing_secret import MOST_SHARES, join, split
 from ibpfs.exnode_store.creation import RECOVERY_BYTES, is_short_recovery
 
-_VERSION = 1
+_VERSION, _SHARE = 1, 2
+_SHARE_HEAD = 7
 _CHECK = 4
 _EMBEDDED, _SECURE = 1, 2
 _GROUP = 4
@@ -42,14 +47,20 @@ def dump_recovery(recovery: Recovery) -> bytes:
         for word in ("" if place.embedded else place.address.partition("://")[2], key, type_key):
             raw = word.encode()
             text += bytes([len(raw)]) + raw
-    return bytes(text) + hashlib.sha256(text).digest()[:_CHECK]
+    return _checked(bytes(text))
+
+
+def _checked(data: bytes) -> bytes:
+    return data + hashlib.sha256(data).digest()[:_CHECK]
 
 
 def load_recovery(data: bytes) -> Recovery:
     """The reverse of dump_recovery. UsageError."""
     body = data[:-_CHECK]
-    if len(body) < RECOVERY_BYTES + 2 or hashlib.sha256(body).digest()[:_CHECK] != data[-_CHECK:]:
+    if len(body) < RECOVERY_BYTES + 2 or _checked(body) != data:
         raise UsageError(_NOT_ONE)
+    if body[0] == _SHARE:
+        raise UsageError(f"this is a share of a recovery string; {body[5]} of them are needed, each on its own line")
     if body[0] != _VERSION:
         raise UsageError("this recovery string is of a later release of ibpfs")
     at = 1 + RECOVERY_BYTES
@@ -91,8 +102,38 @@ def parse_text(text: str) -> bytes:
         raise UsageError(_NOT_ONE) from None
 
 
+def dump_shares(data: bytes, needed: int, count: int) -> list[bytes]:
+    """The bytes of a string in shares. UsageError."""
+    if not 2 <= needed <= count <= MOST_SHARES:
+        raise UsageError(f"shares are K/N: K of N are needed, from 2 to {MOST_SHARES}")
+    which = os.urandom(4)
+    return [_checked(bytes([_SHARE]) + which + bytes([needed, point]) + share)
+            for point, share in split(data, needed, count).items()]  # fmt: skip
+
+
+def join_shares(shares: Sequence[bytes]) -> bytes:
+    """The bytes of the string. UsageError when they are too few, damaged, or of different strings."""
+    found: dict[int, bytes] = {}
+    sets = set()
+    for share in shares:
+        body = share[:-_CHECK]
+        if len(body) <= _SHARE_HEAD or _checked(body) != share or body[0] != _SHARE or not body[6]:
+            raise UsageError("one of these is not a share of a recovery string: check what was typed")
+        sets.add(body[1:6])
+        found[body[6]] = body[_SHARE_HEAD:]
+    if len(sets) != 1 or len({len(one) for one in found.values()}) != 1:
+        raise UsageError("these are shares of different recovery strings")
+    needed = sets.pop()[4]
+    if len(found) < needed:
+        raise UsageError(f"{needed} shares are needed, and here are {len(found)}")
+    return join(dict(list(found.items())[:needed]))
+
+
 def parse_recovery(text: str) -> Recovery:
-    """What a string of any release says. UsageError on a slip of the pen."""
+    """What a string of any release says, or enough shares of one, each on its own line. UsageError."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and parse_text(lines[0])[:1] == bytes([_SHARE]) and len(parse_text(lines[0])) > _SHARE_HEAD:
+        return load_recovery(join_shares([parse_text(line) for line in lines]))
     data = parse_text(text)
     if is_short_recovery(data):
         return Recovery(data[:RECOVERY_BYTES])
