@@ -3,6 +3,7 @@
 IBPFS_CUTS sets the number of cuts (6), IBPFS_SEED the seed (fresh, printed).
 """
 
+import errno
 import os
 import random
 import threading
@@ -62,7 +63,8 @@ class Load(threading.Thread):
         descriptor = os.open(self._place / name, os.O_WRONLY | flags, 0o644)
         try:
             self.written[name] = self.written.get(name, b"") + data
-            assert os.write(descriptor, data) == len(data)
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.EIO, "cut off in the middle")
             os.fsync(descriptor)
             self.promised[name] = len(self.written[name])
             self.gone |= self._going  # any fsync covers all changes of names before it
