@@ -178,7 +178,7 @@ async def _rooms(
             recovery_key = RecoveryKey(paths, db, config, keys, checkpoints)
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep,
                                snapshots, checkpoints, recovery_key, sharing,
-                               TrashCommands(db, names, files.trash))  # fmt: skip
+                               TrashCommands(db, names, files.trash), transfer.hedging)  # fmt: skip
             await flusher.finish(0.0)
         finally:
             nursery.cancel_scope.cancel()

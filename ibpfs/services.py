@@ -41,6 +41,7 @@ from ibpfs.exnode_store.description import (
 from ibpfs.exnode_store.findings import Finding
 from ibpfs.exnode_store.imports import Imports, describe_imports
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.pace import HedgeBudget
 from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
@@ -78,6 +79,7 @@ class Parts:
     recovery_key: RecoveryKey
     sharing: Sharing
     trash: TrashCommands
+    reads: HedgeBudget
 
 
 class Services:
@@ -134,6 +136,8 @@ class Services:
             "scrub": parts.warmer.scrubbing.state(),
             "survives_until": survives_until(parts.db, parts.ledger.now()),
             "shares_hold_until": parts.sharing.hold_until(),
+            "reads": parts.reads.reads,
+            "hedged_reads": parts.reads.hedged,
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
             "checkpoint_at": parts.checkpoints.at,
             "checkpoint_behind": round(parts.checkpoints.behind, 1),

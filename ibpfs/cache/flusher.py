@@ -1,6 +1,6 @@
 """Carrying dirty extents to the depots, and those who wait for them.
 
-Write order: spool, depots, ledger, clean. Actors: the writers (FileCache, synchronous), WORKERS tasks that each carry a
+Write order: spool, depots, ledger, clean. Actors: the writers (FileCache, synchronous), tasks that each carry a
 batch, a keeper that closes old segments and deletes spent spool files. Between two awaits a task is alone: choosing a
 batch, and commit plus landing, are such sections, so a dirty byte is in exactly one of: idle, one flight, the ledger.
 """
@@ -26,11 +26,10 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement
 from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm
-from ibpfs.exnode_store.transfer import Transfer
+from ibpfs.exnode_store.transfer import MOST_LANES, Transfer
 
 _log = logging.getLogger(__name__)
 
-WORKERS = 3
 _BACKOFF = (0.1, 2.0)
 
 
@@ -165,7 +164,7 @@ class Flusher:
     async def run(self) -> None:
         """Carry until cancelled."""
         async with trio.open_nursery() as nursery:
-            for _ in range(WORKERS):
+            for _ in range(MOST_LANES):
                 nursery.start_soon(self._work)
             nursery.start_soon(self._keep)
             nursery.start_soon(self._prepare)
@@ -179,7 +178,7 @@ class Flusher:
     async def _work(self) -> None:
         pause = _BACKOFF[0]
         while True:
-            batch = self._queue.next_batch()
+            batch = self._queue.next_batch() if self._carrying < self._transfer.lanes else None
             if batch is None:
                 await self._wait_for_work()
                 continue

@@ -16,7 +16,7 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica
-from ibpfs.exnode_store.placement import FAILED, choose_depots
+from ibpfs.exnode_store.placement import FAILED, OK, choose_depots
 from ibpfs.exnode_store.policies import Policy
 
 T = TypeVar("T")
@@ -55,16 +55,35 @@ class OpenSegment:
         """Made beforehand, and not used yet."""
         return not self.length
 
+    @property
+    def slow_depots(self) -> int:
+        return sum(depot.is_slow for depot, _ in self.replicas)
+
+    @property
+    def appends(self) -> int:
+        """How many go to one of its depots now, to other segments too."""
+        return max((depot.records.stores.flying for depot, _ in self.replicas), default=0)
+
     def fits(self, length: int) -> bool:
         young = trio.current_time() - self.opened_at < (SPARE_AGE if self.is_spare else SEGMENT_AGE)
         return self.sound and young and self.length + length <= self.size
 
 
-def pick(idle: Sequence[OpenSegment], policy: int, length: int) -> OpenSegment | None:
-    """The segment to append to, which is taken into use by that: the latest, and one that is used already first."""
-    fitting = [one for one in reversed(idle) if one.policy == policy and one.fits(length)]
-    segment = next((one for one in fitting if not one.is_spare), fitting[0] if fitting else None)
-    if segment is not None and segment.is_spare:
+def pick(
+    idle: Sequence[OpenSegment], policy: Policy, length: int, slow_depots: Callable[[Policy], int]
+) -> OpenSegment | None:
+    """The segment to append to, which is taken into use by that.
+
+    One on depots that are not slow, one that is used already, one whose depots are least in use, the latest; none when
+    a new one would be on fewer slow depots.
+    """
+    fitting = [one for one in reversed(idle) if one.policy == policy.id and one.fits(length)]
+    if not fitting:
+        return None
+    segment = min(fitting, key=lambda one: (one.slow_depots, one.is_spare, one.appends))
+    if segment.slow_depots and segment.slow_depots > slow_depots(policy):
+        return None
+    if segment.is_spare:
         segment.opened_at = trio.current_time()
     return segment
 
@@ -80,28 +99,45 @@ class Allocator:
     async def open(self, policy: Policy, length: int) -> OpenSegment:
         """Allocate on as many depots as the policy asks copies for, at least min_copies; lease them for long."""
         self._db.check_syncs()  # before depots are asked for what could not be kept
+        asked: list[Depot] = []
+        try:
+            return await self._open(policy, length, asked)
+        finally:
+            for depot in asked:
+                depot.busy -= 1
+
+    async def _open(self, policy: Policy, length: int, asked: list[Depot]) -> OpenSegment:
+        """`asked` gets the depots that are asked: they count as busy, so that who opens another segment meanwhile takes
+        others."""
         size = SEGMENT_SIZE
         got: list[tuple[Depot, CapabilitySet]] = []
-        tried: set[int] = set()
         trouble: IbpfsError | None = None
         while len(got) < policy.copies:
-            candidates = [depot.candidate(policy.labels) for depot in self._depots if depot.id not in tried]
+            candidates = [depot.candidate(policy.labels) for depot in self._depots if depot not in asked]
             room = [one for one in candidates if one.state != FAILED and one.free_bytes < size]
             if not any(one.free_bytes >= size for one in candidates if one.state != FAILED) and room:
                 size = max(length, min(size, max(one.free_bytes for one in room)))
             taken = [depot.domain(policy.labels) for depot, _ in got]
-            chosen = choose_depots(candidates, policy.copies - len(got), size, taken)
+            chosen = [self._depots.get(n) for n in choose_depots(candidates, policy.copies - len(got), size, taken)]
             if not chosen:
                 break
-            tried.update(chosen)
-            asked = [self._depots.get(number) for number in chosen]
-            found, refusal = await _ask_all(asked, partial(self._allocate, size), policy.min_copies - len(got))
-            got += [(depot, found[depot.id]) for depot in asked if depot.id in found]
+            asked += chosen
+            for depot in chosen:
+                depot.busy += 1
+            found, refusal = await _ask_all(chosen, partial(self._allocate, size), policy.min_copies - len(got))
+            got += [(depot, found[depot.id]) for depot in chosen if depot.id in found]
             trouble = refusal or trouble
         if len(got) < policy.min_copies:
             self._orphan(got)
             raise self._why_not(length, trouble)
         return await self._lease(policy, size, got)
+
+    def slow_depots(self, policy: Policy) -> int:
+        """Of the depots that a segment opened now would lie on; all where there would be too few."""
+        candidates = [depot.candidate(policy.labels) for depot in self._depots]
+        slow = {one.depot for one in candidates if one.state != OK}
+        chosen = choose_depots(candidates, policy.copies, SEGMENT_SIZE)
+        return sum(number in slow for number in chosen) if len(chosen) == policy.copies else policy.copies
 
     async def _allocate(self, size: int, depot: Depot) -> CapabilitySet:
         with depot.taking(size):

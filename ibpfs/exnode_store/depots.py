@@ -15,6 +15,7 @@ from ibpfs.depot.wire import DepotError, DepotRefused, DepotUnreachable, ErrorCo
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.placement import FAILED, OK, STUTTERING, Candidate
+from ibpfs.exnode_store.record import Records
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,6 +48,8 @@ class Depot:
         self._asked = 0
         self.latency = 0.0
         self._round_trip = 0.0  # the quickest answer since it began to answer
+        self.records = Records()
+        self.peers: Callable[[], Iterable[Depot]] = tuple
         self.busy = 0  # open segments on it
         self.trouble = ""
         self.refusal = ""  # why it answers, and yet can take nothing
@@ -61,13 +64,21 @@ class Depot:
 
     @property
     def state(self) -> str:
-        """ok, stuttering (it failed just now) or failed (nobody listens there, or for FAILED_AFTER seconds and more).
-
-        The embedded one is started again at once when nobody listens, and may be waited for.
-        """
+        """ok, stuttering (it failed just now, or is slow) or failed (nobody listens, or for FAILED_AFTER seconds).
+        The embedded one is started again at once when nobody listens, and may be waited for."""
         if self._down_since is None:
-            return OK
+            return STUTTERING if self.is_slow else OK
         return FAILED if self.is_away or (self._refused and not self.embedded) else STUTTERING
+
+    @property
+    def answers(self) -> bool:
+        """Slow or not."""
+        return self._down_since is None
+
+    @property
+    def is_slow(self) -> bool:
+        """By its recent record, beside its own and its peers'."""
+        return self.records.are_slow(one.records for one in self.peers() if one is not self)
 
     @property
     def is_away(self) -> bool:
@@ -82,7 +93,7 @@ class Depot:
     @property
     def is_settled(self) -> bool:
         """Whether there is nothing to wait for: it has told its status, has refused to, or is away."""
-        return self.state == FAILED or bool(self.refusal) or (self.state == OK and self.status is not None)
+        return self.state == FAILED or bool(self.refusal) or (self.answers and self.status is not None)
 
     def answered(self, seconds: float) -> None:
         if self._is_told:
@@ -121,6 +132,16 @@ class Depot:
     def _turn(self) -> None:
         self.turned.set()
         self.turned = trio.Event()
+
+    async def load(self, command: Callable[[], Awaitable[T]], length: int) -> T:
+        """A call that brings so many bytes, and goes on record."""
+        with self.records.loads.timing(length):
+            return await self.call(command)
+
+    async def store(self, command: Callable[[], Awaitable[T]], length: int) -> T:
+        """A call that takes so many bytes there, and goes on record."""
+        with self.records.stores.timing(length):
+            return await self.call(command)
 
     async def call(self, command: Callable[[], Awaitable[T]], limit: float = COMMAND_LIMIT) -> T:
         """Run one command of the client, bounded; what it says of the depot's health is noted.
@@ -223,6 +244,7 @@ class DepotSet:
         depot = Depot(number, address, client, embedded=embedded == 1, role=role, labels=json.loads(labels))
         depot.is_pinned = fingerprint is not None and not embedded
         depot.is_open = not (embedded or fingerprint or client.address.secure or client.address.is_local)
+        depot.peers = self._active
         self._depots[number] = depot
         assert self._nursery is not None
         self._nursery.start_soon(self._watch, depot)
@@ -241,6 +263,9 @@ class DepotSet:
                 continue
             with trio.move_on_after(_LOOK_EVERY):
                 await depot.turned.wait()
+
+    def _active(self) -> list[Depot]:
+        return [depot for depot in self if depot.role == "active"]
 
     def __iter__(self) -> Iterator[Depot]:
         return iter(list(self._depots.values()))  # it may become more while a caller waits between two
@@ -355,7 +380,7 @@ class DepotSet:
         if not self._depots:
             return False
         with trio.move_on_after(seconds):
-            while not any(depot.state == OK and depot.status for depot in self._depots.values()):
+            while not any(depot.answers and depot.status for depot in self._depots.values()):
                 async with trio.open_nursery() as nursery:
                     for depot in self._depots.values():
                         nursery.start_soon(_then_cancel, depot.turned, nursery.cancel_scope)

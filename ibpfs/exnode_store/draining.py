@@ -15,7 +15,6 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
-from ibpfs.exnode_store.placement import OK
 from ibpfs.exnode_store.repairing import Shortage
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.warmer import LOOK_EVERY, Warmer
@@ -165,7 +164,7 @@ class Draining:
         if held.own or held.pending or held.imported:
             imported = f", {held.imported} of imported files" if held.imported else ""
             raise UsageError(f"{address}: still holds {held.own + held.imported + held.pending} replicas{imported}")
-        if held.orphans and depot.state == OK:
+        if held.orphans and depot.answers:
             raise VolumeError(f"{address}: {held.orphans} allocations are not given back yet; try again")
         self._ledger.forget_orphans_on(depot.id)
         self._depots.remove(depot)

@@ -9,7 +9,6 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.description import at_risk_bytes
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.placement import OK
 from ibpfs.exnode_store.warmer import Warmer
 from ibpfs.quantities import format_size
 
@@ -114,7 +113,7 @@ class Findings:
 
     async def _ask(self, depot: Depot) -> None:
         """How long it still leases what is not due, by its own account."""
-        if depot.state != OK:
+        if not depot.answers:
             return
         for replica in self._ledger.leased_replicas(depot.id)[-_ASKED:]:
             try:
@@ -132,7 +131,7 @@ class Findings:
         return DepotView(
             address="the volume's own depot" if depot.embedded else depot.address,
             is_active=depot.role == "active",
-            is_up=depot.state == OK,
+            is_up=depot.answers,
             is_mute=depot.is_mute,
             trouble=depot.trouble,
             refusal=depot.refusal,

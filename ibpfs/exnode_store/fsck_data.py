@@ -18,7 +18,7 @@ from ibpfs.exnode_store.fsck_volume import is_digest_seed
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
-from ibpfs.exnode_store.placement import OK, STUTTERING
+from ibpfs.exnode_store.placement import STUTTERING
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.warmer import Warmer
 
@@ -52,7 +52,7 @@ async def check_data(
 
 async def _meet(depot: Depot, patience: float) -> None:
     with trio.move_on_after(patience):
-        while depot.state != OK or depot.status is None:  # noqa: ASYNC110 (as its watcher goes)
+        while not depot.answers or depot.status is None:  # noqa: ASYNC110 (as its watcher goes)
             await trio.sleep(0.05)
 
 
@@ -142,9 +142,9 @@ class DataCheck:
             raise NoRoom(ErrorCode.WOULD_EXCEED_LIMIT)
         while True:
             # Its watcher finds out whether it comes back; one that never answered has had its time.
-            while depot.state == STUTTERING and depot.status is not None:  # noqa: ASYNC110
+            while depot.state == STUTTERING and not depot.answers and depot.status is not None:  # noqa: ASYNC110
                 await trio.sleep(0.1)
-            if depot.state != OK or depot.status is None:
+            if not depot.answers or depot.status is None:
                 raise DepotUnreachable(depot.trouble)
             try:
                 return await depot.call(lambda: depot.client.load(replica.read, replica.base + start, stop - start))

@@ -12,7 +12,6 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Orphan
-from ibpfs.exnode_store.placement import OK
 from ibpfs.exnode_store.segments import LAST_COMMIT
 
 _log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class Releasing:
 
     async def release_orphans(self) -> None:
         """Give the orphans that there are now back to their depots; those of silent depots stay for later."""
-        answering = [depot for depot in self._depots if depot.state == OK and depot.status]
+        answering = [depot for depot in self._depots if depot.answers and depot.status]
         orphans = self._ledger.orphans(1000, [depot.id for depot in answering], self._releasable())
         if not orphans:
             return

@@ -14,7 +14,6 @@ from ibpfs.exnode_store.allocator import LONG_LEASE, Allocator
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
-from ibpfs.exnode_store.placement import OK
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Renewal:
         self._follow_clock()
         async with self._turn, trio.open_nursery() as nursery:
             for depot in self._depots:
-                if depot.state == OK and depot.status is not None:
+                if depot.answers and depot.status is not None:
                     nursery.start_soon(self._renew_on, depot, every)
 
     def _follow_clock(self) -> None:
@@ -90,7 +89,7 @@ class Renewal:
     async def _renew_on(self, depot: Depot, every: bool) -> None:
         now = self._ledger.now()
         for replica in self._ledger.leased_replicas(depot.id, math.inf if every else now, self._clock_set_at):
-            if depot.state != OK:
+            if not depot.answers:
                 return
             due = renewal_due(replica, now, self._clock_set_at) and self.refused.get(replica.id, now) <= now
             if every or due:

@@ -13,7 +13,6 @@ from ibpfs.errors import NoSpace, UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.placement import OK
 from ibpfs.exnode_store.schema import CLOSED
 from ibpfs.exnode_store.scrub_plan import DEFAULT_PERIOD, FASTEST, Extent, Unverified, in_order, pace, start_of
 from ibpfs.exnode_store.transfer import Transfer
@@ -133,7 +132,7 @@ class Scrubbing:
 
     def _unverified(self) -> list[Unverified]:
         """The first few of each kind: of endangered segments, never verified, verified longest ago; at hand now."""
-        answering = [depot.id for depot in self._depots if depot.state == OK]
+        answering = [depot.id for depot in self._depots if depot.answers]
         marks = ", ".join("?" * len(answering))
         again = trio.current_time() - _RETRY
         self._stuck = {number: since for number, since in self._stuck.items() if since > again}

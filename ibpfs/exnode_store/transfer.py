@@ -1,30 +1,30 @@
-"""Moving sealed bytes: appending to open segments on several depots, loading from the best replica.
+"""Moving sealed bytes: appending to open segments on several depots; loading them again is in `loading`.
 
-The one place where a failed depot is answered with the next replica or the next depot. Knows no file and no key of it.
+A failed depot is answered with the next one. Knows no file and no key of it.
 """
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import trio
 
-from ibpfs.depot.client import ShortLoad
-from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom, Unreadable
-from ibpfs.errors import DataError, NoSpace
+from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
+from ibpfs.errors import NoSpace
 from ibpfs.exnode_store.allocator import SEGMENT_SIZE, SPARE_AGE, STRAGGLER_LIMIT, Allocator, OpenSegment, pick
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, Replica
-from ibpfs.exnode_store.placement import FAILED, OK, STUTTERING, order_replicas, usable_bytes
+from ibpfs.exnode_store.loading import Loading
+from ibpfs.exnode_store.placement import usable_bytes
 from ibpfs.exnode_store.policies import Policies, Policy
 from ibpfs.exnode_store.sealing import Buffer
 
 _log = logging.getLogger(__name__)
 
+#: Appends side by side, however few depots there are, and however many.
+_LEAST_LANES, MOST_LANES = 3, 8
 #: What statfs and writes leave free of each depot's room for headers, tags and the ends of segments: a part of it all,
 #: and bytes.
 _OVERHEAD = 1 / 256, 256 * 1024
@@ -34,26 +34,17 @@ _LEAST_ROOM = 64 * 1024
 _SPARE_ROOM = 8 * SEGMENT_SIZE
 #: What the others may take, in bytes per second, beside STRAGGLER_LIMIT, when min_copies have acknowledged.
 _STRAGGLER_RATE = 1024 * 1024
-#: A load may take that much time, in bytes per second, beside STRAGGLER_LIMIT, when another depot has the bytes, too.
-_LEAST_RATE = 256 * 1024
+#: Seconds between looks at whether a depot that takes an append is slow.
+_LOOK_AT_PACE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Stored bytes, and who served them."""
 
-    data: bytes | bytearray
-    replica: int
-    label: str
-
-
-class Transfer:
+class Transfer(Loading):
     """Appends and loads. One per open volume."""
 
     def __init__(self, db: Database, ledger: Ledger, depots: DepotSet) -> None:
+        super().__init__(ledger, depots)
         self._db = db
-        self._ledger = ledger
-        self._depots = depots
         self._allocator = Allocator(db, ledger, depots)
         self.policies = Policies(db)
         self._idle: list[OpenSegment] = []
@@ -99,8 +90,9 @@ class Transfer:
             raise DepotUnreachable(f"{acknowledged} of {policy.min_copies} depots took the bytes")
 
     def _take(self, policy: Policy, length: int) -> OpenSegment | None:
+        """An open segment; none on a slow depot where a new one would lie on better ones."""
         self._used[policy.id] = trio.current_time()
-        segment = pick(self._idle, policy.id, length)
+        segment = pick(self._idle, policy, length, self._allocator.slow_depots)
         if segment is not None:
             self._idle.remove(segment)
         return segment
@@ -117,6 +109,11 @@ class Transfer:
             has_room = (self.free_bytes(policy.copies) or 0) > _SPARE_ROOM
             if has_room and not any(one.policy == number and one.is_spare and one.fits(1) for one in self._idle):
                 await self.release(await self._open_somehow(policy, _LEAST_ROOM))
+
+    @property
+    def lanes(self) -> int:
+        """How many appends may run side by side: two for each depot, so that none idles, or waits for a slow one."""
+        return min(MOST_LANES, max(_LEAST_LANES, 2 * self.answering() // self.policies.usual.copies))
 
     async def _open_somehow(self, policy: Policy, length: int) -> OpenSegment:
         with self._moving_room():
@@ -137,22 +134,32 @@ class Transfer:
 
         async def store(depot: Depot, replica: NewReplica) -> None:
             try:
-                taken = await depot.call(lambda: depot.client.store(replica.write, pieces))
+                taken = await depot.store(lambda: depot.client.store(replica.write, pieces), length)
             except (DepotError, DepotUnreachable) as error:
                 # That a depot is silent has been said of the depot.
                 level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
                 _log.log(level, "depot %s allocation %s: append refused: %s", depot.address, replica.write.label, error)
-                results[depot.id] = False
-                return
+                taken = -1
             results[depot.id] = taken == length
+            if len(results) == len(segment.replicas):
+                nursery.cancel_scope.cancel()
             if sum(results.values()) >= policy.min_copies:
                 patience = STRAGGLER_LIMIT + length / _STRAGGLER_RATE
                 scope.deadline = min(scope.deadline, trio.current_time() + patience)
+
+        async def give_up_on_slow() -> None:
+            """Where better depots are at hand, the bytes had better go there."""
+            while True:
+                await trio.sleep(_LOOK_AT_PACE)
+                slow = any(depot.is_slow for depot, _ in segment.replicas if depot.id not in results)
+                if slow and not self._allocator.slow_depots(policy):
+                    scope.cancel()
 
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 for depot, replica in segment.replicas:
                     nursery.start_soon(store, depot, replica)
+                nursery.start_soon(give_up_on_slow)
         for depot, _ in segment.replicas if scope.cancelled_caught else []:
             if depot.id not in results:
                 depot.late()
@@ -239,7 +246,7 @@ class Transfer:
         """False: worth another try."""
         try:
             depot = self._depots.get(replica.depot)
-            if depot.state != OK:
+            if not depot.answers:
                 return False
             await depot.call(lambda: depot.client.truncate(replica.manage, length), 5.0)
             await depot.look()  # who wants room next must know of this
@@ -248,110 +255,6 @@ class Transfer:
         except DepotError as error:  # it cannot: the room stays reserved
             _log.info("segment %d: %s", replica.segment, self._describe(replica, error))
         return True
-
-    # Loading
-
-    async def load(self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()) -> Loaded:
-        """Return stored bytes [start, stop) of a segment from its best replica, trying the others in turn.
-
-        While a depot has only just gone silent it is tried again until the caller's deadline; when every depot that
-        holds the segment is failed, DataError comes at once.
-        """
-        refused: set[int] = set()
-        while True:
-            replicas = [one for one in self._ledger.replicas(segment) if one.id not in avoid]
-            trouble = "; ".join(map(self._why_untried, replicas)) or "it has no replica that can be tried"
-            order = self._order(replicas)
-            for replica in order:
-                try:
-                    with self._bounded(order, replica, stop - start):
-                        return await self.load_from(replica, start, stop)
-                except (CapabilityNotFound, ShortLoad, Unreadable) as error:
-                    trouble = self._describe(replica, error)
-                    self.report(replica.id, str(error))
-                except (DepotError, DepotUnreachable) as error:
-                    trouble = self._describe(replica, error)
-                    # Each refusal once; a silent depot was logged when it went silent; what was released meanwhile
-                    # has moved, and nobody need look.
-                    known = replica.id in refused or self._ledger.replica(replica.id) is None
-                    if isinstance(error, DepotError) and not known:
-                        refused.add(replica.id)
-                        _log.warning("segment %d: %s", segment, trouble)
-            if not self._worth_waiting(replicas):
-                raise DataError(f"segment {segment}: {trouble}")
-            await trio.sleep(0.1)
-
-    @contextmanager
-    def _bounded(self, order: Sequence[Replica], replica: Replica, length: int) -> Iterator[None]:
-        """A depot that is stuck delays no read that another one can serve: DepotUnreachable."""
-        others = order[order.index(replica) + 1 :]
-        patience = STRAGGLER_LIMIT + length / _LEAST_RATE if any(map(self.is_at_hand, others)) else math.inf
-        with trio.move_on_after(patience) as scope:
-            yield
-        if scope.cancelled_caught:
-            depot = self._depots.get(replica.depot)
-            depot.late()
-            raise DepotUnreachable(f"{depot.address}: no answer for {patience:.0f} s")
-
-    def _order(self, replicas: Sequence[Replica]) -> list[Replica]:
-        by_id = {replica.id: replica for replica in replicas}
-        known = {depot.id: depot for depot in self._depots}
-        ranked = [
-            (one.id, known[one.depot].state, one.suspect, known[one.depot].latency)
-            for one in replicas
-            if one.depot in known and known[one.depot].state != FAILED
-        ]
-        return [by_id[number] for number in order_replicas(ranked)]
-
-    def _why_untried(self, replica: Replica) -> str:
-        depot = self._depots.find(replica.depot)
-        if depot is None:
-            return f"depot {replica.depot} is no longer one of this volume's"
-        return f"allocation {replica.read.label}: depot {depot.trouble or depot.address}"
-
-    def _worth_waiting(self, replicas: Sequence[Replica]) -> bool:
-        known = {depot.id: depot for depot in self._depots}
-        return any(one.depot in known and known[one.depot].state == STUTTERING for one in replicas)
-
-    async def load_from(self, replica: Replica, start: int, stop: int) -> Loaded:
-        """Return stored bytes from this replica and no other. Raises DepotError, DepotUnreachable."""
-        depot = self._depots.get(replica.depot)
-        data = await depot.call(lambda: depot.client.load(replica.read, replica.base + start, stop - start))
-        return Loaded(data, replica.id, self._describe(replica, None))
-
-    def _describe(self, replica: Replica, error: Exception | None) -> str:
-        depot = self._depots.get(replica.depot)
-        text = f"depot {depot.address} allocation {replica.read.label}"
-        return text if error is None else f"{text}: {error}"
-
-    def is_at_hand(self, replica: Replica) -> bool:
-        """Whether its depot answers."""
-        depot = self._depots.find(replica.depot)
-        return depot is not None and depot.state == OK
-
-    def is_far(self, segment: int) -> bool:
-        """Whether no depot that has the segment and answers is near."""
-        depots = [self._depots.find(replica.depot) for replica in self._ledger.replicas(segment)]
-        return all(depot is None or depot.state != OK or depot.is_far for depot in depots)
-
-    def is_lost(self, segment: int) -> bool:
-        """Whether no replica is left that can be read: each is suspect, or its depot has been away for long."""
-        known = {depot.id: depot for depot in self._depots}
-        return not any(
-            not one.suspect and one.depot in known and not known[one.depot].is_away
-            for one in self._ledger.replicas(segment)
-        )
-
-    def report(self, replica: int, reason: str) -> None:
-        """Bytes of this replica were wrong or missing: it is suspect until it is verified, the last to be tried."""
-        row = self._ledger.replica(replica)
-        if row is None or row.suspect:
-            return
-        _log.warning("segment %d: %s: %s", row.segment, self._describe(row, None), reason)
-        try:
-            self._ledger.suspect(row)
-        except (NoSpace, OSError) as error:  # no reason not to read another one
-            _log.info("segment %d: that is not noted: %s", row.segment, error)
 
     # Room
 
@@ -378,7 +281,7 @@ class Transfer:
         """Whether `free_bytes` is about to rise: depots that answer are to be given back what nobody needs."""
         if self._moves or len(self._open_segments) > len(self._idle):
             return True  # what an append under way leaves unused, or what died in it meanwhile, comes back after it
-        answering = [depot.id for depot in self._depots if depot.state == OK and depot.status]
+        answering = [depot.id for depot in self._depots if depot.answers and depot.status]
         return self._ledger.orphans_waiting and bool(self._ledger.orphans(1, answering))
 
     async def look(self) -> None:
@@ -390,9 +293,9 @@ class Transfer:
 
         async with trio.open_nursery() as nursery:
             for depot in self._depots:
-                if depot.state == OK:
+                if depot.answers:
                     nursery.start_soon(look, depot)
 
     def answering(self) -> int:
         """How many of the depots that take new segments answer now."""
-        return sum(depot.state == OK and depot.status is not None and depot.role == "active" for depot in self._depots)
+        return sum(depot.answers and depot.status is not None and depot.role == "active" for depot in self._depots)

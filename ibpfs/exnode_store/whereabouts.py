@@ -5,7 +5,6 @@ import os
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.placement import OK
 from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
 
 #: Longer paths are cut at their begin; as many segments and depots are named.
@@ -56,5 +55,5 @@ class Whereabouts:
 
     def of_depots(self) -> str:
         """The depots that are not well."""
-        ill = [depot for depot in self._depots if depot.state != OK]
+        ill = [depot for depot in self._depots if not depot.answers]
         return ", ".join(f"depot {depot.address} {depot.trouble or depot.state}" for depot in ill[:_MOST])

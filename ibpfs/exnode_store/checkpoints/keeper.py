@@ -24,7 +24,6 @@ from ibpfs.exnode_store.checkpoints.staleness import newer_commits
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.placement import OK
 from ibpfs.exnode_store.segments import LAST_COMMIT
 
 _log = logging.getLogger(__name__)
@@ -157,7 +156,7 @@ class Checkpoints:
         return any(
             depot.free_bytes < max(_SHORT, depot.status.total_bytes // _SHORT_SHARE)
             for depot in self._depots
-            if depot.status and depot.state == OK
+            if depot.status and depot.answers
         )
 
     async def try_make(self) -> str:

@@ -38,7 +38,7 @@ class Logs:
 
     def answering(self, copies: Iterable[Copy]) -> list[Copy]:
         """Those on depots that answer."""
-        return [one for one in copies if (depot := self._depots.find(one.depot)) and depot.state == OK and depot.status]
+        return [one for one in copies if (depot := self._depots.find(one.depot)) and depot.answers and depot.status]
 
     def staying(self, copies: Iterable[Copy]) -> list[Copy]:
         """Those on depots that are neither drained nor away."""
