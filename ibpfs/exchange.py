@@ -58,7 +58,7 @@ class Exchange:
     # Import
 
     async def _import(self, request: Mapping[str, Any], progress: Progress) -> None:
-        """ino: of a new, empty file; size; own; parts: {start, stop, replicas, sealed}, see `_part`."""
+        """ino: of a new, empty file; size; own; adopted; parts: {start, stop, replicas, sealed}, see `_part`."""
         try:
             ino, size, own = int(request["ino"]), int(request["size"]), bool(request["own"])
             parts = [self._part(one, own) for one in request["parts"]]
@@ -67,6 +67,8 @@ class Exchange:
         for done in self._imports.adopt(ino, parts, size):
             progress(done, max(len(parts), done), "")
             await trio.lowlevel.checkpoint()
+        if request.get("adopted"):
+            self._imports.note_adopted(ino)
         await self._db.sync()
         if self.forget_kernel is not None:
             await self.forget_kernel(ino)

@@ -51,6 +51,7 @@ from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.policy_walks import PolicyWalks
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
 from ibpfs.exnode_store.settling import Settling
+from ibpfs.exnode_store.sharing.adoption import Adoption
 from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
@@ -171,7 +172,8 @@ async def _rooms(
         )
         sharing = Sharing(db, ledger, depots, files, imports, keys)
         tasks = flusher.run, files.run, reader.serve, warmer.run, draining.run, settling.run, compactor.run
-        for task in (*tasks, sharing.run, checkpoints.run):
+        adoption = Adoption(db, ledger, transfer, imports, int(db.facts["digest_seed"], 16))
+        for task in (*tasks, sharing.run, adoption.run, checkpoints.run):
             nursery.start_soon(task)
         nursery.start_soon(watch_suspends, depots.drop_connections)
         try:

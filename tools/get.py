@@ -3,22 +3,31 @@
 import hashlib
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import click
 import trio
 
 from ibpfs.config import format_size
+from ibpfs.depot.address import Address
 from ibpfs.errors import DataError, UsageError
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots
 from ibpfs.exnode_store.sharing.contents import Content
 from ibpfs.exnode_store.sharing.fetching import stream
 from ibpfs.exnode_store.sharing.links import Link
-from ibpfs.exnode_store.sharing.reading import read_record
 from ibpfs.exnode_store.sharing.receiving import Receiver, file_name
+from ibpfs.exnode_store.sharing.staging import Staged
+from ibpfs_tools.adopting import adopt_content
 from ibpfs_tools.commands import command
 from ibpfs_tools.exnodes import Pace, note, pace_options, printable, run
-from ibpfs_tools.shared import Senders, Unlocking, read_links
+from ibpfs_tools.shared import Senders, Unlocking, open_link, read_links, unlocking_options
+from ibpfs_tools.stage import place_of, staged_on
+
+#: Seconds that a copy made for this run alone is leased.
+_NEAR_LEASE: Final = 6 * 3600
 
 
 @command("get")
@@ -29,10 +38,12 @@ from ibpfs_tools.shared import Senders, Unlocking, read_links
 @click.option("--restart", is_flag=True, help="Do not go on with an earlier run that broke.")
 @click.option("--cat", is_flag=True, help="Write the file to standard output.")
 @click.option("--info", is_flag=True, help="Only say what the link points to.")
-@click.option("--passphrase-file", metavar="FILE",
-              help="The link's passphrase is the first line of FILE ('-': standard input).  [default: asked for]")
-@click.option("-i", "--identity", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-              help="A file with an age or ssh key, for links to certain recipients.  [default: the usual places]")
+@click.option("--near", metavar="DEPOT",
+              help="Have the depots copy it to this one first, ibp[s]://HOST:PORT, and fetch it from there.")
+@click.option("--adopt", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+              help="In DIR on a mounted volume make a file of the shared slices, without copying them; the volume "
+                   "makes copies of its own in the background.")
+@unlocking_options
 @pace_options
 def get(
     link: str,
@@ -41,8 +52,9 @@ def get(
     restart: bool,
     cat: bool,
     info: bool,
-    passphrase_file: str | None,
-    identity: tuple[Path, ...],
+    near: str | None,
+    adopt: Path | None,
+    unlocking: Unlocking,
     pace: Pace,
 ) -> None:
     """Fetch the file or directory that a link points to.
@@ -56,21 +68,39 @@ def get(
         raise UsageError(f"{len(links)} links in it: --cat writes one file")
     if len(links) > 1 and output is not None and not output.is_dir():
         raise UsageError(f"{len(links)} links in it: -o must be a directory")
-    unlocking = Unlocking(passphrase_file, identity)
+    place = None if near is None else Address.parse(near)
     for one in links:
         content = open_link(one, unlocking, pace)
         _tell(content, pace, info=info)
         if info:
             continue
-        if cat:
-            _cat(content, pace)
-        else:
-            _fetch(content, output, pace, force=force, restart=restart)
+        if adopt is not None:
+            _adopt(content, adopt / (output or file_name(content)), pace)
+            continue
+        with _near(place, one, content, pace) as nearer:
+            if cat:
+                _cat(nearer, pace)
+            else:
+                _fetch(nearer, output, pace, force=force, restart=restart)
 
 
-def open_link(link: Link, unlocking: Unlocking, pace: Pace) -> Content:
-    entry = run(lambda depots, _: read_record(depots, link.locator), "", pace)
-    return unlocking.open(entry, link)
+@contextmanager
+def _near(place: Address | None, link: Link, content: Content, pace: Pace) -> Iterator[Content]:
+    """The content with copies that are close; those that are made here go again."""
+    if place is None:
+        staged = Staged.load(place_of(link))
+        yield content if staged is None or staged.share != link.locator.id else staged.on(content)
+        return
+    made = staged_on(place, link, content, _NEAR_LEASE, pace)
+    try:
+        yield made.on(content)
+    finally:
+        run(lambda depots, _: depots.release(made.manages()), "", pace)
+
+
+def _adopt(content: Content, target: Path, pace: Pace) -> None:
+    adopt_content(content, target, pace)
+    note(f"{printable(str(target))}: {format_size(content.size)}, nothing copied yet", pace)
 
 
 def _fetch(content: Content, output: Path | None, pace: Pace, *, force: bool, restart: bool) -> None:
@@ -81,7 +111,7 @@ def _fetch(content: Content, output: Path | None, pace: Pace, *, force: bool, re
             target, overwrite=force, resume=not restart
         )
 
-    resumed = run(work, f"fetching {printable(target.name)}", pace)
+    resumed = run(work, f"fetching {printable(target.name)}", pace, _first(content))
     earlier = f", {format_size(resumed)} of it earlier" if resumed else ""
     note(f"{printable(str(target))}: {format_size(content.size)}{earlier}, verified", pace)
 
@@ -90,6 +120,12 @@ def _target(content: Content, output: Path | None) -> Path:
     if output is None:
         return Path(file_name(content))
     return output / file_name(content) if output.is_dir() else output
+
+
+def _first(content: Content) -> list[Address]:
+    """Copies that were staged come first in their runs: their depot is asked first."""
+    depots = {run.copies[0].depot for run in content.runs}
+    return list(depots) if len(depots) == 1 and content.runs else []
 
 
 def _cat(content: Content, pace: Pace) -> None:
@@ -107,7 +143,7 @@ def _cat(content: Content, pace: Pace) -> None:
 
         await stream(depots, content, entry, write, pace.streams)
 
-    run(work, f"fetching {printable(content.name)}", pace)
+    run(work, f"fetching {printable(content.name)}", pace, _first(content))
     out.flush()
     if entry.sha256 is not None and digest.digest() != entry.sha256:
         raise DataError("what was fetched is not what was shared: its SHA-256 differs")

@@ -28,6 +28,7 @@ from ibpfs_tools.refresh import refresh
 from ibpfs_tools.repair import repair
 from ibpfs_tools.share import share
 from ibpfs_tools.snapshot import snapshot
+from ibpfs_tools.stage import stage
 from ibpfs_tools.stat import stat
 from ibpfs_tools.status import status
 from ibpfs_tools.thunderbird import thunderbird
@@ -51,7 +52,7 @@ def ibpfs() -> None:
 for verb in (status, stat, flush, drop_cache, compact, snapshot, trash, warm, warm_cap, repair, doctor, depots, policy,
              recovery_key, recover):
     ibpfs.add_command(verb)
-for verb in (share, get, gateway, mail, mail_filter, thunderbird):
+for verb in (share, get, stage, gateway, mail, mail_filter, thunderbird):
     ibpfs.add_command(verb)
 for verb in (upload, download, ls, augment, trim, refresh, modify, exnode, export, import_):
     ibpfs.add_command(verb)

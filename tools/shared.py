@@ -1,11 +1,12 @@
 """What the verbs on links have in common: reading a link without its being on a command line, opening its record."""
 
+import functools
 import json
-import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -13,11 +14,12 @@ from ibpfs.config import data_directory, write_private
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.sharing.contents import Content
 from ibpfs.exnode_store.sharing.links import BadLink, Link
-from ibpfs.exnode_store.sharing.reading import open_record
+from ibpfs.exnode_store.sharing.reading import open_record, read_record
 from ibpfs.exnode_store.sharing.record_log import LogEntry
 from ibpfs.exnode_store.sharing.share_keys import unwrap_secret
 from ibpfs.mail.links import links_in
 from ibpfs_tools.commands import read_passphrase_file
+from ibpfs_tools.exnodes import Pace, run
 
 #: A message or a .ibpfs file; what is longer has its links before that.
 _MOST_TEXT: Final = 64 * 1024 * 1024
@@ -61,6 +63,31 @@ class Unlocking:
             raise UsageError("the link has a passphrase: give it with --passphrase-file FILE")
         found: str = click.prompt("Passphrase of the link", hide_input=True, err=True)
         return found
+
+
+def unlocking_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --passphrase-file and --identity; the function gets them as `unlocking`."""
+
+    @functools.wraps(function)
+    def with_unlocking(*, passphrase_file: str | None, identity: tuple[Path, ...], **others: Any) -> Any:
+        return function(unlocking=Unlocking(passphrase_file, identity), **others)
+
+    decorated: Callable[..., Any] = with_unlocking
+    for add in (
+        click.option("-i", "--identity", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+                     help="A file with an age or ssh key, for links to certain recipients.  [default: the usual "
+                          "places]"),
+        click.option("--passphrase-file", metavar="FILE",
+                     help="The link's passphrase is the first line of FILE ('-': standard input).  [default: asked "
+                          "for]"),
+    ):  # fmt: skip
+        decorated = add(decorated)
+    return decorated
+
+
+def open_link(link: Link, unlocking: Unlocking, pace: Pace) -> Content:
+    entry = run(lambda depots, _: read_record(depots, link.locator), "", pace)
+    return unlocking.open(entry, link)
 
 
 def text_of(passphrase: bytes) -> str:
@@ -134,7 +161,3 @@ class Senders:
         except (OSError, ValueError):
             return {}
         return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def is_quiet() -> bool:
-    return not os.isatty(2)

@@ -15,7 +15,7 @@ from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import pack_key
 from ibpfs.exnode_store.schema import CLOSED, IMPORTS
-from ibpfs.exnode_store.sealing import FRAME_SIZE, MAX_SLICE, RAW, ForeignSlice, SliceForm
+from ibpfs.exnode_store.sealing import FRAME_SIZE, MAX_SLICE, NO_DIGEST, RAW, ForeignSlice, SliceForm
 
 #: A longer raw part is several segments: deleting a file lets go of them one by one.
 LONGEST_PART = 128 * 1024 * 1024
@@ -79,6 +79,16 @@ class Imports:
             yield done
         with self._db.transaction() as db:
             db.update_inode("size = ?, version = version + 1, seq = ?", (size, db.seq, ino))
+
+    def note_adopted(self, ino: int) -> None:
+        """The file came with a link: what of it lies on depots of others is to be copied to ours."""
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO adopted (slice, seq) SELECT DISTINCT s.id, ? FROM mappings m"
+                " JOIN slices s ON s.id = m.slice WHERE m.ino = ? AND s.digest_name = ?"
+                " AND s.segment IN (SELECT segment FROM imported)",
+                (db.seq, ino, NO_DIGEST),
+            )
 
     def _check(self, ino: int, parts: Sequence[Part], size: int) -> None:
         row = self._db.row("SELECT size, mode & 61440 FROM inodes WHERE ino = ?", (ino,))

@@ -353,4 +353,11 @@ CREATE TABLE IF NOT EXISTS record_logs (
     seq        INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS record_logs_depot ON record_logs (depot);
+
+-- Slices that came in with a link, and lie in windows that close when it ends: copied to our own depots soon. A row
+-- goes when that is done.
+CREATE TABLE IF NOT EXISTS adopted (
+    slice INTEGER PRIMARY KEY REFERENCES slices (id),
+    seq   INTEGER NOT NULL
+);
 """

@@ -3,17 +3,19 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from ibpfs.depot.address import Address
+from ibpfs.depot.capability import Key
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.sharing.contents import depots_of
+from ibpfs.exnode_store.sharing.contents import Run, depots_of
 from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
-from ibpfs.exnode_store.sharing.making import store_on
+from ibpfs.exnode_store.sharing.making import copy_of, store_on
 from ibpfs.exnode_store.sharing.notation import to_json
 from ibpfs.exnode_store.sharing.placing import Placing
 from ibpfs.exnode_store.sharing.record_log import Public, make_entry, public_bytes
@@ -75,6 +77,8 @@ class Keeper:
             return alias
 
     async def _keep_owned(self, owned: Owned, expires: int, troubles: list[str]) -> Owned:
+        if owned.kind == STALE:
+            return owned
         if owned.lease_end is None or abs(owned.lease_end - expires) <= _SLACK:
             return owned  # also a first lease that is longer than the share's is cut
         try:
@@ -115,6 +119,11 @@ class Keeper:
         name = share_name(share.share)
         self._shares.hold(name, self._shares.held(name), expires)
         troubles = await self.keep(share)
+        await self._append_entry(share, troubles)
+        return troubles
+
+    async def _append_entry(self, share: Share, troubles: list[str]) -> None:
+        """Write what the share is now. Raises DepotUnreachable when no depot takes it."""
         records = [one for one in share.owned if one.kind == RECORD]
         entry = self._entry(share, share.number + 1, [one.depot for one in records])
         told: dict[Owned, Owned] = {}
@@ -130,7 +139,35 @@ class Keeper:
         share.number += 1
         share.log_length += len(entry)
         self._shares.save(share)
-        return troubles
+
+    # Mending
+
+    async def mend(self, share: Share) -> None:
+        """Windows on replicas that took the place of others: the record names them from then on."""
+        known = {(one.depot, one.read): one for one in share.aliases}
+        runs = [await self._mended(run, known, share) for run in share.content.runs]
+        if runs != list(share.content.runs):
+            share.content = replace(share.content, runs=tuple(runs))
+            await self._append_entry(share, [])
+
+    async def _mended(self, run: Run, known: Mapping[tuple[str, Key], Alias], share: Share) -> Run:
+        windows = [known[key] for one in run.copies if (key := (str(one.depot), one.read)) in known]
+        if not windows:
+            return run
+        first = windows[0]
+        replicas = self._ledger.replicas(first.segment)
+        manages = {one.manage for one in replicas}
+        alive = [one for one in windows if one.parent in manages]
+        opened = [one.parent for one in alive]
+        made = [await self._placing.alias(one, first.offset, first.length, share.expires) for one in replicas
+                if one.manage not in opened]  # fmt: skip
+        new = [one for one in made if one is not None]
+        copies = [one for one in run.copies if (str(one.depot), one.read) not in known]
+        copies = [*map(copy_of, [*alive, *new]), *copies]
+        if not copies or (not new and len(alive) == len(windows)):
+            return run
+        share.aliases = [one for one in share.aliases if one not in windows or one in alive] + new
+        return Run(run.length, tuple(copies))
 
     # Ending
 
@@ -138,25 +175,43 @@ class Keeper:
         """Give everything back; what cannot be given back now is tried again, and named."""
         share.stage = ENDING
         self._shares.save(share)
-        left: list[str] = []
+        left: dict[str, str] = {}
         # The record first: whoever has the link learns nothing new from then on.
         for owned in sorted(share.owned, key=lambda one: one.kind == COPY):
-            try:
-                await self._placing.delete(owned)
+            if await self._done(partial(self._placing.delete, owned), owned.depot, left):
                 share.owned.remove(owned)
-            except (DepotError, DepotUnreachable) as error:
-                left.append(f"{owned.depot}: {error}")
         for alias in list(share.aliases):
-            try:
-                await self._placing.revoke(alias)
+            if await self._done(partial(self._placing.revoke, alias), alias.depot, left):
                 share.aliases.remove(alias)
-            except (DepotError, DepotUnreachable) as error:
-                left.append(f"{alias.depot}: {error}")
         if left and time.time() < share.expires:
             self._shares.save(share)
         else:  # what is left has ended by itself
             self._shares.forget(share_name(share.share))
-        return list(dict.fromkeys(left))
+        return [f"{depot}: {said}" for depot, said in left.items()]
+
+    @staticmethod
+    async def _done(work: Callable[[], Awaitable[None]], depot: str, left: dict[str, str]) -> bool:
+        """A depot that was silent once is not waited for again."""
+        if depot in left:
+            return False
+        try:
+            await work()
+        except DepotUnreachable as error:
+            left[depot] = str(error)
+            return False
+        except DepotError as error:
+            _log.info("depot %s: what a link had there stays until its lease ends: %s", depot, error)
+        return True
+
+    async def _drop_stale(self, share: Share) -> None:
+        """Copies of the record that missed an entry would tell what was."""
+        stale = [one for one in share.owned if one.kind == STALE]
+        left: dict[str, str] = {}
+        for owned in stale:
+            if await self._done(partial(self._placing.delete, owned), owned.depot, left):
+                share.owned.remove(owned)
+        if len(left) < len(stale):
+            self._shares.save(share)
 
     async def tend(self) -> None:
         """What the warmer's rounds are for segments, for shares."""
@@ -166,7 +221,10 @@ class Keeper:
             if share.stage != ACTIVE or share.expires <= now:
                 for trouble in await self.end(share):
                     _log.info("share %s: not ended everywhere: %s", name, trouble)
-            elif self.hold_until(share) < min(share.expires, now + _AHEAD):
+                continue
+            await self._drop_stale(share)
+            await self.mend(share)
+            if self.hold_until(share) < min(share.expires, now + _AHEAD):
                 for trouble in await self.keep(share):
                     _log.info("share %s: not renewed: %s", name, trouble)
                 self._shares.save(share)

@@ -15,6 +15,7 @@ from ibpfs.depot.address import Address, BadAddress
 from ibpfs.depot.capability import Capability, CapabilityKind, Key
 from ibpfs.depot.client import DepotClient
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, LeaseTooLong, NotOffered
+from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import COMMAND_LIMIT, Depot, DepotSet
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.placement import OK
@@ -86,8 +87,10 @@ class Placing:
     async def alias(self, replica: Replica, offset: int, length: int, expires: float) -> Alias | None:
         """A window on a replica that closes when the share expires; None where its depot gives none now."""
         depot = self._depots.find(replica.depot)
-        address = None if depot is None else place_of(depot)
-        if address is None or not replica.is_managed or replica.imported or replica.suspect:
+        address = None if depot is None or depot.state != OK else place_of(depot)
+        if address is None or address in self.without_aliases:
+            return None
+        if not replica.is_managed or replica.imported or replica.suspect:
             return None
         try:
             caps, end = await self.lease(address, expires - time.time(), lambda client, seconds: client.alias(
@@ -194,13 +197,20 @@ def _patience(length: int) -> float:
 
 
 async def side_by_side(work: Iterable[Callable[[], Awaitable[None]]], streams: int = 8) -> None:
-    """Run all, so many at a time; the first error ends them."""
+    """Run all, so many at a time; the first error ends them, and is raised as it is."""
     waiting = iter(list(work))
+    troubles: list[IbpfsError] = []
 
     async def worker() -> None:
-        for one in waiting:
-            await one()
+        try:
+            for one in waiting:
+                await one()
+        except IbpfsError as error:
+            troubles.append(error)
+            nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         for _ in range(streams):
             nursery.start_soon(worker)
+    if troubles:
+        raise troubles[0]

@@ -1,0 +1,189 @@
+"""Records read from depots of this process: the last entry counts, and what is wrong is said."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ibpfs.depot.address import Address
+from ibpfs.depot.capability import CapabilitySet
+from ibpfs.depot.client import DepotClient
+from ibpfs.depot.wire import DepotUnreachable
+from ibpfs.errors import DataError, UsageError, WrongKey
+from ibpfs.exnode_store.lors.work import Depots
+from ibpfs.exnode_store.sealing import seal
+from ibpfs.exnode_store.sharing.contents import Copy, Run, Sender
+from ibpfs.exnode_store.sharing.fetching import Unavailable, fetch_part, stream
+from ibpfs.exnode_store.sharing.links import Fragment, Link, Locator, Place
+from ibpfs.exnode_store.sharing.notation import to_json
+from ibpfs.exnode_store.sharing.reading import SENDER_CONTEXT, ShareGone, open_record, read_record
+from ibpfs.exnode_store.sharing.receiving import Receiver, file_name
+from ibpfs.exnode_store.sharing.record_log import BadRecord, Public, make_entry, make_revocation, public_bytes, share_id
+from ibpfs.exnode_store.sharing.share_keys import record_key
+from tests.cache.stack import run_depot
+
+from .test_notation import CONTENT, PART, PLAIN, SLICE
+
+SIGNER, SENDER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+PUBLIC = Public(public_bytes(SIGNER), 1, 1 << 33, (Address("depot.example", 6714),))
+SHARE, SECRET = share_id(PUBLIC.key), bytes(range(32))
+KEY = record_key(SECRET, SHARE)
+CLEAR = bytes(range(100))
+SIGNED = Sender(public_bytes(SENDER), SENDER.sign(SENDER_CONTEXT + PUBLIC.key))
+
+
+class Local(Depots):
+    """All addresses are that of one depot of this process; `down` answers nothing."""
+
+    def __init__(self, socket: Path) -> None:
+        super().__init__()
+        self.socket = socket
+
+    def client(self, address: Address) -> DepotClient:
+        return super().client(Address(path=f"{self.socket}{'.none' if address.host == 'down' else ''}"))
+
+
+@asynccontextmanager
+async def depot(directory: Path) -> AsyncIterator[Local]:
+    async with run_depot(directory):
+        local = Local(directory / "depot.sock")
+        try:
+            yield local
+        finally:
+            await local.aclose()
+
+
+async def stored(depots: Depots, data: bytes) -> CapabilitySet:
+    client = depots.client(Address("one", 1))
+    caps = await client.allocate(10_000, 600)
+    if data:
+        await client.store(caps.write.wire_key, [data])
+    return caps
+
+
+def place(caps: CapabilitySet, host: str = "one") -> Place:
+    return Place(Address(host, 1), caps.read.wire_key)
+
+
+def locator(*places: Place, expires: int = 1 << 33) -> Locator:
+    return Locator(SHARE, expires, places)
+
+
+def entry(number: int = 1, clear: bytes = b"x", public: Public = PUBLIC) -> bytes:
+    return make_entry(SIGNER, number, public, clear, KEY, os.urandom(12))
+
+
+async def test_the_last_whole_entry_counts(tmp_path: Path) -> None:
+    async with depot(tmp_path) as depots:
+        caps = await stored(depots, entry(1) + entry(2, b"newer") + entry(3)[:-1])
+        found = await read_record(depots, locator(place(caps)))
+        assert (found.number, found.open(KEY)) == (2, b"newer")
+
+
+@pytest.mark.parametrize("data", [b"", b"IBP", b"x" * 500, entry()[:-1]])
+async def test_no_record(tmp_path: Path, data: bytes) -> None:
+    async with depot(tmp_path) as depots:
+        caps = await stored(depots, data)
+        with pytest.raises(DataError):
+            await read_record(depots, locator(place(caps)))
+
+
+async def test_any_place_will_do(tmp_path: Path) -> None:
+    async with depot(tmp_path) as depots:
+        good, bad = await stored(depots, entry()), await stored(depots, b"x" * 100)
+        gone = await stored(depots, entry())
+        await depots.client(Address("one", 1)).decr(gone.manage.wire_key)
+        for others in ([place(bad)], [place(gone)], [place(good, "down")], [place(bad), place(gone)]):
+            assert (await read_record(depots, locator(*others, place(good)))).number == 1
+        with pytest.raises(ShareGone, match="revoked by its sender"):
+            await read_record(depots, locator(place(gone)))
+        with pytest.raises(ShareGone, match="has expired"):
+            await read_record(depots, locator(place(gone), expires=int(time.time()) - 1))
+        with pytest.raises(DepotUnreachable, match="no depot of the link answers"):
+            await read_record(depots, locator(place(good, "down")))
+        with pytest.raises(BadRecord):
+            await read_record(depots, locator(place(bad), place(good, "down")))
+
+
+async def test_a_revocation_in_place_of_the_record(tmp_path: Path) -> None:
+    async with depot(tmp_path) as depots:
+        caps = await stored(depots, make_revocation(SIGNER, 1, PUBLIC))
+        with pytest.raises(ShareGone, match="revoked"):
+            await read_record(depots, locator(place(caps)))
+
+
+async def opened(depots: Depots, raw: bytes, secret: bytes = SECRET, passphrase: bool = False) -> object:
+    caps = await stored(depots, raw)
+    found = await read_record(depots, locator(place(caps)))
+    link = Link(locator(place(caps)), Fragment(secret, passphrase=passphrase))
+    return open_record(found, link, lambda wrapped: wrapped, lambda: "word")
+
+
+async def test_opening(tmp_path: Path) -> None:
+    content = replace(CONTENT, sender=SIGNED)
+    async with depot(tmp_path) as depots:
+        assert await opened(depots, entry(clear=to_json(content))) == content
+        with pytest.raises(WrongKey, match="does not open"):
+            await opened(depots, entry(clear=to_json(content)), bytes(32))
+        with pytest.raises(BadRecord, match="for none"):
+            await opened(depots, entry(clear=to_json(content)), passphrase=True)
+        with pytest.raises(BadRecord, match="not theirs"):
+            await opened(depots, entry(clear=to_json(CONTENT)))
+        with pytest.raises(ShareGone, match="has expired"):
+            await opened(depots, entry(clear=to_json(content), public=replace(PUBLIC, expires=5)))
+        hostile = to_json(content).replace(b'"report.pdf"', b'"../../x"')
+        with pytest.raises(BadRecord, match="name that is none"):
+            await opened(depots, entry(clear=hostile))
+
+
+# --- the bytes
+
+
+async def test_a_copy_that_lies_is_passed_over(tmp_path: Path) -> None:
+    async with depot(tmp_path) as depots:
+        whole = b"".join(seal(SLICE.form, SLICE.key, CLEAR))
+        good = await stored(depots, b"before" + whole)
+        wrong = await stored(depots, b"before" + whole[:60] + b"!" + whole[61:])
+        short = await stored(depots, whole[:50])
+        copies = [Copy(Address("one", 1), one.read.wire_key, base)
+                  for one, base in ((wrong, 6), (short, 0), (good, 6))]  # fmt: skip
+        down = Copy(Address("down", 1), good.read.wire_key, 6)
+        content = replace(CONTENT, runs=(Run(10_000, (*copies, down)),))
+        for turn in range(5):
+            assert await fetch_part(depots, content, PART, turn) == CLEAR
+        with pytest.raises(Unavailable, match="does not open"):
+            await fetch_part(depots, replace(content, runs=(Run(10_000, (copies[0], down)),)), PART)
+        written = []
+
+        async def write(data: bytes) -> None:
+            written.append(data)
+            await trio.lowlevel.checkpoint()
+
+        sparse = replace(PLAIN, size=3_000_000, parts=(replace(PART, start=2_000_000, stop=2_000_100),))
+        await stream(depots, content, sparse, write, 3)
+        assert b"".join(written) == bytes(2_000_000) + CLEAR + bytes(999_900)
+
+
+async def test_what_has_another_hash_is_not_given_its_name(tmp_path: Path) -> None:
+    async with depot(tmp_path / "depot") as depots:
+        good = await stored(depots, b"".join(seal(SLICE.form, SLICE.key, CLEAR)))
+        content = replace(CONTENT, runs=(Run(10_000, (Copy(Address("one", 1), good.read.wire_key),)),))
+        with pytest.raises(DataError, match="SHA-256 differs"):
+            await Receiver(depots, content, lambda *_: None, 2).receive(tmp_path / "f", overwrite=False, resume=True)
+        assert not (tmp_path / "f").exists()
+        right = replace(content, entries=(replace(PLAIN, sha256=None),))
+        had = await Receiver(depots, right, lambda *_: None, 2).receive(tmp_path / "f", overwrite=False, resume=True)
+        assert had == 100
+        assert (tmp_path / "f").read_bytes() == CLEAR
+
+
+@pytest.mark.parametrize("name", [".bashrc", "-rf", ".ssh", "\u202egpj.exe"])
+def test_names_that_are_asked_about(name: str) -> None:
+    with pytest.raises(UsageError, match="-o"):
+        file_name(replace(CONTENT, name=name))

@@ -1,0 +1,170 @@
+"""What the owner of a volume makes, keeps and takes back for links, over depots with windows and depots without."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ibpfs.config import VolumePaths
+from ibpfs.depot.wire import events as ev
+from ibpfs.errors import IbpfsError, UsageError
+from ibpfs.exnode_store.attributes import NewInode
+from ibpfs.exnode_store.creation import create_volume
+from ibpfs.exnode_store.sharing.share_state import ACTIVE, MAKING, Share
+from ibpfs.sharing import Sharing
+from tests.cache.stack import Stack, run_depot, run_stack
+
+DATA = bytes(range(256)) * 1000
+
+
+def sharing(now: Stack) -> Sharing:
+    return Sharing(now.db, now.ledger, now.depots, now.files, now.imports, now.imports._keys)
+
+
+async def ask(one: Sharing, command: str, **request: Any) -> Any:
+    return await one.commands()[command](request, lambda *_: None)
+
+
+async def share(one: Sharing, ino: int, **more: Any) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "ino": ino, "path": "/f", "name": "f", "seconds": 3600, "copy_limit": 10**6, "hashes": True,
+        "for_browsers": True, **more,
+    }  # fmt: skip
+    found: dict[str, Any] = await ask(one, "share", **request)
+    return found
+
+
+async def written(now: Stack) -> int:
+    await now.depots.wait_for_any(5)
+    (depot,) = now.depots
+    now.depots.moved(depot, "ibp://127.0.0.1:6714")
+    ino = now.create(b"f").ino
+    await now.files.write(ino, 0, DATA)
+    await now.files.flush()
+    return ino
+
+
+def without_windows(now: Stack) -> None:
+    for depot in now.depots:
+        depot.client._missing.add((ev.AliasAllocate, False))  # as after the first -43
+
+
+async def used_bytes(now: Stack) -> int:
+    (depot,) = now.depots
+    return (await depot.client.status()).used_bytes
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> VolumePaths:
+    found = VolumePaths(tmp_path / "volume")
+    create_volume(found)
+    return found
+
+
+def held(now: Stack) -> list[object]:
+    return [*now.ledger.held("share"), *now.db.rows("SELECT id FROM shares")]
+
+
+@pytest.mark.parametrize("offered", [True, False])
+async def test_made_and_revoked(paths: VolumePaths, offered: bool) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        if not offered:
+            without_windows(now)
+        used = await used_bytes(now)
+        found = await share(one, ino)
+        assert found["copied_bytes"] == (0 if offered else len(DATA))
+        assert ("windows" in found["revocation"], "private" in found["revocation"]) == (offered, not offered)
+        assert found["hold_until"] == found["expires"]
+        assert one.hold_until() == found["expires"]
+        (gone,) = await ask(one, "share-revoke", ids=[found["id"]])
+        assert gone["left"] == []
+        assert held(now) == []
+        assert await used_bytes(now) <= used
+        assert await now.files.read(ino, 0, 10**6) == DATA
+
+
+async def test_no_capability_but_for_reading(paths: VolumePaths) -> None:
+    """Not of the volume's own, either."""
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        name = (await share(one, ino))["id"]
+        kept = one._shares.get(name)
+        own = {key for row in now.db.rows("SELECT read_key, write_key, manage_key FROM replicas") for key in row}
+        granting = {key.key for alias in kept.aliases for key in (alias.manage, alias.parent)}
+        granting |= {key.key for owned in kept.owned for key in (owned.manage, owned.write)}
+        assert own
+        assert granting
+        for text in (kept.content, kept.link.render() if kept.link else ""):
+            told = repr(text) if isinstance(text, str) else _keys(text)
+            assert not [key for key in granting if key in told]
+            assert not [key for key in own if key.partition("/")[0] in told]
+
+
+def _keys(content: Any) -> str:
+    return " ".join(copy.read.key for run in content.runs for copy in run.copies)
+
+
+async def test_what_cannot_be_made_leaves_nothing(paths: VolumePaths) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        link = now.names.create(1, b"l", NewInode(0o120777, 0, 0, target=b"f")).ino
+        without_windows(now)
+        used = await used_bytes(now)
+        for more in ({"copy_limit": 1000}, {"name": "../f"}, {"seconds": 0}, {"recipients": ["nobody"]}, {"ino": link},
+                     {"ino": 999}, {"near": "unix:/tmp/x"}, {"near": "ibp://127.0.0.1:1"}, {"note": "x" * 5000},
+                     {"copy_limit": "much"}):  # fmt: skip
+            with pytest.raises(IbpfsError):
+                await share(one, **{"ino": ino, **more})
+            assert held(now) == []
+        assert await used_bytes(now) <= used + 100_000
+
+
+async def test_after_a_crash_half_made_ones_are_taken_back(paths: VolumePaths) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        name = (await share(one, ino))["id"]
+        kept = one._shares.get(name)
+        kept.stage = MAKING
+        one._shares.save(kept)
+        one._shares.hold("never written down", now.db.rows("SELECT id FROM segments")[0], int(time.time()) + 100)
+        again = sharing(now)
+        again._shares.drop_strays()
+        assert [row[0] for row in now.ledger.held("share")] == [name]
+        await again._keeper.tend()
+        assert held(now) == []
+        await now.files.drop()
+        assert await now.files.read(ino, 0, 10**6) == DATA
+
+
+async def test_expired_ones_are_forgotten(paths: VolumePaths) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        name = (await share(one, ino))["id"]
+        kept = one._shares.get(name)
+        with pytest.raises(UsageError, match="holds longer"):
+            await ask(one, "share-extend", id=name, seconds=10)
+        kept.content = replace(kept.content, expires=int(time.time()) - 1)
+        one._shares.save(kept)
+        with pytest.raises(UsageError, match="has ended"):
+            await ask(one, "share-extend", id=name, seconds=10)
+        await one._keeper.tend()
+        assert held(now) == []
+        with pytest.raises(UsageError, match="no share of this volume"):
+            await ask(one, "share-info", id=name)
+
+
+async def test_notes_are_sealed(paths: VolumePaths) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        found = await share(one, ino, note="a very private note", passphrase="open sesame")
+        kept = one._shares.get(found["id"])
+        again = Share.from_bytes(kept.to_bytes())
+        assert (again.content, again.aliases, again.owned, again.stage) == (
+            kept.content, kept.aliases, kept.owned, ACTIVE)  # fmt: skip
+        (row,) = now.db.rows("SELECT record FROM shares")
+        assert b"private" not in row[0]
+        assert "sesame" not in repr(kept)
+        assert kept.key.hex() not in repr(kept)
