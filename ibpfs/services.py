@@ -284,6 +284,12 @@ class Services:
         if parts.flusher.trouble and parts.files.dirty_bytes:
             waiting = f"{format_size(parts.files.dirty_bytes)} wait in the spool: {parts.flusher.trouble}"
             mine.append(Finding("spool-waits", place, waiting, "see to its depots (ibpfs depots)"))
+        if trouble := parts.checkpoints.stale or parts.checkpoints.trouble:
+            mine.append(Finding("checkpoint", place, f"the names are not checkpointed: {trouble}",
+                                "see to its depots (ibpfs depots)"))  # fmt: skip
+        if asked := advice(parts.db, parts.checkpoints, place):
+            cause, _, action = asked.rpartition(": ")
+            mine.append(Finding("recovery-string", place, cause, action))
         if _installed_version() != __version__:
             mine.append(Finding("version", place, f"{__version__} is running, {_installed_version()} is installed",
                                 "unmount and mount again"))  # fmt: skip

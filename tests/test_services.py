@@ -190,3 +190,17 @@ async def test_a_checkpoint_says_what_only_the_spool_held(tmp_path: Path) -> Non
         status = await ask(volume, "status")
         assert status["checkpoint_at"] == pytest.approx(found.commit.at)
         assert status["checkpoint_trouble"] is status["recovery_advice"] is None
+
+
+async def test_the_doctor_tells_of_checkpoints_and_of_the_string_that_leads_to_them(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        await write(volume, b"file", b"x" * 1000)
+        await ask(volume, "flush")
+        (found,) = await ask(volume, "doctor")
+        assert (found["code"], found["action"]) == ("recovery-string", f"ibpfs recovery-key {volume.root}")
+        await volume.parts.recovery_key.tell()
+        assert await ask(volume, "doctor") == []
+        volume.parts.checkpoints.trouble = "no depot takes it"
+        (found,) = await ask(volume, "doctor")
+        assert (found["code"], found["place"]) == ("checkpoint", str(volume.root))
+        assert found["cause"] == "the names are not checkpointed: no depot takes it"

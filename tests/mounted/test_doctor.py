@@ -47,8 +47,9 @@ def filled(volume: Volume) -> Volume:
     return volume
 
 
-def test_nothing_is_wrong(volume: Volume) -> None:
-    filled(volume)
+@pytest.mark.parametrize("depots", [0, 2])
+def test_nothing_is_wrong(volumes: MakeVolume, depots: int) -> None:
+    volume = filled(volumes(depots=depots))
     assert run("ibpfs", "doctor", volume.mountpoint).stdout == "nothing is wrong\n"
     # Others may have volumes mounted here, too.
     assert not any(str(volume.base) in one.place for one in doctor(code=None).values())
