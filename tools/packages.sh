@@ -26,6 +26,8 @@ missing_to_test() {
         PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null 2>&1 || echo "${pair##*:}"
     done
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
+    [ -e "$(git --exec-path 2>/dev/null)/git-send-email" ] || echo git-email
+    perl -MMail::Address -e 1 2>/dev/null || echo libmailtools-perl
     # It would take the place of another mail server; where there is one, the tests with it do not run.
     [ -e /usr/sbin/sendmail ] || echo postfix
 }

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 #: In which messages that are being passed on when the filter is stopped come to an end.
 _LAST_SECONDS = 60.0
+_SPARE_THREADS = 4
 Network = IPv4Network | IPv6Network
 
 
@@ -58,7 +60,7 @@ class _Door(SMTP):
     def __init__(self, one: Filter, doors: "_Doors") -> None:
         limits = one.limits
         super().__init__(
-            _Hooks(one), data_size_limit=limits.message, timeout=limits.whole, ident="ibpfs mail-filter",
+            _Hooks(one), data_size_limit=limits.message, timeout=limits.idle, ident="ibpfs mail-filter",
             hostname="localhost", enable_SMTPUTF8=True, loop=asyncio.get_running_loop(),
         )  # fmt: skip
         self._filter = one
@@ -93,6 +95,7 @@ class _Door(SMTP):
             await self.push("501 Syntax: DATA" if arg else "503 Error: need RCPT command")
             return
         await self.push("354 End data with <CR><LF>.<CR><LF>")
+        self._reset_timeout(self._filter.limits.whole)  # from here on the limits are ours
         with self._doors.busy(self), open_spool() as file:
             try:
                 async with asyncio.timeout(self._filter.limits.whole):
@@ -104,7 +107,12 @@ class _Door(SMTP):
                 await self.push("421 4.4.2 too slow")
                 self.end()
                 return
+            except (asyncio.IncompleteReadError, ConnectionError):
+                _log.info("who sent a message went away in the middle of it")
+                self.end()
+                return
         self.envelope = Envelope()
+        self._reset_timeout()
         await self.push(_line(reply))
 
     async def _receive(self, file: IO[bytes]) -> None:
@@ -253,6 +261,8 @@ class _Doors:
 async def serving(one: Filter, host: str, port: int) -> AsyncIterator[int]:
     """Serve while in the block; gives the port."""
     doors = _Doors()
+    # Each may wait in a thread for the depots, or for the next server; who only greets does not wait for those.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(one.limits.connections + _SPARE_THREADS))
     server = await asyncio.get_running_loop().create_server(lambda: _Door(one, doors), host, port)
     try:
         yield server.sockets[0].getsockname()[1]

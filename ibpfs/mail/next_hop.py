@@ -70,6 +70,8 @@ class NextHop:
                 self._server = smtplib.SMTP(self.host, self.port, timeout=_SECONDS)
                 self._server.ehlo_or_helo_if_needed()
             return question(self._server)
+        except UnicodeEncodeError:
+            return 553, b"5.6.7 an address that is not ASCII, without SMTPUTF8"
         except (smtplib.SMTPException, OSError):
             self.close()
             return AGAIN

@@ -227,6 +227,21 @@ def test_who_goes_away_in_the_middle_of_a_message_sent_none() -> None:
     assert [message for _, _, message in through(client).taken] == [b"Subject: another\r\n\r\n"]
 
 
+def test_addresses_that_are_not_ascii() -> None:
+    """With SMTPUTF8 they are passed on; without, refused for good."""
+
+    def client(port: int) -> None:
+        with smtplib.SMTP("127.0.0.1", port, timeout=60) as server:
+            server.ehlo()
+            assert server.docmd("MAIL", "FROM:<ada@example.org>")[0] == 250
+            server.command_encoding = "utf-8"
+            assert server.docmd("RCPT", "TO:<jürgen@example.net>")[0] == 553
+            server.rset()
+            server.sendmail("ada@example.org", "jürgen@example.net", b"Subject: x\r\n\r\n", ["SMTPUTF8"])
+
+    assert through(client).taken[0][1] == ["jürgen@example.net"]
+
+
 def test_who_says_nothing_for_long() -> None:
     def client(port: int) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=60) as door, door.makefile("rb") as replies:

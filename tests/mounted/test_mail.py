@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ import pytest
 
 from ibpfs.mail.links import links_in
 from ibpfs_tools.thunderbird import SOURCES
+from tests.gateway import browser as chromium
+from tests.gateway.conftest import GatewayProcess
 from tests.mail.letters import CORPUS
 
 from .mail_server import MailServer
-from .running import BIN, HEARD, Done, run, until
+from .running import BIN, HEARD, Done, command_line, run, until
 from .volumes import Volume
 
 pytestmark = [pytest.mark.mounted, pytest.mark.usefixtures("as_root")]
@@ -63,11 +66,13 @@ class Writer:
         text = "".join(f'{name} = "{value}"\n' for name, value in settings.items())
         (self.home / "mail.toml").write_text(text)
 
+    def environment(self) -> dict[str, str]:
+        return {"HOME": str(self.home), "IBPFS_MAIL_CONFIG": str(self.home / "mail.toml")}
+
     def send(self, *files: Path, to: str = "ben@example.net", code: int = 0) -> Done:
         attached = ["-a", *files] if files else []
         words = ["mutt", "-F", self.home / "muttrc", "-s", "a file", *attached, "--", to]
-        mail = {"HOME": str(self.home), "IBPFS_MAIL_CONFIG": str(self.home / "mail.toml")}
-        return run(*words, input=BODY, env=mail, code=code, timeout=600)
+        return run(*words, input=BODY, env=self.environment(), code=code, timeout=600)
 
 
 @contextmanager
@@ -212,3 +217,86 @@ def test_from_the_thunderbird_add_on_to_the_file(shared: Volume, directory: Path
     assert end == {"configured": True, "stored": 1}
     refused = run("ibpfs", "get", "-", input=first["url"], code=1, cwd=directory)
     assert "revoked" in refused.stderr
+
+
+class Watch:
+    """Looks at the command lines of all processes, again and again."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.01):
+            self.seen.update(command_line(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def test_from_mutt_to_a_browser(
+    shared: Volume, server: MailServer, directory: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link in the mailbox opens in Chromium; nobody on the way saw its secret or the file."""
+    monkeypatch.setattr(chromium, "PATIENCE", 600.0)
+    writer = Writer(directory / "ada", "ibpfs-sendmail")
+    gateway, browser = GatewayProcess(directory, "--allow", "127.0.0.0/8"), chromium.Browser(directory)
+    try:
+        writer.settings(volume=shared.root, sendmail=server.sendmail, on_error="defer", gateway=gateway.url)
+        with Watch() as watch:
+            with server.running():
+                writer.send(file)
+                (message,) = server.arrived("ben")
+            (link,) = links_in(message)
+            fetched(message, directory)
+        assert link.startswith(f"{gateway.url}s/")
+        browser.go(link)
+        browser.click("#found:not([hidden]) #download")
+        assert browser.downloaded(file.name).read_bytes() == file.read_bytes()
+    finally:
+        browser.close()
+        assert gateway.stop() == 0
+    assert any(b"ibpfs-sendmail" in line for line in watch.seen)
+    secret, plain = link.partition("#")[2].encode(), file.read_bytes()[5000:5064]
+    stored = [path for path in (shared.root / "depot").rglob("*") if path.is_file()]
+    logs = [gateway.log, server.base / "log", *(shared.root / "log").iterdir()]
+    for told in (*watch.seen, *(path.read_bytes() for path in (*stored, *logs))):
+        assert secret not in told
+        assert plain not in told
+
+
+def test_git_send_email(shared: Volume, server: MailServer, directory: Path) -> None:
+    """An attached patch above the threshold is a link, an inline one is text."""
+    writer = Writer(directory / "ada", "ibpfs-sendmail")
+    writer.settings(volume=shared.root, sendmail=server.sendmail, threshold="20k", on_error="defer")
+    (directory / "ada" / ".gitconfig").write_text(
+        f"[user]\nname = Ada\nemail = ada@example.net\n[sendemail]\nsmtpserver = {BIN / 'ibpfs-sendmail'}\n"
+        "confirm = never\nsuppresscc = all\n"
+    )
+    sources = directory / "sources"
+
+    def git(*words: object) -> str:
+        return run("git", *words, cwd=sources, env=writer.environment()).stdout
+
+    sources.mkdir()
+    git("init", "-q")
+    (sources / "text").write_text("".join(f"line {number} of many\n" for number in range(3000)))
+    git("add", "text")
+    git("commit", "-q", "-m", "A large change")
+    with server.running():
+        for words, person in ((["--attach"], "ben"), ([], "carl")):
+            git("format-patch", "-1", *words, "-o", f"patch-{person}")
+            git("send-email", "--quiet", "--to", f"{person}@example.net", f"patch-{person}/0001-A-large-change.patch")
+            server.arrived(person)
+    (attached,), (inline,) = server.arrived("ben"), server.arrived("carl")
+    assert not links_in(inline)
+    assert b"+line 2999 of many" in inline
+    received = fetched(attached, directory)
+    assert received.name == "0001-A-large-change.patch"
+    assert "+line 2999 of many\n" in received.read_text()
