@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .running import run
+from .running import BIN, kill_and_wait, run
 from .volumes import Session, Volume
 
 pytestmark = pytest.mark.mounted
@@ -78,7 +79,26 @@ def test_from_the_string_alone(session: Session, directory: Path) -> None:
         (directory / "recovered").rename(volume.root)
 
 
-def _recover(root: Path) -> list[str | Path]:
-    from .running import BIN
+def test_a_volume_with_a_depot_of_its_own(session: Session, directory: Path) -> None:
+    """Comes back with that depot's directory, and not without."""
+    with session.volume() as volume:
+        (volume / "file").write_bytes(b"content")
+        string = run("ibpfs", "recovery-key", volume.root).stdout.splitlines()[-1]
+        volume.umount()
+        kill_and_wait(volume.embedded_depot(), signal.SIGTERM)
+        depot = (volume.root / "depot").rename(directory / "depot")
+        shutil.rmtree(volume.root)
+        (directory / "string").write_text(string)
+        done = run("ibpfs", "recover", volume.root, "--from", directory / "string", code=1)
+        assert done.stderr.count("\n") == 1
+        assert "without its directory it cannot come back" in done.stderr
+        assert not volume.root.exists()
+        volume.root.mkdir()
+        depot.rename(volume.root / "depot")
+        run("ibpfs", "recover", volume.root, "--from", directory / "string")
+        volume.mount()
+        assert (volume / "file").read_bytes() == b"content"
 
+
+def _recover(root: Path) -> list[str | Path]:
     return [BIN / "ibpfs", "recover", root, "--from", "-"]
