@@ -65,6 +65,7 @@ class Checkpoints:
         self._attached = False
         self.dirty: Callable[[], Sequence[Dirty]] = tuple  # a mount says what only its spool holds
         self._covered = -1  # changes, not counting our own, that the last checkpoint holds
+        self._untold: tuple[int, float] | None = None  # (seq, when) of one to which the root does not lead yet
         self._behind_since: float | None = None
         self._tried = -_RETRY
         self._lacking_since: float | None = None
@@ -243,7 +244,7 @@ class Checkpoints:
             return
         async with self._turn:
             await self._attach()
-            if not self._has_changes and self._is_complete() and not self._leaving():
+            if not self._has_changes and self._untold is None and self._is_complete() and not self._leaving():
                 return
             if self._is_usable() and not self._has_changes:
                 await self._tell()  # the copies alone are not as they should be
@@ -304,10 +305,10 @@ class Checkpoints:
             if not done:
                 self._generation = None
                 raise DepotUnreachable("no depot took the checkpoint")
-            self.rows.landed(image.seq, at, [(one.id, after.length) for one in done])
+            self.rows.acknowledged([(one.id, after.length) for one in done])
         finally:
             draft.close()
-        self._generation, self._covered = after, changes
+        self._generation, self._covered, self._untold = after, changes, (image.seq, at)
         self._behind_since = None
         await trio.to_thread.run_sync(after.save, self._state)
         return True
@@ -333,12 +334,19 @@ class Checkpoints:
         whole = self._usable()
         if self.roots is not None and not await self.roots.tell(whole):
             raise DepotUnreachable("no depot that holds the root takes a word")
+        if self._untold is not None and len(self.logs.staying(whole)) >= self._enough():
+            self.rows.landed(*self._untold)
+            self._untold = None
         needless = [one for one in self.rows.copies(CHECKPOINT) if one.log != log]
         if self.logs.staying(whole):
             needless += [one for one in self._leaving() if one.kind == CHECKPOINT and one not in needless]
         if self.roots is not None and self.roots.is_told_elsewhere(self._leaving()):
             needless += [one for one in self._leaving() if one.kind == ROOT]
         self.rows.drop(needless)
+
+    def _enough(self) -> int:
+        """Copies without which nothing is released: the only one may be lost, and the checkpoint before names it."""
+        return min(2, sum(depot.role == "active" and depot.answers for depot in self._depots)) or 1
 
     async def _make_up(self) -> None:
         """Bring short copies of the log up to date, and make more where there are too few."""

@@ -130,12 +130,12 @@ class LogRows:
         row = self._db.row("SELECT seq, versions, root_digest FROM commits ORDER BY seq DESC LIMIT 1")
         return None if row is None else (row[0], json.loads(row[1]), row[2])
 
-    def landed(self, seq: int, at: float, lengths: Sequence[tuple[int, int]]) -> None:
-        """The checkpoint of commit `seq`, taken at `at`, is on depots: (copy, bytes that it now holds)."""
+    def landed(self, seq: int, at: float) -> None:
+        """The checkpoint of commit `seq`, taken at `at`, is on depots, and the root leads there."""
         with self._db.transaction() as db:
             db.set_fact("checkpoint_seq", str(seq))
             db.set_fact("checkpoint_at", str(at))
-            self.acknowledged(lengths)
+        self.own += 1
 
     def knows(self, digest: bytes) -> bool:
         return self._db.value("SELECT 1 FROM commits WHERE root_digest = ?", (digest,)) is not None
