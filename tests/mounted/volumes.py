@@ -73,9 +73,12 @@ def allocation_files(store: Path) -> list[Path]:
 
 
 def is_record_log(path: Path) -> bool:
-    """Behind the depot's own header."""
-    with path.open("rb") as file:
-        return b"IBPRLOG1" in file.read(8192)
+    """Behind the depot's own header. One that was released just now is none of ours any more, either."""
+    try:
+        with path.open("rb") as file:
+            return b"IBPRLOG1" in file.read(8192)
+    except FileNotFoundError:
+        return True
 
 
 class Volume:
