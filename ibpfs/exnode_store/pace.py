@@ -8,10 +8,12 @@ _UNIT = 128 * 1024
 #: Commands that are remembered, and those of them that are recent.
 KEPT = 64
 _RECENT = 8
-#: Seconds after which a command says nothing of a depot any more: a slow one gets another chance.
-_MEMORY = 60.0
-#: Seconds of recent work that a judgement needs: what is over at once is a hiccup.
-_EVIDENCE = 0.3
+#: Seconds after which a command is held against no depot any more: a slow one gets another chance; and after which it
+#: says nothing of what others can do.
+_GRUDGE, _MEMORY = 15.0, 60.0
+#: Seconds of recent work that a judgement needs, beside others and beside its own past: a machine that is busy for a
+#: moment makes no depot slow.
+_EVIDENCE, _LONG_EVIDENCE = 1.0, 2.0
 #: So many times slower than what is usual is slow.
 _SLOWER = 4.0
 #: Seconds per cost (64 MiB/s) that are never slow, whatever others do.
@@ -46,13 +48,13 @@ def expected(record: Sequence[Sample], length: int) -> float | None:
 
 def recent_pace(record: Iterable[Sample], now: float) -> float | None:
     """Seconds per cost over what is recent; None without any."""
-    recent = _recent(record, now)
+    recent = _recent(record, now - _MEMORY)
     cost = sum(sample.cost for sample in recent)
     return sum(sample.seconds for sample in recent) / cost if cost else None
 
 
-def _recent(record: Iterable[Sample], now: float) -> list[Sample]:
-    return [sample for sample in record if sample.began + sample.seconds > now - _MEMORY][-_RECENT:]
+def _recent(record: Iterable[Sample], since: float) -> list[Sample]:
+    return [sample for sample in record if sample.began + sample.seconds > since][-_RECENT:]
 
 
 def is_slow(record: Sequence[Sample], flying: Iterable[Sample], peers: Iterable[float | None], now: float) -> bool:
@@ -60,7 +62,7 @@ def is_slow(record: Sequence[Sample], flying: Iterable[Sample], peers: Iterable[
 
     `flying` are commands that are not answered yet: what they take so far counts where it is worse.
     """
-    recent = _recent(record, now)
+    recent = _recent(record, now - _GRUDGE)
     late = [sample for sample in flying if sample.seconds > _EVIDENCE]
     paces = [_pace(some) for some in (recent, [*recent, *late], late) if sum(one.seconds for one in some) >= _EVIDENCE]
     pace = max(paces, default=0.0)
@@ -69,7 +71,9 @@ def is_slow(record: Sequence[Sample], flying: Iterable[Sample], peers: Iterable[
     others = [one for one in peers if one is not None]
     if others and pace > _SLOWER * _percentile(others, 0.5):
         return True
-    before = [sample.pace for sample in record if sample not in recent]
+    before = [sample.pace for sample in list(record)[:-_RECENT]]
+    if max(sum(one.seconds for one in some) for some in (recent, late)) < _LONG_EVIDENCE:
+        return False
     return len(before) >= _USUAL and pace > _SLOWER * _percentile(before, 0.95)
 
 

@@ -40,7 +40,7 @@ def test_a_read_waits_for_no_stuck_depot(volumes: MakeVolume) -> None:
     (volume / "file").write_bytes(b"x" * 100_000)
     volume.flush()
     for depot in volume.depots:  # one of them is asked first
-        until(lambda: {one["state"] for one in volume.status()["depots"]} == {"ok"})
+        until(lambda: "failed" not in {one["state"] for one in volume.status()["depots"]})
         volume.drop_cache()
         os.kill(depot.pid, signal.SIGSTOP)
         try:
