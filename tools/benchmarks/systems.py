@@ -243,13 +243,15 @@ def _s3ql(place: Path) -> Iterator[Mounted]:
     auth, backing, mountpoint = place / "auth", place / "backing", place / "mnt"
     backing.mkdir()
     mountpoint.mkdir()
-    auth.write_text(f"[local]\nstorage-url: local://\nfs-passphrase: {secrets.token_hex(16)}\n")
+    passphrase = secrets.token_hex(16)
+    auth.write_text(f"[local]\nstorage-url: local://\nfs-passphrase: {passphrase}\n")
     auth.chmod(0o600)
-    common: Words = ["--authfile", auth, "--cachedir", place / "cache", "--log", place / "s3ql.log"]
-    run(["mkfs.s3ql", *common, f"local://{backing}"])
+    common: Words = ["--authfile", auth, "--cachedir", place / "cache"]
+    run(["mkfs.s3ql", *common, f"local://{backing}"], f"{passphrase}\n{passphrase}\n")
 
     def mount() -> None:
-        run(["mount.s3ql", *common, "--compress", "none", f"local://{backing}", mountpoint])
+        options: Words = ["--log", place / "s3ql.log", "--compress", "none"]
+        run(["mount.s3ql", *common, *options, f"local://{backing}", mountpoint])
 
     def forget() -> None:
         run(["umount.s3ql", mountpoint])
@@ -306,13 +308,14 @@ ALL: tuple[System, ...] = (
 # --- small things -----------------------------------------------------------------------------------------
 
 
-def run(command: Words) -> str:
+def run(command: Words, given: str | None = None) -> str:
     """What it says; its errors are the caller's to read."""
     words = list(map(str, command))
     try:
         done = subprocess.run(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=_LONGEST
-        )
+            words, input=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+            timeout=_LONGEST,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CannotMount(f"{Path(words[0]).name} did not end within {_LONGEST:.0f} s") from None
     if done.returncode:

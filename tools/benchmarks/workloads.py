@@ -13,6 +13,7 @@ from pathlib import Path
 from ibpfs_tools.benchmarks.systems import Mounted, forget_pages
 
 KIB, MIB = 1 << 10, 1 << 20
+LAST_TENTH = "last tenth of the creates in one directory"
 _FILE = 4 * KIB
 
 
@@ -72,7 +73,9 @@ def streams(system: Mounted, size: Size) -> Iterator[Result]:
     with path.open("wb", buffering=0) as file:
         for _ in range(size.stream):
             file.write(block)
-    yield watch.speed("write 1 MiB blocks", size.stream * MIB)
+        yield watch.speed("write 1 MiB blocks", size.stream * MIB)
+        os.fsync(file.fileno())
+        yield watch.speed("write 1 MiB blocks, one fsync", size.stream * MIB)
     system.store()
     yield watch.speed("write 1 MiB blocks, until stored", size.stream * MIB)
     yield from _read_back(system, size, path)
@@ -216,7 +219,7 @@ def large_directory(system: Mounted, size: Size) -> Iterator[Result]:
     for part in range(10):
         watch = Watch(system)
         create([str(place / f"{part}-{number:06}") for number in range(tenth)])
-        tenths.append(watch.rate("last tenth of the creates in one directory", tenth))
+        tenths.append(watch.rate(LAST_TENTH, tenth))
     yield replace(tenths[-1], value=tenths[-1].value / tenths[0].value, unit="of the first")
     yield _command(system, "ls -l of a large directory", 10 * tenth, ["ls", "-l", str(place)])
 
