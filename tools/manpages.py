@@ -59,8 +59,9 @@ def _title(name: str) -> str:
 
 
 def _verbs(group: click.Group, context: click.Context, before: str = "") -> Iterator[str]:
-    for word, verb in sorted(group.commands.items()):
-        name = f"{before}{word}"
+    for word in group.list_commands(context):
+        verb, name = group.get_command(context, word), f"{before}{word}"
+        assert verb is not None
         inner = click.Context(verb, info_name=word, parent=context, **verb.context_settings)
         if isinstance(verb, click.Group):
             yield from _verbs(verb, inner, f"{name} ")
