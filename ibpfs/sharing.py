@@ -17,12 +17,13 @@ from ibpfs.cache.files import FileCache
 from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address
 from ibpfs.depot.wire import DepotUnreachable
-from ibpfs.errors import IbpfsError, UsageError
+from ibpfs.errors import DeadlineExceeded, IbpfsError, UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.schema import MAX_INO
 from ibpfs.exnode_store.sharing.contents import FILE, BadContent, Content, Entry, Sender
 from ibpfs.exnode_store.sharing.keeping import Keeper
 from ibpfs.exnode_store.sharing.links import (
@@ -46,6 +47,10 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between looks at the shares' leases.
 _LOOK_EVERY: Final = 300.0
+#: Seconds that depots may take nothing of what waits for upload; a file alone has no more in all.
+_PATIENCE: Final = 120.0
+#: Seconds for which status is told what was found out before: every share is opened for it.
+_TOLD_FOR: Final = 30.0
 #: Files whose slices are looked up before others get their turn.
 _FILES_AT_ONCE: Final = 100
 _LONGEST: Final = 100 * 366 * 86400
@@ -83,6 +88,7 @@ class Sharing:
         self._maker = Maker(ledger, self._placing, files.stored, imports.slice_key)
         self._keeper = Keeper(self._shares, ledger, depots, self._placing)
         self._turn = trio.Lock()
+        self._told: tuple[str | None, float, float | None] | None = None
 
     def commands(self) -> dict[str, Command]:
         return {
@@ -111,9 +117,12 @@ class Sharing:
         return _LOOK_EVERY if first is None else min(_LOOK_EVERY, max(1.0, first - time.time()))
 
     def hold_until(self) -> float | None:
-        """Until when every link holds with this machine off; None without any link."""
-        ends = [self._keeper.hold_until(share) for share in self._shares.all() if share.stage == ACTIVE]
-        return min(ends, default=None)
+        """Until when every link holds with this machine off; None without any link. May lag behind renewals."""
+        changed, now = self._db.value("SELECT max(seq) || '/' || count(*) FROM shares"), trio.current_time()
+        if self._told is None or self._told[0] != changed or now > self._told[1] + _TOLD_FOR:
+            ends = [self._keeper.hold_until(share) for share in self._shares.all() if share.stage == ACTIVE]
+            self._told = changed, now, min(ends, default=None)
+        return self._told[2]
 
     # Making
 
@@ -202,10 +211,21 @@ class Sharing:
             segments.clear()
 
     async def _flushed(self, ino: int) -> None:
-        if self._files.inode(ino).is_directory:
-            await self._files.flush()
-        else:
-            await self._files.fsync(ino)
+        """DeadlineExceeded when the depots take nothing of it for long."""
+        best = -1
+        with trio.CancelScope(deadline=trio.current_time() + _PATIENCE) as scope:
+
+            def advance(done: int, _: int) -> None:
+                nonlocal best
+                if done > best:
+                    best, scope.deadline = done, trio.current_time() + _PATIENCE
+
+            if self._files.inode(ino).is_directory:
+                await self._files.flush(advance)
+            else:
+                await self._files.fsync(ino)
+            return
+        raise DeadlineExceeded("what is to be shared is not on the depots yet (see ibpfs status)")
 
     def _snapshot(self, one: Found) -> tuple[int, Pieces]:
         if one.kind != FILE:
@@ -330,6 +350,8 @@ def _asked(request: Mapping[str, Any]) -> _Asked:
         wishes = Wishes(
             _expiry(request), int(request.get("copies") or 1), int(request["copy_limit"]), bool(request["hashes"])
         )
+        if int(request["ino"]) >= MAX_INO:
+            raise UsageError(f"{request.get('path')}: lies in a snapshot; copy it out of it, then share the copy")
         near, passphrase = request.get("near"), request.get("passphrase")
         return _Asked(
             int(request["ino"]), str(request["path"]), str(request["name"]), str(request.get("note") or ""), wishes,

@@ -166,7 +166,7 @@ def _said(found: dict[str, Any]) -> Iterator[str]:
         yield f"{format_size(found['copied_bytes'])} were copied, sealed anew, for this link"
     yield found["revocation"]
     if found["this_machine_only"]:
-        yield "it names a depot of this machine alone, which others cannot reach (ibpfs depots add)"
+        yield "it names a depot of this machine alone: others cannot reach it (ibpfs depots add names another depot)"
     if found["left_out"]:
         shown = ", ".join(printable(one) for one in found["left_out"][:5])
         yield f"left out, being neither files nor directories: {shown} ({len(found['left_out'])} in all)"

@@ -59,8 +59,10 @@ class Unlocking:
     def _read(self) -> str:
         if self.passphrase_file is not None:
             return text_of(read_passphrase_file(self.passphrase_file))
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UsageError("the link has a passphrase: give it with --passphrase-file FILE")
+        try:  # the link may have come on standard input
+            Path("/dev/tty").open("rb").close()
+        except OSError:
+            raise UsageError("the link has a passphrase: give it with --passphrase-file FILE") from None
         found: str = click.prompt("Passphrase of the link", hide_input=True, err=True)
         return found
 

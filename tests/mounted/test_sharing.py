@@ -35,7 +35,9 @@ def share(path: Path, *words: object) -> dict[str, Any]:
 def get(home: Path, link: str, *words: object, code: int = 0) -> str:
     """As somebody else; what it said."""
     home.mkdir(exist_ok=True)
-    done = run("ibpfs", "get", "-", *words, input=link, code=code, cwd=home, env={"HOME": str(home)})
+    done = run(
+        "ibpfs", "get", "-", *words, input=link, code=code, cwd=home, env={"HOME": str(home)}, start_new_session=True
+    )
     assert not link.partition("#")[2] or link.partition("#")[2] not in done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -276,6 +278,8 @@ def test_passphrases_and_recipients(two: Volume, directory: Path) -> None:
     assert "give the file" in refusal(directory, link, code=2)
     get(directory, link, "-i", directory / "mine")
     assert (directory / "f").read_bytes() == DATA
+    run("ibpfs", "snapshot", "create", two.mountpoint, "now")
+    assert "lies in a snapshot" in run("ibpfs", "share", two / ".snapshots" / "now" / "f", code=2).stderr
     assert "no recipient" in run("ibpfs", "share", two / "f", "--to", "somebody", code=2).stderr
 
 
