@@ -23,9 +23,13 @@ SEED = int(os.environ.get("IBPFS_SEED", str(random.SystemRandom().randrange(1 <<
 Harm = Callable[[Depot, random.Random], None]
 
 
+def filled(depot: Depot) -> list[Path]:
+    return sorted(path for path in depot.allocations() if path.stat().st_size > ALLOCATION_HEADER)
+
+
 def flip(depot: Depot, dice: random.Random) -> None:
     """Some bits in each allocation."""
-    for path in depot.allocations():
+    for path in filled(depot):
         raw = bytearray(path.read_bytes())
         for _ in range(3):
             raw[dice.randrange(ALLOCATION_HEADER, len(raw))] ^= 1 << dice.randrange(8)
@@ -34,7 +38,7 @@ def flip(depot: Depot, dice: random.Random) -> None:
 
 def swap(depot: Depot, dice: random.Random) -> None:
     """The bytes of allocations, each for those of another one."""
-    paths = sorted(depot.allocations())
+    paths = filled(depot)
     bodies = [path.read_bytes()[ALLOCATION_HEADER:] for path in paths]
     assert len(paths) > 1
     for path, body in zip(paths, bodies[1:] + bodies[:1], strict=True):
@@ -45,13 +49,13 @@ def swap(depot: Depot, dice: random.Random) -> None:
 
 def truncate(depot: Depot, dice: random.Random) -> None:
     """Each allocation's file, somewhere."""
-    for path in depot.allocations():
+    for path in filled(depot):
         os.truncate(path, dice.randrange(ALLOCATION_HEADER, path.stat().st_size))
 
 
 def exchange(depot: Depot, dice: random.Random) -> None:
     """Whole files, header and all, each under the name of another one."""
-    paths = sorted(depot.allocations())
+    paths = filled(depot)
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
         path.write_bytes(content)
