@@ -118,6 +118,10 @@ class Pinned(Segments):
             (kind,),
         )
 
+    def is_held(self, segment: int) -> bool:
+        """Whether somebody else counts on it as it is."""
+        return segment in self._held
+
     # What ends
 
     def keeps(self, born: int, segment: int) -> bool:

@@ -104,7 +104,9 @@ class Settling:
         self.drop_surplus(segment, policy)
 
     def drop_surplus(self, segment: int, policy: Policy) -> None:
-        """Let go of sound copies that the policy does not ask for."""
+        """Let go of sound copies that the policy does not ask for; not of what is shared: links may name any."""
+        if self._ledger.is_held(segment):
+            return
         sound = [one for one in self._ledger.replicas(segment) if not one.suspect]
         known = {depot.id: depot for depot in self._depots}
         held = [

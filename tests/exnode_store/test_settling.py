@@ -30,6 +30,26 @@ def policies_of(now: Stack, ino: int) -> set[int]:
     return {now.ledger.policy_of(piece.source.segment) for piece in now.ledger.extents(ino)}
 
 
+async def test_copies_that_are_too_many_go_unless_links_may_name_them(tmp_path: Path) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    addresses = [f"unix:{tmp_path}/{name}/depot.sock" for name in ("one", "two")]
+    create_volume(volume, depots=addresses, copies=2)
+    async with run_depot(tmp_path / "one"), run_depot(tmp_path / "two"), run_stack(volume) as now:
+        await now.depots.wait_for_all(5)
+        segments = []
+        for name in (b"ours", b"shared"):
+            ino = now.create(name).ino
+            await now.files.write(ino, 0, name * 1000)
+            await now.files.flush()
+            await now.transfer.close_old(every=True)
+            segments += [piece.source.segment for piece in now.ledger.extents(ino)]
+        now.ledger.hold_segments("share", "link", [segments[1]])
+        settling = settling_of(now)
+        settling.walks.set(1, {"copies": "1"}, recursive=True)
+        assert await settling.go_on()
+        assert [len(now.ledger.replicas(segment)) for segment in segments] == [1, 2]
+
+
 async def test_segments_follow_the_policies_of_what_lives_in_them(volume: VolumePaths) -> None:
     async with run_depot(volume.depot), run_stack(volume) as now:
         await now.depots.wait_for_any(5)
