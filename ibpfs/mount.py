@@ -150,6 +150,7 @@ async def _rooms(
         retention = Retention(ledger, transfer, spool, sealer)
         flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer, retention)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
+        checkpoints.snapshots = snapshots.files
         checkpoints.dirty = lambda: [
             Dirty(ino, one.dirty, [(piece.start, piece.stop) for piece in one.extents])
             for ino, one in flusher.files.items()

@@ -225,6 +225,8 @@ class Database:
         OSError when the disk refuses, DataError when the file cannot be had at that commit.
         """
         async with self._checkpoint_lock:
+            while self.readers:  # noqa: ASYNC110 (they hold the file at an older commit; a number, not an event)
+                await trio.sleep(0.05)
             reader = _connect(self.path, False)
             try:
                 image = frozen.pin(reader, self._descriptor)

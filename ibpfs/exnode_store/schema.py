@@ -336,12 +336,14 @@ CREATE TABLE IF NOT EXISTS imported_keys (
     seq     INTEGER NOT NULL
 );
 
--- Copies of record logs on depots: 'root' (where the checkpoint is) and 'checkpoint' (the pages). Those of a checkpoint
--- log hold the same bytes; one that is shorter, or that holds something else, gets no more before it has caught up.
+-- Copies of record logs on depots: 'root' (where the checkpoint is), 'checkpoint' (the pages), 'snapshot' (the pages of
+-- a snapshot's file). All but a root's hold the same bytes; one that is shorter, or that holds something else, gets no
+-- more before it has caught up.
 CREATE TABLE IF NOT EXISTS record_logs (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     log        BLOB NOT NULL CHECK (length(log) = 16),  -- random; the newest of a kind is the one in use
-    kind       TEXT NOT NULL CHECK (kind IN ('root', 'checkpoint')),
+    kind       TEXT NOT NULL CHECK (kind IN ('root', 'checkpoint', 'snapshot')),
+    name       TEXT,                       -- of a snapshot: its number; NULL for the others
     depot      INTEGER NOT NULL REFERENCES depots (id),
     read_key   TEXT NOT NULL,
     write_key  TEXT NOT NULL,

@@ -65,6 +65,10 @@ class Snapshots:
         """Oldest first."""
         return self._ledger.pins(SNAPSHOT)
 
+    def files(self) -> dict[str, Path]:
+        """The files there are, by the number of the snapshot."""
+        return {str(pin.id): path for pin in self.all() if (path := self._path(pin.id)).exists()}
+
     def find(self, name: str) -> Pin:
         """NotFound."""
         for pin in self.all():

@@ -4,7 +4,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ibpfs.exnode_store.checkpoints.log_rows import CHECKPOINT, ROOT, Copy, LogR
 from ibpfs.exnode_store.checkpoints.logs import WANTED, Logs
 from ibpfs.exnode_store.checkpoints.pages import PageDigests
 from ibpfs.exnode_store.checkpoints.record_log import LogSeal
+from ibpfs.exnode_store.checkpoints.retained import Retained
 from ibpfs.exnode_store.checkpoints.roots import Roots, epoch_of
 from ibpfs.exnode_store.checkpoints.staleness import newer_commits
 from ibpfs.exnode_store.database import Database
@@ -59,6 +60,8 @@ class Checkpoints:
         key = db.facts.get("checkpoint_key")
         self.roots = Roots(db, self.rows, self.logs, bytes.fromhex(key)) if key else None
         self._key = bytes.fromhex(key) if key else b""
+        self.snapshots: Callable[[], Mapping[str, Path]] = dict  # a mount says which files are to be kept, too
+        self.retained = Retained(db, self.rows, self.logs, self.roots, self._key, directory) if self.roots else None
         self._ledger = ledger
         self._turn = trio.Lock()
         self._generation: Generation | None = None
@@ -244,6 +247,9 @@ class Checkpoints:
             return
         async with self._turn:
             await self._attach()
+            await self.roots.prepare()
+            if self.retained is not None:
+                await self.retained.follow(self.snapshots(), self._leaving())
             if not self._has_changes and self._untold is None and self._is_complete() and not self._leaving():
                 return
             if self._is_usable() and not self._has_changes:
@@ -352,21 +358,9 @@ class Checkpoints:
         """Bring short copies of the log up to date, and make more where there are too few."""
         assert self._generation is not None
         try:
-            await self._catch_up()
-            lacking = WANTED - len(self.logs.staying(self._usable()))
-            if lacking > 0:
-                copies = self._of_log()
-                await self.logs.make(self._generation.log, CHECKPOINT, copies[0].size, lacking, copies)
-                await self._catch_up()
+            await self.logs.keep(self._of_log, self._generation.length)
         except (DepotError, DepotUnreachable, NoSpace) as error:
             _log.info("the checkpoint has too few copies for now: %s", error)
-
-    async def _catch_up(self) -> None:
-        assert self._generation is not None
-        whole = self.logs.answering(self._usable())
-        for copy in self.logs.answering(self._of_log()):
-            if whole and copy.length < self._generation.length and not await self.logs.catch_up(copy, whole[0]):
-                self.rows.drop([copy])
 
     def _of_log(self) -> list[Copy]:
         """All copies of the log in use, also short ones."""

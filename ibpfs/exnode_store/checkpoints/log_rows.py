@@ -9,7 +9,7 @@ from ibpfs.exnode_store.checkpoints.commits import Commit, Place, digest_of
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger_rows import NewReplica, pack_key, unpack_key
 
-ROOT, CHECKPOINT = "root", "checkpoint"
+ROOT, CHECKPOINT, SNAPSHOT = "root", "checkpoint", "snapshot"
 #: Commits whose rows are kept: enough to know any that a depot rolled back to may show.
 _COMMITS_KEPT = 1000
 
@@ -29,6 +29,7 @@ class Copy:
     length: int
     lease_end: float | None
     told_at: float
+    name: str | None = None
 
 
 class LogRows:
@@ -43,7 +44,7 @@ class LogRows:
         """All, oldest first."""
         where, arguments = ("WHERE kind = ?", (kind,)) if kind else ("", ())
         rows = self._db.rows(
-            "SELECT id, log, kind, depot, read_key, write_key, manage_key, size, length, lease_end, told_at"
+            "SELECT id, log, kind, depot, read_key, write_key, manage_key, size, length, lease_end, told_at, name"
             f" FROM record_logs {where} ORDER BY id", arguments)  # fmt: skip
         return [
             Copy(number, log, what, depot, unpack_key(read), unpack_key(write), unpack_key(manage), *rest)
@@ -67,17 +68,17 @@ class LogRows:
         assert row is not None
         return row
 
-    def add(self, log: bytes, kind: str, size: int, new: NewReplica) -> None:
-        """What was pending is a copy of a log, still empty."""
+    def add(self, log: bytes, kind: str, size: int, new: NewReplica, name: str | None = None) -> None:
+        """What was pending is a copy of a log, still empty. The next checkpoint has to say so of any but its own."""
         with self._db.transaction() as db:
             db.execute(
-                "INSERT INTO record_logs (log, kind, depot, read_key, write_key, manage_key, size, length, lease_end,"
-                " told_at, seq) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
-                (log, kind, new.depot, pack_key(new.read), pack_key(new.write), pack_key(new.manage), size,
+                "INSERT INTO record_logs (log, kind, name, depot, read_key, write_key, manage_key, size, length,"
+                " lease_end, told_at, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
+                (log, kind, name, new.depot, pack_key(new.read), pack_key(new.write), pack_key(new.manage), size,
                  new.lease_end, new.told_at, db.seq),
             )  # fmt: skip
             db.execute("DELETE FROM pending WHERE id = ?", (new.pending,))
-        self.own += 1
+        self.own += kind == CHECKPOINT
 
     def acknowledged(self, lengths: Sequence[tuple[int, int]]) -> None:
         """(copy, bytes that it now holds)."""

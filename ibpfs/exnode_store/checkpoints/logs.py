@@ -54,7 +54,8 @@ class Logs:
         listed = [depot.candidate() for depot in self._depots if depot.id not in taken and depot.status]
         return choose_depots([one for one in listed if one.state == OK], WANTED, size)
 
-    async def make(self, log: bytes, kind: str, size: int, most: int, without: Iterable[Copy] = ()) -> int:
+    async def make(self, log: bytes, kind: str, size: int, most: int, without: Iterable[Copy] = (),
+                   name: str | None = None) -> int:  # fmt: skip
         """Allocate up to `most` empty copies on depots without one; return how many. NoSpace when none has the room."""
         without = list(without)
         chosen = self.candidates(size, without)[:most]
@@ -65,7 +66,7 @@ class Logs:
         async def one(depot: Depot) -> None:
             nonlocal made
             with _refused():
-                await self._allocate(depot, log, kind, size)
+                await self._allocate(depot, log, kind, size, name)
                 made += 1
 
         async with trio.open_nursery() as nursery:
@@ -73,7 +74,7 @@ class Logs:
                 nursery.start_soon(one, self._depots.get(number))
         return made
 
-    async def _allocate(self, depot: Depot, log: bytes, kind: str, size: int) -> None:
+    async def _allocate(self, depot: Depot, log: bytes, kind: str, size: int, name: str | None) -> None:
         longest = depot.status.max_lease if depot.status else None
         first = SHORT_LEASE if longest is None else min(SHORT_LEASE, longest)
         with depot.taking(size):
@@ -82,7 +83,7 @@ class Logs:
         row = self._rows.add_pending(depot.id, *keys)
         await self._db.sync()
         end = await self._allocator.extend(depot, keys[2], size)
-        self._rows.add(log, kind, size, NewReplica(row, depot.id, *keys, end, self._rows.now()))
+        self._rows.add(log, kind, size, NewReplica(row, depot.id, *keys, end, self._rows.now()), name)
 
     # Bytes
 
@@ -142,6 +143,24 @@ class Logs:
             at = stop
         self._rows.acknowledged([(short.id, whole.length)])
         return True
+
+    async def keep(self, copies: Callable[[], list[Copy]], length: int) -> None:
+        """Bring the short copies of a log of this length up to date, and make more where there are too few.
+
+        DepotError, DepotUnreachable, NoSpace.
+        """
+        await self._catch_up(copies(), length)
+        now = copies()
+        lacking = WANTED - len(self.staying(one for one in now if one.length == length))
+        if now and lacking > 0:
+            await self.make(now[0].log, now[0].kind, now[0].size, lacking, now, now[0].name)
+            await self._catch_up(copies(), length)
+
+    async def _catch_up(self, copies: Sequence[Copy], length: int) -> None:
+        whole = self.answering(one for one in copies if one.length == length)
+        for copy in self.answering(copies):
+            if whole and copy.length < length and not await self.catch_up(copy, whole[0]):
+                self._rows.drop([copy])
 
     # Leases
 

@@ -9,11 +9,11 @@ import trio
 
 from ibpfs.config import VolumePaths, dump_config, parse_config, write_private
 from ibpfs.depot.embedded import EmbeddedDepot
-from ibpfs.errors import VolumeError
-from ibpfs.exnode_store.checkpoints.commits import Commit
-from ibpfs.exnode_store.checkpoints.log_rows import LogRows
+from ibpfs.errors import DataError, VolumeError
+from ibpfs.exnode_store.checkpoints.commits import Commit, Place
+from ibpfs.exnode_store.checkpoints.log_rows import SNAPSHOT, LogRows
 from ibpfs.exnode_store.checkpoints.losses import note_lost
-from ibpfs.exnode_store.checkpoints.recovery import Recovered, check_file, recovering
+from ibpfs.exnode_store.checkpoints.recovery import Recovered, Recoverer, check_file, recovering
 from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
 from ibpfs.exnode_store.creation import checkpoint_facts, first_slot, sync_file
 from ibpfs.exnode_store.database import Database
@@ -43,6 +43,7 @@ async def rebuild(paths: VolumePaths, recovery: Recovery, passphrase: bytes | No
             with paths.store.open("wb") as file:
                 paths.store.chmod(0o600)
                 recovered = await recoverer.recover(file)
+            await _bring_snapshots(paths, recoverer)
         check_file(paths.store)
         lost = note_lost(paths.store, recovered.commit.dirty)
         text = _take_over(paths, recovery, recovered, passphrase)
@@ -95,6 +96,25 @@ async def _own_depot(paths: VolumePaths, recovery: Recovery) -> AsyncIterator[No
             await embedded.ready.wait()
         yield
         nursery.cancel_scope.cancel()
+
+
+async def _bring_snapshots(paths: VolumePaths, recoverer: Recoverer) -> None:
+    """The files of the snapshots that the store knows; one that cannot be had is noted."""
+    with Database(paths.store) as db:
+        rows = LogRows(db, lambda: 0.0)
+        logs: dict[tuple[str, bytes], list[Place]] = {}
+        for copy in rows.copies(SNAPSHOT):
+            logs.setdefault((copy.name or "", copy.log), []).append(rows.place(copy))
+    for (name, log), places in logs.items():
+        paths.snapshots.mkdir(mode=0o700, exist_ok=True)
+        target = paths.snapshots / f"{int(name)}.sqlite"
+        try:
+            with target.open("wb") as file:
+                target.chmod(0o600)
+                await recoverer.recover_snapshot(log, places, file)
+        except DataError as error:
+            target.unlink()
+            recoverer.notes.append(f"snapshot {name} does not come back: {error}")
 
 
 def _take_over(paths: VolumePaths, recovery: Recovery, recovered: Recovered, passphrase: bytes | None) -> str:

@@ -56,10 +56,12 @@ class Recoverer:
         self._stack = stack
         self._clients: dict[str, DepotClient] = {}
         self.notes: list[str] = []
+        self._key = b""
 
     async def recover(self, file: BinaryIO) -> Recovered:
         """Write the newest database file that can be had. VolumeError when there is none."""
         tolds, key = await self._read_roots()
+        self._key = key
         for told in sorted(tolds, key=lambda one: -one.number):
             found = await self._read_log(told, key, file)
             if found.commits:
@@ -128,6 +130,14 @@ class Recoverer:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise DamagedLog("the head of the root makes no sense") from None
         return unwrap_checkpoint_key(open_slots(slots, [], "recovery", self._recovery.secret, uuid), wrapped, uuid)
+
+    async def recover_snapshot(self, log: bytes, places: list[Place], file: BinaryIO) -> None:
+        """Write a snapshot's file. DataError when it cannot be had whole."""
+        found = await self._read_log(Told(0, 0, log, places, b""), self._key, file)
+        if not found.commits:
+            raise DataError(found.damage or "its depots do not answer")
+        commit = found.commits[-1][0]
+        file.truncate(commit.pages * commit.page_size)
 
     # The checkpoint log
 

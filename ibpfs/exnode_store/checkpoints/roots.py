@@ -59,7 +59,6 @@ class Roots:
 
     async def tell(self, checkpoint: Sequence[Copy]) -> int:
         """Let every copy say where the checkpoint log's copies are; return how many do now."""
-        await self._make_up()
         log = checkpoint[0].log
         body = dump_places(log, [self._rows.place(copy) for copy in checkpoint])
         newest = self._rows.in_use(ROOT)
@@ -83,8 +82,11 @@ class Roots:
         if lengths:
             self._rows.acknowledged(lengths)
 
-    async def _make_up(self) -> None:
-        """See to it that there are enough copies, each with room for another word."""
+    async def prepare(self) -> None:
+        """See to it that there are enough copies, each with room for another word.
+
+        Before a checkpoint is taken: the store that comes back from it has to know them.
+        """
         newest = self._rows.in_use(ROOT)
         if any(one.length > one.size - _LAST_WORD for one in newest):
             await self._succeed(newest)
