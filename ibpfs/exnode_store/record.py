@@ -10,6 +10,8 @@ import trio
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.exnode_store.pace import KEPT, Sample, expected, is_slow, recent_pace
 
+#: Seconds after which a command that was given up was slow.
+_LONG = 1.0
 #: Seconds for which a judgement holds.
 _JUDGE_EVERY = 0.2
 
@@ -23,19 +25,22 @@ class Record:
 
     @contextmanager
     def timing(self, length: int) -> Iterator[None]:
-        """A command that moves so many bytes. That one fails is another matter; one that nobody waits for any longer
-        took at least so long."""
+        """A command that moves so many bytes. That one fails is another matter; one that nobody waited for in the end
+        took at least so long, which says something only when it was long."""
         flight, began = object(), trio.current_time()
         self._flying[flight] = began, length
-        failed = False
+        tells = True
         try:
             yield
         except (DepotError, DepotUnreachable):
-            failed = True
+            tells = False
+            raise
+        except trio.Cancelled:
+            tells = trio.current_time() - began >= _LONG
             raise
         finally:
             del self._flying[flight]
-            if not failed:
+            if tells:
                 self._done.append(Sample(began, trio.current_time() - began, length))
 
     @property
