@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -75,22 +76,31 @@ class Writer:
         return run(*words, input=BODY, env=self.environment(), code=code, timeout=600)
 
 
-@contextmanager
-def filtering(server: MailServer, volume: Volume, *words: str) -> Iterator[int]:
-    """`ibpfs mail-filter` in front of a server; gives its port."""
-    errors = server.base.parent / "filter.log"
-    with errors.open("wb") as log:
-        process = subprocess.Popen(
-            [BIN / "ibpfs", "mail-filter", "--listen", "127.0.0.1:0", "--next", f"127.0.0.1:{server.back}",
+def start_filter(server: MailServer, volume: Volume, *words: str, port: int = 0) -> subprocess.Popen[bytes]:
+    """`ibpfs mail-filter` in front of a server."""
+    with (server.base.parent / "filter.log").open("ab") as log:
+        return subprocess.Popen(
+            [BIN / "ibpfs", "mail-filter", "--listen", f"127.0.0.1:{port}", "--next", f"127.0.0.1:{server.back}",
              "--volume", volume.root, *words],
             stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-    with process:
-        assert process.stdout is not None
+
+
+def port_of(process: subprocess.Popen[bytes]) -> int:
+    """Wait until it listens."""
+    assert process.stdout is not None
+    line = process.stdout.readline().decode()
+    assert " ready " in line
+    return int(line.rpartition(":")[2])
+
+
+@contextmanager
+def filtering(server: MailServer, volume: Volume, *words: str, port: int = 0) -> Iterator[int]:
+    """A filter while in the block; gives its port."""
+    errors = server.base.parent / "filter.log"
+    with start_filter(server, volume, *words, port=port) as process:
         try:
-            line = process.stdout.readline().decode()
-            assert " ready " in line, errors.read_text()
-            yield int(line.rpartition(":")[2])
+            yield port_of(process)
         finally:
             process.terminate()
             assert process.wait(60) == 0
@@ -217,6 +227,28 @@ def test_from_the_thunderbird_add_on_to_the_file(shared: Volume, directory: Path
     assert end == {"configured": True, "stored": 1}
     refused = run("ibpfs", "get", "-", input=first["url"], code=1, cwd=directory)
     assert "revoked" in refused.stderr
+
+
+def test_a_filter_that_is_killed_with_a_message_in_its_hands_loses_none(
+    shared: Volume, server: MailServer, directory: Path, file: Path
+) -> None:
+    """Postfix has it until the filter said that the next server has."""
+    writer = Writer(directory / "ada", str(server.sendmail))
+    passing = shared / ".ibpfs-mail"
+    passing.mkdir(exist_ok=True)
+    with start_filter(server, shared) as first:
+        port = port_of(first)
+        with server.running(filtered=port):
+            writer.send(file)
+            until(lambda: list(passing.iterdir()) or server.mailbox("ben"), 60, "the file on its way")
+            first.kill()
+            first.wait()
+            with filtering(server, shared, port=port):
+                message = server.arrived("ben")[-1]
+    for left in passing.iterdir():  # after a day the next one would
+        shutil.rmtree(left)
+    assert fetched(message, directory).read_bytes() == file.read_bytes()
+    assert server.queued().startswith("Mail queue is empty")
 
 
 class Watch:
