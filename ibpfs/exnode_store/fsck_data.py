@@ -64,7 +64,7 @@ class DataCheck:
         self._db = checkup.db
         self._depots = depots
         self._ledger = Ledger(checkup.db, time.time)
-        self._judge = Judge(int(checkup.db.facts["digest_seed"], 16), keys)
+        self._judge = Judge(int(checkup.db.facts["digest_seed"], 16), keys, self._wrapped_key)
         self._unverified: dict[int, int] = {}
         self._scattered: list[tuple[int, dict[int, Replica]]] = []
         self._done = 0
@@ -73,6 +73,10 @@ class DataCheck:
         )
 
     # Looking
+
+    def _wrapped_key(self, slice_id: bytes) -> tuple[int, bytes] | None:
+        sql = "SELECT k.epoch, k.wrapped FROM slices s JOIN imported_keys k ON k.slice = s.id WHERE s.slice_id = ?"
+        return self._db.row(sql, (slice_id,))
 
     async def verify(self) -> None:
         segments = iter(self._db.rows("SELECT id FROM segments ORDER BY id"))

@@ -1,6 +1,6 @@
 """Whether stored bytes are what a slice's row says: digest, header, frames. Pure: knows no depot and no database."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,12 +53,20 @@ class Verdict:
     stale: dict[int, bytes] = field(default_factory=dict)
 
 
-class Judge:
-    """`keys` None: frames of sealed slices cannot be opened, the digest alone decides."""
+def _none(_: bytes) -> None:
+    """No slice came with a key of its own."""
 
-    def __init__(self, seed: int, keys: VolumeKeys | None) -> None:
+
+class Judge:
+    """`keys` None: frames of sealed slices cannot be opened, the digest alone decides. `wrapped`: of a slice that
+    another volume sealed, by its id, the epoch and the key as the store has it."""
+
+    def __init__(
+        self, seed: int, keys: VolumeKeys | None, wrapped: Callable[[bytes], tuple[int, bytes] | None] = _none
+    ) -> None:
         self._seed = seed
         self._keys = keys
+        self._wrapped = wrapped
 
     def judge(self, stored: Stored, data: Buffer, verdict: Verdict) -> None:
         """Note in the verdict what is wrong with `data`, the stored bytes of the slice."""
@@ -85,9 +93,10 @@ class Judge:
         if form.function != PLAIN_XXH3:
             if self._keys is None:
                 return None
-            if form.epoch not in self._keys.epochs:
+            found = self._key(form, self._keys)
+            if found is None:
                 return False
-            key = self._keys.slice_key(form.epoch, form.slice_id)
+            key = found
         view = memoryview(data)
         if len(view) != form.stored_length or bytes(view[: HEADER.size]) != form.header():
             return False
@@ -97,6 +106,12 @@ class Judge:
         except FrameError:
             return False
         return True
+
+    def _key(self, form: SliceForm, keys: VolumeKeys) -> bytes | None:
+        foreign = self._wrapped(form.slice_id)
+        if foreign is not None:
+            return keys.unwrap_import(foreign[0], form.slice_id, foreign[1])
+        return keys.slice_key(form.epoch, form.slice_id) if form.epoch in keys.epochs else None
 
 
 def _open(form: SliceForm, key: bytes, stored: memoryview, first: int, behind: int) -> None:
