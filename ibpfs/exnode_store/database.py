@@ -229,9 +229,7 @@ class Database:
                 await trio.sleep(0.05)
             reader = _connect(self.path, False)
             try:
-                image = frozen.pin(reader, self._descriptor)
-                await trio.to_thread.run_sync(frozen.settle, self.path, reader, image)
-                yield image
+                yield await frozen.freeze(self.path, reader, self._descriptor)
             except sqlite3.OperationalError as error:
                 raise _refusal(error) from error
             finally:

@@ -5,8 +5,12 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from ibpfs.errors import DataError
 
+#: Who reads for a moment may keep the file at an older commit: so often, and after so many seconds, it is tried again.
+_TRIES, _PAUSE = 30, 0.05
 _LEAF = 0x0D
 #: Bytes of an integer by its serial type; 8 and 9 are the constants 0 and 1.
 _WIDTHS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
@@ -30,6 +34,22 @@ def pin(reader: sqlite3.Connection, descriptor: int) -> Image:
     (size,) = reader.execute("PRAGMA page_size").fetchone()
     (pages,) = reader.execute("PRAGMA page_count").fetchone()
     return Image(descriptor, size, pages, seq, files)
+
+
+async def freeze(path: Path, reader: sqlite3.Connection, descriptor: int) -> Image:
+    """The file at the commit that is the last one now. DataError when somebody's older read does not end in time."""
+    for tries_left in reversed(range(_TRIES)):
+        image = pin(reader, descriptor)
+        try:
+            await trio.to_thread.run_sync(settle, path, reader, image)
+        except DataError:
+            reader.execute("ROLLBACK")
+            if not tries_left:
+                raise
+            await trio.sleep(_PAUSE)
+        else:
+            return image
+    raise AssertionError("unreachable")
 
 
 def settle(path: Path, reader: sqlite3.Connection, image: Image) -> None:

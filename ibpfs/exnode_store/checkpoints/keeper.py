@@ -36,6 +36,8 @@ RELEASE_INTERVAL, _URGENT_INTERVAL = 10.0, 1.0
 #: Seconds until a checkpoint that failed is tried again.
 _RETRY = 10.0
 _LOOK_EVERY = 0.5
+#: How often, a second apart, it is tried to bring the checkpoints off a depot that somebody waits for.
+_LEAVE_TRIES = 5
 #: Seconds that a depot may be away before a copy elsewhere takes the place of its own.
 _PATIENCE = 60.0
 #: Seconds that depots have to say at once that they have a newer store; who says so later stops what is going on.
@@ -178,9 +180,14 @@ class Checkpoints:
 
     async def leave(self, depot: int) -> None:
         """Bring what it has of the checkpoints off a depot that is being drained. VolumeError when that cannot be."""
-        trouble = await self.try_make()
-        if any(copy.depot == depot for copy in self.rows.copies()):
-            raise VolumeError(f"the checkpoints cannot be moved off it now: {trouble or 'no other depot takes them'}")
+        for tries_left in reversed(range(_LEAVE_TRIES)):
+            trouble = await self.try_make()
+            if not any(copy.depot == depot for copy in self.rows.copies()):
+                break
+            if not tries_left or not self.logs.candidates(1, []):
+                reason = trouble or "no other depot takes them"
+                raise VolumeError(f"the checkpoints cannot be moved off it now: {reason}")
+            await trio.sleep(1.0)
         await self.try_make()  # what was there is named by none any more
 
     async def _try_attach(self) -> None:
