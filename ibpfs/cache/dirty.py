@@ -111,7 +111,7 @@ class DirtyFile:
         idle: Run = []
         size = 0
         for piece in self.extents:
-            for part in _outside(piece, self.flights):
+            for part in _outside(piece, self.flights) if self.flights else (piece,):
                 idle.append(part)
                 size += part.stop - part.start
             if size >= enough:

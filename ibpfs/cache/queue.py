@@ -33,6 +33,11 @@ class UploadQueue:
         self.urgent: set[int] = set()
         self.full: set[int] = set()  # files with a full slice, perhaps
 
+    @property
+    def is_pressing(self) -> bool:
+        """Whether there may be something that does not wait until it is old."""
+        return bool(self.urgent or self.full)
+
     def next_batch(self) -> Batch | None:
         """What is most pressing: what somebody waits for, what is old, what fills a slice."""
         for due in (self._hurried, self._aged, self._overfull):

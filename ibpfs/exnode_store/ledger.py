@@ -27,6 +27,8 @@ class Ledger(Pinned):
         super().__init__(db, now)
         self._maps: OrderedDict[int, ExtentMap[SliceRef]] = OrderedDict()
         self._map_pieces = 0
+        # Nearly no inode has voids, and each slice asks for them; whoever had some stays here.
+        self._maybe_voided = {ino for (ino,) in db.rows("SELECT DISTINCT ino FROM voids")}
         # What compaction asks for and takes away: files whose slices became more, or died by more than half.
         self.touched: set[int] = set()
         self.half_dead: set[int] = set()
@@ -93,6 +95,8 @@ class Ledger(Pinned):
 
     def voids(self, ino: int) -> list[tuple[int, int]]:
         """(covers, start) of the truncations that still matter for this inode's spool records and mappings."""
+        if ino not in self._maybe_voided:
+            return []
         return self._db.rows("SELECT covers, start FROM voids WHERE ino = ? ORDER BY covers", (ino,))
 
     def covered(self, ino: int, start: int, stop: int, seq: int) -> ExtentMap[int]:
@@ -113,9 +117,7 @@ class Ledger(Pinned):
         `length` is the segment's new length. `settlements` is asked inside the transaction.
         """
         with self._db.transaction() as db:
-            live = 0
-            for new in slices:
-                live += self._map(segment, new)
+            live = sum([self._map(segment, new) for new in slices])
             db.execute(
                 "UPDATE segments SET length = max(length, ?), live = live + ?, seq = ? WHERE id = ?",
                 (length, live, db.seq, segment),
@@ -127,13 +129,15 @@ class Ledger(Pinned):
 
     def _map(self, segment: int, new: NewSlice) -> int:
         """Insert the slice and its mappings; return its stored length, or 0 when nothing of it is needed any more."""
-        parts = self._uncovered(new)
-        if not parts or self._db.value("SELECT 1 FROM inodes WHERE ino = ? AND nlink >= 0", (new.ino,)) is None:
+        below = self._overlapping(new.ino, new.start, new.limit)
+        parts = _uncovered(new, below)
+        if not parts or not self._has_inode(new.ino):
             return 0
-        mapped = sum(stop - start for start, stop in parts)
+        mapped = sum([stop - start for start, stop in parts])
         row = self.add_slice(new.form, new.digest, segment, new.segment_offset, mapped)
         for start, stop in parts:
-            self._clear(new.ino, start, stop)
+            if below:
+                self._clear(new.ino, start, stop)
             self._db.execute(
                 "INSERT INTO mappings (ino, start, stop, slice, slice_offset, covers, seq)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -158,12 +162,15 @@ class Ledger(Pinned):
         assert row is not None
         return row
 
-    def _uncovered(self, new: NewSlice) -> list[tuple[int, int]]:
-        """The runs of the slice that neither a truncation nor a younger mapping has taken."""
-        if new.limit <= new.start:
-            return []
-        younger = self.covered(new.ino, new.start, new.limit, new.covers + 1)
-        return younger.holes(new.start, new.limit)
+    def _has_inode(self, ino: int) -> bool:
+        return ino in self._db.remembered.rows or self._db.row("SELECT 1 FROM inodes WHERE ino = ?", (ino,)) is not None
+
+    def _overlapping(self, ino: int, start: int, stop: int) -> list[tuple[int, int, int, int, int]]:
+        """(start, stop, slice, slice_offset, covers) of the mappings that overlap [start, stop)."""
+        return self._db.rows(
+            f"SELECT start, stop, slice, slice_offset, covers FROM mappings WHERE {_OVERLAPPING}",
+            (ino, ino, start, stop, start),
+        )
 
     def _settle(self, ino: int, settlement: Settlement) -> None:
         self._db.update_inode(
@@ -176,11 +183,7 @@ class Ledger(Pinned):
 
     def _clear(self, ino: int, start: int, stop: int) -> None:
         """Make [start, stop) a hole: cut what overlaps it and let go of the slices below."""
-        rows = self._db.rows(
-            f"SELECT start, stop, slice, slice_offset, covers FROM mappings WHERE {_OVERLAPPING}",
-            (ino, ino, start, stop, start),
-        )
-        for at, end, row, offset, covers in rows:
+        for at, end, row, offset, covers in self._overlapping(ino, start, stop):
             self._db.execute("DELETE FROM mappings WHERE ino = ? AND start = ?", (ino, at))
             for left, right in ((at, min(end, start)), (max(at, stop), end)):
                 if left < right:
@@ -251,6 +254,7 @@ class Ledger(Pinned):
             more = self.unmap(ino, MOST_ROWS, size) == MOST_ROWS
             db.update_inode("size = ?, version = max(version + 1, ?), seq = ?", (size, covers, db.seq, ino))
             if voids or more:
+                self._maybe_voided.add(ino)
                 db.execute("DELETE FROM voids WHERE ino = ? AND start >= ?", (ino, size))
                 db.execute(
                     "INSERT OR REPLACE INTO voids (ino, covers, start, seq) VALUES (?, ?, ?, ?)",
@@ -322,6 +326,14 @@ class Ledger(Pinned):
         dropped = self._maps.pop(ino, None)
         if dropped is not None:
             self._map_pieces -= len(dropped)
+
+
+def _uncovered(new: NewSlice, below: Sequence[tuple[int, int, int, int, int]]) -> list[tuple[int, int]]:
+    """The runs of the slice that neither a truncation nor a younger mapping has taken."""
+    if new.limit <= new.start:
+        return []
+    younger = [Piece(at, end, row, 0) for at, end, row, _, covers in below if covers > new.covers]
+    return ExtentMap(younger).holes(new.start, new.limit) if younger else [(new.start, new.limit)]
 
 
 #: Mappings of ? that overlap [?, ?), parameters (ino, ino, start, stop, start). They never overlap each other, so only
