@@ -105,7 +105,7 @@ async def test_what_lies_idle_too_long_is_closed(tmp_path: Path, autojump_clock:
         pool = ConnectionPool(partial(DepotStream.connect, address))
         async with pool.connection(), pool.connection():
             pass
-        await trio.sleep(31)
+        await trio.sleep(51)
         async with pool.connection() as (_, new):
             assert not new
         assert len(pool._idle) == 1
