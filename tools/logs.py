@@ -20,6 +20,7 @@ def start_logging(paths: VolumePaths, *, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.setLevel(level)
     paths.log.mkdir(mode=0o700, exist_ok=True)
+    (paths.log / "ibpfs.log").touch(0o600)  # whoever makes it, and before the process is prepared
     file = logging.handlers.RotatingFileHandler(
         paths.log / "ibpfs.log", maxBytes=_KEPT // 2, backupCount=1, encoding="utf-8", errors="backslashreplace"
     )
