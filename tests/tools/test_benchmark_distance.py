@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ibpfs_tools.benchmarks import distance, far_workloads, references
+from ibpfs_tools.benchmarks.chart import TURNS
 from ibpfs_tools.benchmarks.far_systems import Link, far_systems, relayed
 from ibpfs_tools.benchmarks.mounts import Results, row
 from ibpfs_tools.benchmarks.systems import Mounted, System
@@ -22,7 +23,7 @@ def test_every_target_is_about_something_that_is_measured(tmp_path: Path) -> Non
     results = [result for work in far_workloads.ALL for result in work(near, TINY)]
     names = [result.workload for result in results]
     assert len(set(names)) == len(names)
-    assert all(result.value == 1 for result in results if result.unit == far_workloads.TURNS)
+    assert all(result.value == 1 for result in results if result.unit == TURNS)
     # What a disk nearby reads within a second has nothing after it.
     known = {distance.over(name, LONG) for name in [*names, far_workloads.AFTER]}
     rows = {row(name, system.name) for name in known for system in far_systems(LONG)}

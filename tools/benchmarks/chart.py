@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+#: The unit of what is better the less there is of it, and not drawn.
+TURNS = "round trips"
+
 if TYPE_CHECKING:
     from ibpfs_tools.benchmarks.measures import Measures
 
@@ -17,7 +20,8 @@ def draw(path: Path, measures: "Measures", names: Sequence[str]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise click.ClickException("drawing needs matplotlib: pip install 'ibpfs[bench]'") from None
-    workloads = list(dict.fromkeys(one.partition(" @ ")[0] for one in measures.values if " @ " in one))
+    rates = [one for one in measures.values if " @ " in one and measures.units[one] != TURNS]
+    workloads = list(dict.fromkeys(one.partition(" @ ")[0] for one in rates))
     figure = Figure(figsize=(11, 1.6 + 0.3 * len(workloads)), layout="constrained")
     axes = figure.subplots()
     for name, marker in zip(names[1:], cycle("osD^vPX*"), strict=False):

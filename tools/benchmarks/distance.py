@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from ibpfs_tools.benchmarks import far_workloads, references, report
-from ibpfs_tools.benchmarks.chart import draw
+from ibpfs_tools.benchmarks.chart import TURNS, draw
 from ibpfs_tools.benchmarks.far_systems import Link, far_systems, relayed
-from ibpfs_tools.benchmarks.far_workloads import AFTER, CACHED, KNOWN, TURNS, UNTAR
+from ibpfs_tools.benchmarks.far_workloads import AFTER, CACHED, KNOWN, UNTAR
 from ibpfs_tools.benchmarks.measures import Target
 from ibpfs_tools.benchmarks.mounts import Results, in_turn, measure_system, row, tables
 from ibpfs_tools.benchmarks.systems import OURS, System

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ibpfs_tools.benchmarks.chart import TURNS
 from ibpfs_tools.benchmarks.systems import Mounted
 from ibpfs_tools.benchmarks.workloads import (
     MIB,
@@ -22,7 +23,6 @@ from ibpfs_tools.benchmarks.workloads import (
 UNTAR, KNOWN, CACHED = "untar of small files", "ls -l of a known directory", "open + read + close, cached"
 COLD, AFTER = "read 1 MiB blocks, cold", "read 1 MiB blocks, cold, after 1 s"
 STORED = "write 1 MiB blocks, until stored"
-TURNS = "round trips"
 
 
 def small_tree(system: Mounted, size: Size) -> Iterator[Result]:

@@ -234,7 +234,7 @@ def rclone(place: Path, remote: str, more: str = "") -> Iterator[Mounted]:
     # Its own --daemon never returns where it serves a remote control.
     behind: Words = ["sh", "-c", '"$@" </dev/null >"$0" 2>&1 &', place / "rclone.log"]
     mount: Words = [*behind, "rclone", *common, "mount", *control, *cache, "bench:"]
-    with remounted(place, lambda to: [*mount, to], store) as mounted:
+    with remounted(place, lambda to: [*mount, to], store, place / "cache") as mounted:
         yield mounted
 
 
@@ -266,9 +266,9 @@ def _s3ql(place: Path) -> Iterator[Mounted]:
 
 @contextmanager
 def remounted(
-    place: Path, command: Callable[[Path], Words], store: Callable[[], object] | None = None
+    place: Path, command: Callable[[Path], Words], store: Callable[[], object] | None = None, cache: Path | None = None
 ) -> Iterator[Mounted]:
-    """A peer that keeps its files below `backing`, and forgets by being mounted again."""
+    """A peer that keeps its files below `backing`, and forgets by being mounted again, without its `cache`."""
     backing, mountpoint = place / "backing", place / "mnt"
     backing.mkdir(exist_ok=True)
     mountpoint.mkdir()
@@ -281,6 +281,8 @@ def remounted(
     def forget() -> None:
         stored()
         _unmount(mountpoint)
+        if cache is not None:
+            shutil.rmtree(cache, ignore_errors=True)  # it may still be ending, and has uploaded all
         mount()
 
     mount()
