@@ -12,9 +12,9 @@ import click
 
 from ibpfs import __version__
 from ibpfs.config import VolumePaths, format_size, parse_duration, parse_size
-from ibpfs.control import Refused
+from ibpfs.control import Refused, call
 from ibpfs.depot.address import Address
-from ibpfs.errors import UsageError
+from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store.lors.outputs import refuse_existing, write_document
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
@@ -193,8 +193,11 @@ def list_(volume: str | None, as_json: bool, secrets: Secrets) -> None:
     found = []
     for paths in _volumes(volume):
         try:
-            found += [row | {"volume": str(paths.root)} for row in ask(paths, "share-list", secrets)]
-        except Refused as error:
+            rows = _ask_owner(volume, paths, secrets, "share-list")
+            found += [row | {"volume": str(paths.root)} for row in rows]
+        except (Refused, VolumeError) as error:
+            if volume is not None:
+                raise
             click.echo(f"{paths.root}: {error}", err=True)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -282,11 +285,19 @@ def _may_ask(paths: VolumePaths) -> bool:
 
 def _ask_one(volume: str | None, secrets: Secrets, command: str, share_id: str, **arguments: Any) -> Any:
     """Of the volume that has the share."""
-    troubles: list[Refused] = []
+    troubles: list[Refused | VolumeError] = []
     for paths in _volumes(volume):
         try:
-            return ask(paths, command, secrets, id=share_id, **arguments)
-        except Refused as error:
+            return _ask_owner(volume, paths, secrets, command, id=share_id, **arguments)
+        except (Refused, VolumeError) as error:
             troubles.append(error)
     # What the volume that has it says; the others do not know it.
-    raise next((one for one in troubles if not _UNKNOWN.search(str(one))), troubles[0])
+    refused = [one for one in troubles if isinstance(one, Refused)] or troubles
+    raise next((one for one in refused if not _UNKNOWN.search(str(one))), refused[0])
+
+
+def _ask_owner(volume: str | None, paths: VolumePaths, secrets: Secrets, command: str, **arguments: Any) -> Any:
+    """Of a volume that was not named only who has it mounted is asked: nobody becomes its owner for that."""
+    if volume is None:
+        return call(paths, command, **arguments)
+    return ask(paths, command, secrets, **arguments)

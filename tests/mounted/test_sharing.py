@@ -163,7 +163,7 @@ def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
     get(directory / "a", gone["link"])
     lines = answered(volume, LOADS.findall(bytes(gate.heard[before:])))
     assert len(lines) >= 3
-    said = run("ibpfs", "share", "revoke", gone["id"]).stdout
+    said = run("ibpfs", "share", "revoke", gone["id"], "--volume", volume.root).stdout
     assert "windows on the volume's allocations are closed" in said
     assert "revoked by its sender" in refusal(directory / "b", gone["link"])
     assert not answered(volume, lines)
@@ -333,14 +333,15 @@ def test_listed_extended_and_kept(two: Volume, directory: Path) -> None:
     )
     assert extended["link"] == found["link"]
     assert extended["hold_until"] > found["expires"] + 20 * 86400
-    shown = json.loads(run("ibpfs", "share", "info", found["id"], "--json").stdout)
+    shown = json.loads(run("ibpfs", "share", "info", found["id"], "--json", "--volume", two.root).stdout)
     assert shown["expires"] == extended["expires"]
     assert len(shown["depots"]) == len(shown["records"]) == 2
     two.remount()
     said = get(directory, found["link"], "--info")
     assert "the same" not in said
     assert "the same as on" in get(directory, found["link"])
-    assert "until" in run("ibpfs", "share", "list").stdout
+    assert found["id"] in run("ibpfs", "share", "list").stdout  # of all that are mounted
+    assert found["id"] in run("ibpfs", "share", "info", found["id"], "--json").stdout
     assert "no share" in run("ibpfs", "share", "info", "abc", "--volume", two.root, code=2).stderr
     assert "link" in run("ibpfs", "status", two.mountpoint).stdout
 
