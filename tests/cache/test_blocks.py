@@ -308,9 +308,7 @@ async def test_a_small_slice_of_a_far_depot_comes_alone_and_its_neighbours_behin
     assert bench.source.loads == [(1, 100, 5000), (1, 0, BLOCK)]
 
 
-async def test_what_was_looked_into_is_fetched_whole_in_a_quiet_second(
-    bench: Bench, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_what_was_looked_into_is_fetched_whole_in_a_quiet_second(bench: Bench, nursery: trio.Nursery) -> None:
     bench.source.far = True
     nursery.start_soon(bench.reader.serve)
     await bench.read(2 * BLOCK + 10, 2 * BLOCK + 20)
