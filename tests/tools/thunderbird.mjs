@@ -1,5 +1,6 @@
 /* Stands for Thunderbird: gives the add-on's background page the API it uses, a real host process, and files.
    node thunderbird.mjs ADD-ON HOST FILE ...: prints one line of JSON per file, then what deleting the first one did. */
+import { File } from "node:buffer"; // not yet a global one in version 18
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { basename, join } from "node:path";
