@@ -12,7 +12,7 @@ from ibpfs.exnode_store.checkpoints.log_rows import Copy, LogRows
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger_rows import NewReplica
-from ibpfs.exnode_store.placement import FAILED, OK, choose_depots
+from ibpfs.exnode_store.placement import FAILED, choose_depots
 
 #: Depots that hold a log, where there are so many.
 WANTED = 3
@@ -51,8 +51,8 @@ class Logs:
     def candidates(self, size: int, without: Iterable[Copy]) -> list[int]:
         """Depots for further copies, the best first."""
         taken = {one.depot for one in without}
-        listed = [depot.candidate() for depot in self._depots if depot.id not in taken and depot.status]
-        return choose_depots([one for one in listed if one.state == OK], WANTED, size)
+        here = [depot for depot in self._depots if depot.id not in taken and depot.status and depot.answers]
+        return choose_depots([depot.candidate() for depot in here], WANTED, size)
 
     async def make(self, log: bytes, kind: str, size: int, most: int, without: Iterable[Copy] = (),
                    name: str | None = None) -> int:  # fmt: skip

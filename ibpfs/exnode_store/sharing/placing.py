@@ -18,7 +18,6 @@ from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, L
 from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import COMMAND_LIMIT, Depot, DepotSet
 from ibpfs.exnode_store.ledger_rows import Replica
-from ibpfs.exnode_store.placement import OK
 from ibpfs.exnode_store.sealing import Buffer
 from ibpfs.exnode_store.sharing.share_state import Alias, Owned
 
@@ -47,8 +46,8 @@ class Placing:
 
     def places(self) -> list[Depot]:
         """The volume's depots that take what is made for links, best first; those of this machine alone last."""
-        usable = [one for one in self._depots if one.role == "active" and one.state == OK and place_of(one)]
-        return sorted(usable, key=lambda one: (one.embedded, -one.free_bytes))
+        usable = [one for one in self._depots if one.role == "active" and one.answers and place_of(one)]
+        return sorted(usable, key=lambda one: (one.embedded, one.is_slow, -one.free_bytes))
 
     def addresses(self) -> list[str]:
         """Of these, as others reach them."""
@@ -87,7 +86,7 @@ class Placing:
     async def alias(self, replica: Replica, offset: int, length: int, expires: float) -> Alias | None:
         """A window on a replica that closes when the share expires; None where its depot gives none now."""
         depot = self._depots.find(replica.depot)
-        address = None if depot is None or depot.state != OK else place_of(depot)
+        address = None if depot is None or not depot.answers else place_of(depot)
         if address is None or address in self.without_aliases:
             return None
         if not replica.is_managed or replica.imported or replica.suspect:

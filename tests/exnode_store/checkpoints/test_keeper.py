@@ -55,6 +55,16 @@ async def test_a_store_comes_back(tmp_path: Path) -> None:
         assert now.checkpoints.behind == 0
 
 
+async def test_slow_depots_hold_checkpoints_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Depot, "is_slow", property(lambda _: True))
+    async with site(tmp_path) as place, owner(place.paths) as now:
+        assert {depot.state for depot in now.depots} == {"stuttering"}
+        touch(now, "file")
+        await now.checkpoints.make()
+        assert len(now.checkpoints.rows.in_use(ROOT)) == 3
+        assert await names_of(place, now.recovery(place.secret)) >= {"file"}
+
+
 async def test_another_secret_opens_nothing(tmp_path: Path) -> None:
     async with site(tmp_path, 1) as place, owner(place.paths) as now:
         await now.checkpoints.make()
