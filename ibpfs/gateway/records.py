@@ -2,28 +2,20 @@
 
 import time
 from collections import OrderedDict
+from functools import partial
 
 import trio
 
 from ibpfs.depot.address import Address
-from ibpfs.depot.client import ShortLoad
-from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
-from ibpfs.exnode_store.sharing.links import Locator, Place
-from ibpfs.exnode_store.sharing.record_log import (
-    HEADER,
-    REVOKED,
-    BadRecord,
-    Lengths,
-    LogEntry,
-    parse_entry,
-    parse_header,
-)
+from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
+from ibpfs.exnode_store.sharing.links import Locator
+from ibpfs.exnode_store.sharing.reading import ShareGone, read_log
+from ibpfs.exnode_store.sharing.record_log import BadRecord, LogEntry
 from ibpfs.gateway.relay import NotPermitted, Relay
 
 #: Seconds that what a record says is believed: a revoked share's bytes are gone from the depots at once, anyway.
 _BELIEVED = 30.0
 _MOST_KNOWN = 1000
-_MOST_ENTRIES = 10_000
 #: Records may have 64 MiB: this many are in memory at once.
 _AT_ONCE = 4
 
@@ -57,8 +49,10 @@ class Records:
         async with self._slots:
             for place in locator.places:
                 try:
-                    entry = await self._last_entry(place, locator.share)
-                except CapabilityNotFound:
+                    entry = await read_log(partial(self._relay.load, place.address, place.read), locator.share)
+                except ShareGone:
+                    raise NoShare("revoked") from None
+                except (CapabilityNotFound, NoRoom):  # ended; or it holds nothing
                     reasons.append("gone")
                 except NotPermitted:
                     reasons.append("refused")
@@ -71,37 +65,10 @@ class Records:
         raise NoShare(_reason(reasons, locator.expires < time.time()))
 
     def _noted(self, locator: Locator, entry: LogEntry) -> LogEntry:
-        if entry.kind == REVOKED:
-            raise NoShare("revoked")
         self._known[locator.render()] = trio.current_time() + _BELIEVED, frozenset(entry.public.depots)
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
         return entry
-
-    async def _last_entry(self, place: Place, share: bytes) -> LogEntry:
-        at, found = 0, list[tuple[int, Lengths]]()
-        for _ in range(_MOST_ENTRIES):
-            try:
-                head = await self._relay.load(place.address, place.read, at, HEADER.size)
-                lengths = parse_header(bytes(head))
-            except (ShortLoad, DepotError, BadRecord):
-                if not found:
-                    raise
-                break
-            found.append((at, lengths))
-            at += HEADER.size + lengths.body
-            if lengths.kind == REVOKED:
-                break
-        return await self._last_valid(place, share, found)
-
-    async def _last_valid(self, place: Place, share: bytes, found: list[tuple[int, Lengths]]) -> LogEntry:
-        for at, lengths in reversed(found):
-            try:
-                data = await self._relay.load(place.address, place.read, at, HEADER.size + lengths.body)
-                return parse_entry(bytes(data), share)
-            except (ShortLoad, BadRecord):
-                continue
-        raise BadRecord("the share's record is damaged")
 
 
 def _reason(reasons: list[str], is_past: bool) -> str:

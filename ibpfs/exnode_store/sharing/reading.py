@@ -1,14 +1,14 @@
 """Fetching a share's record from the depots that a link names, and opening it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from ibpfs.depot.client import DepotClient
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, WrongKey
 from ibpfs.exnode_store.lors.work import Depots
@@ -26,6 +26,10 @@ _GRACE: Final = 0.5
 SENDER_CONTEXT: Final = b"ibpfs-share/1 sender\0"
 
 
+#: Bytes (offset, length) of a copy of the record.
+Load = Callable[[int, int], Awaitable[bytes | bytearray]]
+
+
 class ShareGone(DataError):
     """The link has expired or was revoked."""
 
@@ -40,7 +44,7 @@ async def read_record(depots: Depots, locator: Locator) -> LogEntry:
 
     async def one(place: Place) -> None:
         try:
-            found.append(await read_log(depots.client(place.address), place, locator.share))
+            found.append(await read_log(partial(depots.client(place.address).load, place.read), locator.share))
             nursery.cancel_scope.cancel()
         except (CapabilityNotFound, NoRoom, ShareGone):  # ended; or it holds nothing
             troubles.append(ShareGone(""))
@@ -66,20 +70,20 @@ def _reason(troubles: list[IbpfsError], locator: Locator) -> IbpfsError:
     return wrong or DepotUnreachable(f"no depot of the link answers: {troubles[-1]}")
 
 
-async def read_log(client: DepotClient, place: Place, share: bytes) -> LogEntry:
-    """The last entry of one copy. Raises DepotError, DepotUnreachable, BadRecord, ShareGone."""
+async def read_log(load: Load, share: bytes) -> LogEntry:
+    """The last entry of one copy, whose bytes `load` gives. Raises what that does, NoRoom, BadRecord, ShareGone."""
     last: LogEntry | None = None
     at = 0
     for _ in range(_MOST_ENTRIES):
         try:
-            head = bytes(await client.load(place.read, at, HEADER.size))
+            head = bytes(await load(at, HEADER.size))
         except NoRoom:
             if last is None:
                 raise
             return last
         try:
             lengths = parse_header(head)
-            body = await _load(client, place, at + HEADER.size, lengths.body)
+            body = await _load_whole(load, at + HEADER.size, lengths.body)
             entry = parse_entry(head + body, share)
             if last is not None and entry.number <= last.number:
                 raise BadRecord("the share's record is out of order")
@@ -94,10 +98,10 @@ async def read_log(client: DepotClient, place: Place, share: bytes) -> LogEntry:
     raise BadRecord("the share's record has too many entries")
 
 
-async def _load(client: DepotClient, place: Place, offset: int, length: int) -> bytes:
+async def _load_whole(load: Load, offset: int, length: int) -> bytes:
     found = bytearray()
     while len(found) < length:
-        found += await client.load(place.read, offset + len(found), min(_PIECE, length - len(found)))
+        found += await load(offset + len(found), min(_PIECE, length - len(found)))
     return bytes(found)
 
 
