@@ -1,7 +1,9 @@
 """Files from messages as links: each is put on a mounted volume, shared, and taken away again; the link keeps it."""
 
+import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from ibpfs_tools.asking import find_asked
 
 #: What lies there for longer was left by a process that was killed.
 _LEFT_BEHIND = 86400.0
+#: What we call our directories: whatever else is in the place is somebody's.
+_OURS = re.compile(r"mail-[0-9a-f]{16}")
 #: What is copied for one link at most, where a depot gives no window on the volume's own bytes.
 _COPY_LIMIT = parse_size("1T")
 
@@ -80,14 +84,24 @@ def _place(base: Path) -> Iterator[Path]:
     """A new directory, which goes away with what is in it."""
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     for one in base.iterdir():
-        if one.stat().st_mtime < time.time() - _LEFT_BEHIND:
+        if _is_left_behind(one):
             shutil.rmtree(one, ignore_errors=True)
-    directory = base / secrets.token_hex(8)
+    directory = base / f"mail-{secrets.token_hex(8)}"
     directory.mkdir(mode=0o700)
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_left_behind(path: Path) -> bool:
+    if _OURS.fullmatch(path.name) is None:
+        return False
+    try:
+        found = path.lstat()
+    except FileNotFoundError:  # another process has just ended
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_mtime < time.time() - _LEFT_BEHIND
 
 
 def _write(path: Path, pieces: Iterator[bytes]) -> int:

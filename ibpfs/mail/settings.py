@@ -40,7 +40,8 @@ class Settings:
         parse_size(self.threshold)
         if parse_duration(self.expires) < 60:
             raise UsageError("a link that holds for less than a minute is of no use")
-        if Path(self.directory).is_absolute() or ".." in Path(self.directory).parts:
+        parts = Path(self.directory).parts
+        if not parts or Path(self.directory).is_absolute() or ".." in parts:
             raise UsageError(f"directory is a name on the mount, not {self.directory!r}")
 
     @property

@@ -23,6 +23,7 @@ def test_all_of_it() -> None:
         ("x", "Expected"), ("treshold = '5M'", "knows no 'treshold'"), ("threshold = 5", "text in quotes"),
         ("threshold = 'much'", "not a size"), ("expires = '5s'", "of no use"), ("on_error = 'drop'", "one of send"),
         ("directory = '/etc'", "a name on the mount"), ("directory = 'a/../..'", "a name on the mount"),
+        ("directory = ''", "a name on the mount"), ("directory = '.'", "a name on the mount"),
         ("signed = ''", "one of keep"),
     ],
 )  # fmt: skip
