@@ -6,6 +6,7 @@ A node id is the snapshot's number above the inode's; nothing below changes, so 
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyfuse3
@@ -13,7 +14,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 
 from ibpfs.cache.files import FileCache
 from ibpfs.cache.snapshot_files import SnapshotFile
-from ibpfs.errors import NoAttribute, NotFound
+from ibpfs.errors import NoAttribute, NotFound, VolumeError
 from ibpfs.exnode_store.attributes import Inode
 from ibpfs.exnode_store.namespace import DOT, DOT_DOT, Namespace
 from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
@@ -235,7 +236,8 @@ class SnapshotOperations(Operations):
         entries = [(DOT, b".", self._directory()), (DOT_DOT, b"..", self._names.inode(ROOT_INO))]
         for pin in sorted(self._snapshots.all(), key=lambda one: one.id):
             if DOT_DOT + pin.id > after and len(entries) < _STEP:
-                entries.append((DOT_DOT + pin.id, os.fsencode(pin.name), self._frozen(node(pin.id, ROOT_INO))))
+                with suppress(VolumeError):  # who asks for it by its name is told; the others are listed
+                    entries.append((DOT_DOT + pin.id, os.fsencode(pin.name), self._frozen(node(pin.id, ROOT_INO))))
         return [one for one in entries if one[0] > after]
 
     async def releasedir(self, fh: int) -> None:

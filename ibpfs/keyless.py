@@ -18,6 +18,7 @@ from ibpfs.exnode_store.findings import Findings
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.policy_walks import PolicyWalks
 from ibpfs.exnode_store.settling import Settling
+from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.upkeep import Upkeep
 from ibpfs.exnode_store.warm_capability import open_warm_capability
@@ -41,6 +42,7 @@ async def open_for_upkeep(paths: VolumePaths) -> AsyncIterator[UpkeepCommands]:
                 transfer.untrimmed.update(ledger.close_all_segments())
                 ledger.abandon_pending()
                 checkpoints = Checkpoints(db, ledger, depots, paths.run)
+                checkpoints.snapshots = Snapshots(db, ledger, paths.snapshots).files
                 await checkpoints.check()
                 warmer = Warmer(db, ledger, depots, transfer, checkpoints)
                 draining = Draining(db, ledger, depots, transfer, warmer)

@@ -13,6 +13,7 @@ import trio
 from ibpfs.config import VolumePaths, read_key_file
 from ibpfs.errors import IbpfsError, UsageError, VolumeError
 from ibpfs.exnode_store.attributes import NewInode
+from ibpfs.exnode_store.checkpoints.log_rows import SNAPSHOT, LogRows
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
 from ibpfs.keyless import open_for_upkeep
@@ -278,3 +279,19 @@ async def test_a_depot_is_drained_under_a_mount_that_writes(volume: VolumePaths,
             await ask(commands, "drop-cache")
             for ino in inos:
                 assert await files.read(ino, 0, 1 << 20) == CONTENT
+
+
+async def test_snapshots_stay_on_the_depots_when_a_volume_is_warmed_without_its_keys(
+    volume: VolumePaths, tmp_path: Path
+) -> None:
+    async with run_depot(tmp_path / "one"), run_depot(tmp_path / "two"):
+        async with opened(volume) as found:
+            await found.parts.snapshots.create("kept")
+            await found.parts.checkpoints.make()
+            before = found.parts.checkpoints.rows.copies(SNAPSHOT)
+            assert len(before) == 2
+        with Database(volume.store) as db, db.transaction():
+            db.set_fact("changed", "so that there is something to check in")
+        await upkeep(volume, "warm")
+        with Database(volume.store) as db:
+            assert LogRows(db, time.time).copies(SNAPSHOT) == before

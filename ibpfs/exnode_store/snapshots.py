@@ -66,8 +66,8 @@ class Snapshots:
         return self._ledger.pins(SNAPSHOT)
 
     def files(self) -> dict[str, Path]:
-        """The files there are, by the number of the snapshot."""
-        return {str(pin.id): path for pin in self.all() if (path := self._path(pin.id)).exists()}
+        """Where the file of each belongs, by the number of the snapshot; one that was lost may come back."""
+        return {str(pin.id): self._path(pin.id) for pin in self.all()}
 
     def find(self, name: str) -> Pin:
         """NotFound."""

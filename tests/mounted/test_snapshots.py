@@ -129,6 +129,23 @@ def test_it_is_read_only_and_in_order(shared: Volume) -> None:
             opened.read()
 
 
+def test_one_that_cannot_be_read_hides_no_other(volume: Volume) -> None:
+    for name in ("one", "two"):
+        (volume / "file").write_text(name)
+        snapshot(volume, "create", name)
+    volume.umount()
+    (volume.root / "snapshots" / "1.sqlite").write_bytes(b"rubbish" * 1000)
+    volume.expect("snapshot 32767/one is answered with EIO")
+    volume.mount()
+    assert names_in(volume / ".snapshots") == ["two"]
+    assert (volume / ".snapshots" / "two" / "file").read_text() == "two"
+    with pytest.raises(OSError, match="Input/output"):
+        (volume / ".snapshots" / "one").stat()
+    snapshot(volume, "delete", "one")
+    volume.umount()
+    volume.fsck("-n")
+
+
 def test_a_file_is_written_while_one_is_made(volume: Volume) -> None:
     """Each snapshot holds what had been written when it was asked for, and no more than when it was made."""
     with (volume / "log").open("wb", buffering=0) as log:

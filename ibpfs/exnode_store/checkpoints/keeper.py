@@ -62,7 +62,8 @@ class Checkpoints:
         key = db.facts.get("checkpoint_key")
         self.roots = Roots(db, self.rows, self.logs, bytes.fromhex(key)) if key else None
         self._key = bytes.fromhex(key) if key else b""
-        self.snapshots: Callable[[], Mapping[str, Path]] = dict  # a mount says which files are to be kept, too
+        # The owner says which files are to be kept, too. Until then those that the depots have stay as they are.
+        self.snapshots: Callable[[], Mapping[str, Path]] | None = None
         self.retained = Retained(db, self.rows, self.logs, self.roots, self._key, directory) if self.roots else None
         self._ledger = ledger
         self._turn = trio.Lock()
@@ -255,7 +256,7 @@ class Checkpoints:
         async with self._turn:
             await self._attach()
             await self.roots.prepare()
-            if self.retained is not None:
+            if self.retained is not None and self.snapshots is not None:
                 await self.retained.follow(self.snapshots(), self._leaving())
             if not self._has_changes and self._untold is None and self._is_complete() and not self._leaving():
                 return

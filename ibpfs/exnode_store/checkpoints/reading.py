@@ -49,6 +49,19 @@ async def read_head(copy: LogCopy) -> tuple[bytes, bytes, int]:
     return log, await copy.load(HEAD_SIZE, length), HEAD_SIZE + length
 
 
+async def find_start(copies: Iterable[LogCopy], log: bytes, notes: list[str]) -> int | None:
+    """Where the records of a log begin, by the first copy that has it; None: none has. `notes` gets why not."""
+    for copy in copies:
+        try:
+            found, _, start = await read_head(copy)
+        except IbpfsError as error:
+            notes.append(f"{copy.label}: {error}")
+            continue
+        if found == log:
+            return start
+    return None
+
+
 async def find_size(copy: LogCopy, most: int) -> int:
     """How many bytes there are, with nothing but the right to read."""
     low, high = 0, most

@@ -18,6 +18,7 @@ from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
 from ibpfs.exnode_store.creation import checkpoint_facts, first_slot, sync_file
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.keys import open_slots
+from ibpfs.exnode_store.ledger import Ledger
 
 #: Seconds that the volume's own depot has to start.
 _DEPOT_START = 10.0
@@ -99,22 +100,31 @@ async def _own_depot(paths: VolumePaths, recovery: Recovery) -> AsyncIterator[No
 
 
 async def _bring_snapshots(paths: VolumePaths, recoverer: Recoverer) -> None:
-    """The files of the snapshots that the store knows; one that cannot be had is noted."""
+    """The files of the snapshots that the store knows. One that no depot has ever had is given up; one that cannot be
+    had now stays pinned, and whoever owns the volume looks for it again."""
     with Database(paths.store) as db:
-        rows = LogRows(db, lambda: 0.0)
+        rows, ledger = LogRows(db, lambda: 0.0), Ledger(db, lambda: 0.0)
         logs: dict[tuple[str, bytes], list[Place]] = {}
         for copy in rows.copies(SNAPSHOT):
-            logs.setdefault((copy.name or "", copy.log), []).append(rows.place(copy))
-    for (name, log), places in logs.items():
+            if copy.length:
+                logs.setdefault((copy.name or "", copy.log), []).append(rows.place(copy))
+        names = {str(pin.id): pin.name for pin in ledger.pins(SNAPSHOT)}
+        for number in names.keys() - {number for number, _ in logs}:
+            ledger.drop_pin(int(number))
+            recoverer.notes.append(f"snapshot {names[number]} is given up: it was on no depot yet")
+    for (number, log), places in logs.items():
         paths.snapshots.mkdir(mode=0o700, exist_ok=True)
-        target = paths.snapshots / f"{int(name)}.sqlite"
+        target = paths.snapshots / f"{int(number)}.sqlite"
         try:
             with target.open("wb") as file:
                 target.chmod(0o600)
                 await recoverer.recover_snapshot(log, places, file)
         except DataError as error:
             target.unlink()
-            recoverer.notes.append(f"snapshot {name} does not come back: {error}")
+            name = names.get(number, number)
+            recoverer.notes.append(f"snapshot {name} does not come back now ({error}): a mount looks for it again")
+        else:
+            sync_file(target)
 
 
 def _take_over(paths: VolumePaths, recovery: Recovery, recovered: Recovered, passphrase: bytes | None) -> str:

@@ -24,6 +24,7 @@ from ibpfs.exnode_store.checkpoints.reading import (
     LogReader,
     Told,
     find_size,
+    find_start,
     read_head,
     words,
 )
@@ -143,16 +144,7 @@ class Recoverer:
 
     async def _read_log(self, told: Told, key: bytes, file: BinaryIO) -> Found:
         copies = [self._copy(place) for place in told.places]
-        start = None
-        for copy in copies:
-            try:
-                log, _, start = await read_head(copy)
-            except IbpfsError as error:
-                self.notes.append(f"{copy.label}: {error}")
-                continue
-            if log == told.log:
-                break
-            start = None
+        start = await find_start(copies, told.log, self.notes)
         if start is None:
             return Found(damage="no depot has its log")
 

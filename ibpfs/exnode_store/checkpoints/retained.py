@@ -11,15 +11,18 @@ import trio
 
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace
+from ibpfs.exnode_store.checkpoints import pages
 from ibpfs.exnode_store.checkpoints.commits import NO_DIGEST, Commit
 from ibpfs.exnode_store.checkpoints.generation import Draft, Generation
 from ibpfs.exnode_store.checkpoints.log_rows import SNAPSHOT, Copy, LogRows
 from ibpfs.exnode_store.checkpoints.logs import WANTED, Logs
 from ibpfs.exnode_store.checkpoints.pages import PageDigests
+from ibpfs.exnode_store.checkpoints.reading import LogCopy, LogReader, find_start
 from ibpfs.exnode_store.checkpoints.record_log import LogSeal
 from ibpfs.exnode_store.checkpoints.roots import Roots, epoch_of
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.frozen import Image
+from ibpfs.exnode_store.snapshot_file import put_in_place
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +61,25 @@ class Retained:
         if self._logs.staying(self._whole(name, length)):
             gone = {copy.id for copy in leaving}
             self._rows.drop([copy for copy in self._copies(name) if copy.id in gone])
+        if not await trio.Path(path).exists():
+            await self._bring_back(path, self._logs.answering(self._whole(name, length)))
+
+    async def _bring_back(self, path: Path, copies: Sequence[Copy]) -> None:
+        """The file was lost, or the depots that have it were away when the volume was recovered."""
+        if not copies:
+            return
+        log, notes = copies[0].log, list[str]()
+        readers = [LogCopy(f"depot {copy.depot}", partial(self._logs.load, copy)) for copy in copies]
+        start = await find_start(readers, log, notes)
+        if start is None:
+            raise DataError(f"it does not come back: {'; '.join(notes)}")
+        read: list[tuple[Commit, list[bytes]]] = []
+        reader = LogReader(readers, LogSeal(self._key, log))
+        found = await reader.read(start, lambda commit, batches: read.append((commit, list(batches))))
+        if found.damage or not read:
+            raise DataError(f"it does not come back: {found.damage or 'its depots do not answer'}")
+        await trio.to_thread.run_sync(_write_file, path, *read[-1])
+        _log.info("%s was lost and came back from the depots", path)
 
     def _copies(self, name: str) -> list[Copy]:
         return [copy for copy in self._rows.copies(SNAPSHOT) if copy.name == name]
@@ -90,6 +112,19 @@ class Retained:
             seq=image.seq, versions={}, previous=NO_DIGEST, full=True, content=draft.content,
             page_size=image.page_size, pages=image.pages, files=image.files, at=time.time(),
         )  # fmt: skip
+
+
+def _write_file(path: Path, commit: Commit, batches: Sequence[bytes]) -> None:
+    made = path.with_suffix(".new")
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with made.open("wb") as file:
+        made.chmod(0o600)
+        for batch in batches:
+            pages.apply(batch, commit.page_size, file)
+        file.truncate(commit.pages * commit.page_size)
+        file.flush()
+        os.fsync(file.fileno())
+    put_in_place(made, path)
 
 
 def image_of(descriptor: int, path: Path) -> Image:

@@ -10,13 +10,16 @@ from ibpfs.config import VolumePaths, load_config, read_key_file
 from ibpfs.errors import VolumeError, WrongKey
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.checkpoints.commits import Place
-from ibpfs.exnode_store.checkpoints.log_rows import SNAPSHOT
+from ibpfs.exnode_store.checkpoints.log_rows import SNAPSHOT, LogRows
 from ibpfs.exnode_store.checkpoints.rebuilding import rebuild
 from ibpfs.exnode_store.checkpoints.recovery_string import Recovery
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.fsck import check_store
+from ibpfs.exnode_store.fsck_faults import Checkup, always
 from ibpfs.exnode_store.keys import open_slots
+from ibpfs.exnode_store.snapshots import Snapshots
 
-from .places import log_files, owner, site
+from .places import Site, log_files, owner, site
 
 
 def snapshot_file(path: Path, rows: int) -> Path:
@@ -83,6 +86,76 @@ async def test_snapshots_come_and_go_on_the_depots(tmp_path: Path) -> None:
         del files["1"]
         await now.checkpoints.make()
         assert {copy.name for copy in now.checkpoints.rows.copies(SNAPSHOT)} == {"2"}
+
+
+def damage(place: Site, name: str) -> None:
+    """Turn over the end of every copy of a snapshot's log; once more: it is sound again."""
+    with Database(place.paths.store) as db:
+        logs = {copy.log for copy in LogRows(db, lambda: 0.0).copies(SNAPSHOT) if copy.name == name}
+    for number in place.addresses:
+        for path in log_files(place.store(number)):
+            raw = bytearray(path.read_bytes())
+            if any(log in raw[:8192] for log in logs):
+                raw[-10] ^= 1
+                path.write_bytes(raw)
+
+
+async def test_a_snapshot_whose_file_is_lost_comes_back_from_the_depots(tmp_path: Path) -> None:
+    async with site(tmp_path) as place, owner(place.paths) as now:
+        snapshots = Snapshots(now.db, now.ledger, place.paths.snapshots)
+        now.checkpoints.snapshots = snapshots.files
+        await snapshots.create("one")
+        await now.checkpoints.make()
+        path = snapshots.files()["1"]
+        before, copies = path.read_bytes(), now.checkpoints.rows.copies(SNAPSHOT)
+        path.unlink()
+        damage(place, "1")
+        await now.checkpoints.make()
+        assert now.checkpoints.rows.copies(SNAPSHOT) == copies  # they are all that there is
+        assert not path.exists()
+        damage(place, "1")
+        await now.checkpoints.make()
+        assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (before, 0o600)
+        assert now.checkpoints.rows.copies(SNAPSHOT) == copies
+        await snapshots.delete("one")
+        await now.checkpoints.make()
+        assert now.checkpoints.rows.copies(SNAPSHOT) == []
+
+
+async def test_snapshots_of_a_volume_made_anew(tmp_path: Path) -> None:
+    """One was on no depot yet, the copies of one cannot be read for now, the third is as it was."""
+    new = VolumePaths(tmp_path / "new")
+    async with site(tmp_path) as place:
+        async with owner(place.paths) as now:
+            snapshots = Snapshots(now.db, now.ledger, place.paths.snapshots)
+            for name in ("early", "away", "there"):
+                await snapshots.create(name)
+                now.names.create(1, name.encode(), NewInode(stat.S_IFREG | 0o644, 0, 0))
+            files = snapshots.files()
+            now.checkpoints.snapshots = lambda: {name: files[name] for name in ("2", "3")}
+            await now.checkpoints.make()
+            recovery = now.recovery(place.secret)
+        damage(place, "2")
+        notes = (await rebuild(new, recovery)).notes
+        assert "snapshot early is given up: it was on no depot yet" in notes
+        assert any(note.startswith("snapshot away does not come back now") for note in notes)
+        assert sorted(path.name for path in new.snapshots.iterdir()) == ["3.sqlite"]
+        damage(place, "2")
+        for told in (True, False):
+            said: list[str] = []
+            checkup = Checkup(new, always, said.append)
+            check_store(checkup)
+            assert checkup.outcome.left == checkup.outcome.corrected == 0, said
+            assert any("the next mount fetches it" in line for line in said) == told
+            async with owner(new) as now:
+                snapshots = Snapshots(now.db, now.ledger, new.snapshots)
+                snapshots.recover()
+                now.checkpoints.snapshots = snapshots.files
+                await now.checkpoints.make()
+                assert [pin.name for pin in snapshots.all()] == ["away", "there"]
+                assert snapshots.describe(snapshots.find("away"))["trouble"] is None
+                snapshots.close()
+                now.db._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 async def test_what_cannot_come_back_is_one_line(tmp_path: Path) -> None:
