@@ -3,10 +3,12 @@
 Run as: load.py DIRECTORY JOURNAL SEED SOURCE
 
 Each line of the journal is a JSON list, written (one write) after the call that promised it has returned:
-["closed", name, sha256]  the file was written and closed; ["going", name]  it is about to be changed, renamed away or
-removed; ["committed", n]  row n of the database was committed; ["revision", hash]  git made this commit; ["done"]
+["begun"]  the load begins; ["closed", name, sha256]  the file was written and closed; ["going", name]  it is about to
+be changed, renamed away or removed; ["synced", name]  an fsync of it had returned; ["committed", n]  row n of the
+database was committed; ["revision", hash]  git made this commit; ["failed", text]  what a call failed with; ["done"]
 nothing more will come.
-Ends quietly when the mount goes away beneath it.
+Ends quietly when the mount goes away beneath it, and after the step that it is at on SIGTERM; with an error when a file
+is read that is not what was written.
 """
 
 import errno
@@ -15,12 +17,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
-STEPS = ["new", "new", "copy", "copy", "replace", "change", "remove", "shrink", "synced"]
+STEPS = ["new", "new", "copy", "copy", "replace", "change", "remove", "shrink", "synced", "verify"]
 GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT, errno.ENODEV}
 
 
@@ -32,7 +35,9 @@ class Load:
         self.round = seed
         self.sources = [path for path in source.rglob("*.py") if path.is_file()]
         self.names: list[str] = []
+        self.digests: dict[str, str] = {}
         self.count = 0
+        self.is_told_to_end = False
 
     def say(self, *words: object) -> None:
         os.write(self.journal, json.dumps(words).encode() + b"\n")
@@ -49,8 +54,23 @@ class Load:
                 at += file.write(data[at : at + step])
             if sync:
                 os.fsync(file.fileno())
-        self.say("closed", name, hashlib.sha256(data).hexdigest())
+        self.closed(name, data)
+        if sync:
+            self.say("synced", name)
+
+    def closed(self, name: str, data: bytes) -> None:
+        self.digests[name] = hashlib.sha256(data).hexdigest()
+        self.say("closed", name, self.digests[name])
         self.names.append(name)
+
+    def verify(self) -> None:
+        """A file of those that are written down, as it is read now."""
+        if not self.names:
+            return
+        name = self.dice.choice(self.names)
+        found = hashlib.sha256((self.directory / name).read_bytes()).hexdigest()
+        if found != self.digests[name]:
+            raise AssertionError(f"{name} is read as something else than was written")
 
     def data(self) -> bytes:
         return self.dice.randbytes(self.dice.choice([1, 100, 5000, 70_000, 300_000, 3_000_000]))
@@ -67,8 +87,7 @@ class Load:
     def copy(self) -> None:
         name, source = self.fresh(), self.dice.choice(self.sources)
         shutil.copy2(source, self.directory / name)
-        self.say("closed", name, hashlib.sha256(source.read_bytes()).hexdigest())
-        self.names.append(name)
+        self.closed(name, source.read_bytes())
 
     def pick(self) -> str:
         name = self.dice.choice(self.names)
@@ -85,8 +104,7 @@ class Load:
         with beside.open("wb", buffering=0) as file:
             file.write(data)
         beside.rename(self.directory / name)
-        self.say("closed", name, hashlib.sha256(data).hexdigest())
-        self.names.append(name)
+        self.closed(name, data)
 
     def change(self) -> None:
         if not self.names:
@@ -99,8 +117,7 @@ class Load:
                 file.write(self.dice.randbytes(self.dice.randrange(1, 20_000)))
             file.seek(0)
             data = file.read()
-        self.say("closed", name, hashlib.sha256(data).hexdigest())
-        self.names.append(name)
+        self.closed(name, data)
 
     def shrink(self) -> None:
         if not self.names:
@@ -111,8 +128,7 @@ class Load:
             file.truncate(self.dice.randrange(size + 1))
             file.truncate(size)
             data = file.read()
-        self.say("closed", name, hashlib.sha256(data).hexdigest())
-        self.names.append(name)
+        self.closed(name, data)
 
     def remove(self) -> None:
         if self.names:
@@ -154,8 +170,12 @@ class Load:
 def main(directory: str, journal: str, seed: str, source: str) -> None:
     load = Load(Path(directory), Path(journal), int(seed), Path(source))
     steps = int(os.environ.get("IBPFS_LOAD_STEPS", "1000000"))
+    load.say("begun")
+    signal.signal(signal.SIGTERM, lambda *_: setattr(load, "is_told_to_end", True))
     try:
         for number in range(steps):
+            if load.is_told_to_end:
+                break
             load.step()
             if number % 7 == 0:
                 load.database()
@@ -164,9 +184,11 @@ def main(directory: str, journal: str, seed: str, source: str) -> None:
     except OSError as error:
         if error.errno not in GONE or "IBPFS_LOAD_STEPS" in os.environ:
             raise
-    except sqlite3.Error:
+        load.say("failed", str(error))
+    except sqlite3.Error as error:
         if "IBPFS_LOAD_STEPS" in os.environ:
             raise
+        load.say("failed", str(error))
     load.say("done")
 
 

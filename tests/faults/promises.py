@@ -40,6 +40,18 @@ class Promises:
             stdin=subprocess.DEVNULL, env=env,
         )  # fmt: skip
 
+    def failures(self) -> list[str]:
+        """What calls failed with since the last load began."""
+        failed: list[str] = []
+        for line in self.journal.read_text().splitlines():
+            what, *words = json.loads(line)
+            failed = [] if what == "begun" else failed + words if what == "failed" else failed
+        return failed
+
+    def synced(self) -> int:
+        """How many files had an fsync that returned."""
+        return sum(json.loads(line)[0] == "synced" for line in self.journal.read_text().splitlines())
+
     def read(self) -> tuple[dict[str, str], set[int], set[str]]:
         """What must be there: files by name with their digests, rows of the database, git's commits."""
         files: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """kill -9 of the mount, and of the depot, under load: what was promised is there, and nothing is sealed twice.
 
-IBPFS_KILLS sets the number of kills (20), IBPFS_SEED the seed (fresh, printed).
+IBPFS_KILLS sets the number of kills (10), IBPFS_SEED the seed (fresh, printed).
 """
 
 import os
@@ -21,7 +21,7 @@ from .promises import Promises, Sealed
 pytestmark = pytest.mark.faults
 
 _FRESH = 20
-KILLS = int(os.environ.get("IBPFS_KILLS", "20"))
+KILLS = int(os.environ.get("IBPFS_KILLS", "10"))
 SEED = int(os.environ.get("IBPFS_SEED", str(random.SystemRandom().randrange(1 << 32))))
 
 
