@@ -35,7 +35,7 @@ _COMPLETED = 4
 
 
 class Loaded(Protocol):
-    """Stored bytes as one replica gave them; `label` names depot and allocation for a log."""
+    """Stored bytes as one replica gave them, or several together; `label` names depot and allocation for a log."""
 
     @property
     def data(self) -> bytes | bytearray: ...
@@ -43,6 +43,8 @@ class Loaded(Protocol):
     def replica(self) -> int: ...
     @property
     def label(self) -> str: ...
+    @property
+    def givers(self) -> Sequence[int]: ...
 
 
 class StoredSource(Protocol):
@@ -53,8 +55,8 @@ class StoredSource(Protocol):
     ) -> Loaded:
         """Return bytes [start, stop) from a replica not in `avoid`; DataError when none can give them."""
 
-    def report(self, replica: int, reason: str) -> None:
-        """Bytes of this replica were wrong."""
+    async def blame(self, givers: Sequence[int], reason: str) -> frozenset[int]:
+        """What these replicas gave together is wrong: report those to blame, and return them, one at least."""
 
     def is_far(self, segment: int) -> bool:
         """Whether no depot that has the segment is near."""
@@ -108,14 +110,13 @@ class BlockReader:
         return [part or next(fetched) for part in found]
 
     async def load(self, segment: int, start: int, stop: int, avoid: frozenset[int]) -> Loaded:
-        """Return exactly these bytes from one replica. One that gives fewer or more is reported and avoided."""
+        """Return exactly these bytes from one source. One that gives fewer or more is reported and avoided."""
         while True:
             loaded = await self._source.load(segment, start, stop, avoid=avoid)
             if len(loaded.data) == stop - start:
                 return loaded
             reason = f"{len(loaded.data)} bytes came where {stop - start} are"
-            self._source.report(loaded.replica, reason)
-            avoid |= {loaded.replica}
+            avoid |= await self._source.blame(loaded.givers, reason)
 
     def evict(self, segment: int, start: int, stop: int) -> None:
         """Forget what the cache has of [start, stop): it is wrong."""

@@ -133,7 +133,7 @@ class SliceReader:
         else:
             frames = _open(ref, key, numbers, stored)
             if bad := [number for number in numbers if number not in frames]:
-                frames |= await self._repair(ref, key, bad, self._blame(ref, bad, stored))
+                frames |= await self._repair(ref, key, bad, self._giver(ref, bad, stored))
         for number, frame in frames.items():
             self._memory.put(ref.row, number, frame)
         return frames
@@ -148,8 +148,8 @@ class SliceReader:
         begin, end = ref.form.checksum_span(first, behind)
         return _Stored(body, await self._blocks.parts(ref.segment, at + begin, at + end))
 
-    def _blame(self, ref: StoredSlice, bad: list[int], stored: _Stored) -> list[Loaded]:
-        """Evict what does not open; return (and report) the replica that gave it, when it can only be that one."""
+    def _giver(self, ref: StoredSlice, bad: list[int], stored: _Stored) -> list[Loaded]:
+        """Evict what does not open; return who gave it, when it can only be that one."""
         touched = _touched(ref, bad, stored)
         for part in touched:
             self._blocks.evict(ref.segment, part.start, part.stop)
@@ -159,16 +159,18 @@ class SliceReader:
         liar = next(iter(givers.values()))
         if len(givers) > 1 or liar is None:
             return []
-        self._source.report(liar.replica, _REASON)
         return [liar]
 
     async def _repair(self, ref: StoredSlice, key: bytes, bad: list[int], liars: list[Loaded]) -> dict[int, bytes]:
-        """Open frames from the replicas that are left, each asked for just these."""
+        """Open frames from the replicas that are left, each asked for just these. `liars` gave them wrong."""
         frames: dict[int, bytes] = {}
+        avoid = frozenset[int]()
+        for liar in liars:
+            avoid |= await self._source.blame(liar.givers, _REASON)
         while bad:
             start, stop = _whole_span(ref, bad)
             try:
-                loaded = await self._blocks.load(ref.segment, start, stop, frozenset(liar.replica for liar in liars))
+                loaded = await self._blocks.load(ref.segment, start, stop, avoid)
             except DataError as error:
                 if not liars:
                     raise
@@ -178,7 +180,7 @@ class SliceReader:
             frames |= _open(ref, key, bad, _Stored(part, part))
             bad = [number for number in bad if number not in frames]
             if bad:
-                self._source.report(loaded.replica, _REASON)
+                avoid |= await self._source.blame(loaded.givers, _REASON)
                 liars = [*liars, loaded]
         return frames
 

@@ -305,7 +305,7 @@ class DataCheck:
         warmer = Warmer(self._db, ledger, self._depots, transfer)
         await self._until_still(warmer.repair, "SELECT count(*) FROM replicas")
         await self._until_still(warmer.release_orphans, "SELECT count(*) FROM orphans")
-        for segment, _, missing in ledger.shortages():
+        for segment, _, missing, _ in ledger.shortages():
             self._checkup.note(f"segment {segment}: lacks {missing} of its copies until a depot takes one")
         await self._db.sync()
 

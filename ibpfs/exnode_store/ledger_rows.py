@@ -53,6 +53,7 @@ class NewReplica:
     manage: Key
     lease_end: float | None
     told_at: float
+    shard: int | None = None  # None: a whole copy
 
 
 #: Stands where an imported replica has no capability.
@@ -61,7 +62,7 @@ NO_KEY = Key("-", "0")
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A row of table replicas. `base`: where in the allocation the segment begins."""
+    """A row of table replicas. `base`: where in the allocation the segment begins; `shard` None: a whole copy."""
 
     id: int
     segment: int
@@ -74,6 +75,7 @@ class Replica:
     suspect: bool
     base: int = 0
     imported: bool = False
+    shard: int | None = None
 
     @property
     def is_managed(self) -> bool:

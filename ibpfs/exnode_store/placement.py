@@ -64,6 +64,11 @@ def choose_surplus(held: Sequence[tuple[int, bool, frozenset[str]]], copies: int
     return dropped
 
 
+def fullest_domain(domains: Iterable[frozenset[str]]) -> int:
+    """How many of these are lost at most with one failure domain; of those without a label, one."""
+    return max([1, *Counter(value for domain in domains for value in domain).values()])
+
+
 def order_replicas(replicas: Sequence[tuple[int, str, bool, float]]) -> list[int]:
     """Return replica ids in the order to try, of (id, depot state, suspect, latency in seconds)."""
     ranked = sorted(replicas, key=lambda one: (one[2], _RANK[one[1]], one[3], one[0]))

@@ -114,7 +114,7 @@ class Renewal:
     async def _new_end(self, depot: Depot, replica: Replica) -> float | None:
         """Renew one lease; return its end as the depot then tells it, None for one without. Raises CapabilityNotFound
         only when the depot neither knows nor renews it."""
-        size, left = self._ledger.segment_length(replica.segment), 0.0
+        size, left = self._ledger.stored_length(replica), 0.0
         try:
             status = await depot.call(lambda: depot.client.probe(replica.manage))
         except CapabilityNotFound:
@@ -151,10 +151,10 @@ class Renewal:
             self._forget(replica)
 
     def _has_others(self, replica: Replica) -> bool:
-        """Whether the segment has as many sound replicas as are wanted without this one."""
-        segment = replica.segment
-        others = [one for one in self._ledger.replicas(segment) if one.id != replica.id and not one.suspect]
-        return sum(one.id not in self.refused for one in others) >= self._ledger.wanted_copies(segment)
+        """Whether there are as many sound replicas like it (copies, or the same shard) as are wanted without it."""
+        alike = [one for one in self._ledger.replicas(replica.segment) if one.shard == replica.shard]
+        others = [one for one in alike if one.id != replica.id and not one.suspect]
+        return sum(one.id not in self.refused for one in others) >= self._ledger.wanted_alike(replica.segment)
 
     def _forget(self, replica: Replica) -> None:
         self.refused.pop(replica.id, None)
@@ -170,8 +170,7 @@ class Renewal:
         level = logging.INFO if replica.id in self.refused and self._has_others(replica) else logging.WARNING
         if not now.suspect:
             _log.log(level, "depot %s allocation %s is lost: the depot does not know it", depot.address, now.read.label)
-        others = [one for one in self._ledger.replicas(now.segment) if one.id != now.id and not one.suspect]
-        if others:
+        if self._ledger.spare(now.segment, without=now) >= 0:
             self._forget(now)
         elif not now.suspect:
             # Perhaps the depot runs on another store than yesterday. Never let go of the last capability.

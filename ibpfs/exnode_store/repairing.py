@@ -5,21 +5,23 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
-from ibpfs.depot.capability import CapabilitySet
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError
-from ibpfs.exnode_store.allocator import SHORT_LEASE, Allocator
-from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.coded_rows import survivors
+from ibpfs.exnode_store.copying import Copying, Store
 from ibpfs.exnode_store.depots import Depot, DepotSet
+from ibpfs.exnode_store.erasure import Coded
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.ledger_rows import NewReplica, Replica
+from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.placement import choose_depots
 from ibpfs.exnode_store.renewal import Renewal
+from ibpfs.exnode_store.shard_loading import DIFFERS
 from ibpfs.exnode_store.transfer import Transfer
-from ibpfs.exnode_store.verification import CHUNK, DIFFERS, Verification, chunks
+from ibpfs.exnode_store.verification import CHUNK, Verification, chunks
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +35,17 @@ _VERIFY_AGAIN = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """A closed segment with fewer sound replicas than its policy asks for."""
+    """A closed segment with fewer sound replicas than its policy asks for, and how many more of them may be lost."""
 
     segment: int
     length: int
     missing: int
+    spare: int = 0
 
 
 def most_endangered(shortages: Iterable[Shortage]) -> list[Shortage]:
-    """In the order of repair: the one that misses most first."""
-    return sorted(shortages, key=lambda one: (-one.missing, one.segment))
+    """In the order of repair: the one that is lost soonest first, then the one that misses most."""
+    return sorted(shortages, key=lambda one: (one.spare, -one.missing, one.segment))
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def _not_yet(replica: Replica) -> Iterator[None]:
     """What a depot cannot tell now is asked again with the next look."""
     try:
         yield
-    except (DepotError, DepotUnreachable) as error:
+    except (DepotError, DepotUnreachable, DataError) as error:
         _log.info("segment %d: allocation %s is not verified yet: %s", replica.segment, replica.read.label, error)
 
 
@@ -58,14 +61,13 @@ class Repairing:
     """Looks at what is suspect, and copies what has too few sound replicas."""
 
     def __init__(
-        self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer, allocator: Allocator,
-        verification: Verification, renewal: Renewal,
+        self, ledger: Ledger, depots: DepotSet, transfer: Transfer, copying: Copying, verification: Verification,
+        renewal: Renewal,
     ) -> None:  # fmt: skip
-        self._db = db
         self._ledger = ledger
         self._depots = depots
         self._transfer = transfer
-        self._allocator = allocator
+        self._copying = copying
         self._verification = verification
         self._renewal = renewal
         self._bad: dict[int, float] = {}  # suspect replicas that were found to be bad, and when
@@ -97,10 +99,17 @@ class Repairing:
         self._gone.discard(replica.id)
         if not fault:
             self._ledger.verified(replica)
+            if replica.shard is not None and self._has_twin(replica):  # it was replaced before it was seen to be sound
+                self._ledger.drop_replica(replica)
             return
         self._bad[replica.id] = trio.current_time()
         if fault != DIFFERS:
             self._gone.add(replica.id)
+
+    def _has_twin(self, replica: Replica) -> bool:
+        """Whether the same shard is elsewhere, too."""
+        alike = [one for one in self._ledger.replicas(replica.segment) if one.shard == replica.shard]
+        return any(one.id != replica.id and not one.suspect and not self._ends(one) for one in alike)
 
     async def _is_dispensable(self, replica: Replica) -> bool:
         """Whether nothing is lost with a bad replica: it is replaced; or it takes the room of its replacement."""
@@ -109,8 +118,10 @@ class Repairing:
             return False
         if not self._ledger.is_short(segment):
             return True
-        if self._depots.get(replica.depot).free_bytes >= self._ledger.segment_length(segment):
+        if self._depots.get(replica.depot).free_bytes >= self._ledger.stored_length(replica):
             return False  # a copy is made first: some slice may be sound here alone
+        if replica.shard is not None:
+            return len(await self._transfer.sound_shards(segment)) > 0
         for other in self._ledger.replicas(segment):
             if not other.suspect and not await self._verification.fault(other):
                 return self._ledger.replica(replica.id) is not None
@@ -135,29 +146,58 @@ class Repairing:
         """What lacks replicas now, and what will when the leases are over that depots refused to renew."""
         short = {row[0]: Shortage(*row) for row in self._ledger.shortages()}
         for segment in {replica.segment for replica in self._renewal.ending(_ENDING)}:
-            lasting = [one for one in self._ledger.replicas(segment) if not (one.suspect or self._ends(one))]
+            lasting = self._lasting(segment)
+            coded = self._ledger.coded(segment)
             missing = self._ledger.wanted_copies(segment) - len(lasting)
+            if coded is not None:
+                missing = len(set(self._ledger.shards(segment)) - {one.shard for one in lasting})
             if missing > 0 and not self._ledger.is_open(segment):
-                short[segment] = Shortage(segment, self._ledger.segment_length(segment), missing)
+                length, spare = self._ledger.segment_length(segment), survivors(lasting, coded)
+                short[segment] = Shortage(segment, length, missing, spare)
         return list(short.values())
+
+    def _lasting(self, segment: int) -> list[Replica]:
+        return [one for one in self._ledger.replicas(segment) if not (one.suspect or self._ends(one))]
 
     def _ends(self, replica: Replica) -> bool:
         return replica.id in self._renewal.refused
 
     async def augment(self, shortage: Shortage) -> None:
-        """Make so many further replicas of a closed segment, or as many as there are depots for."""
-        taken = self._taken(shortage.segment)
-        labels = self._transfer.policies.get(self._ledger.policy_of(shortage.segment)).labels
-        held = self._domains(shortage.segment, labels)
+        """Make so many further replicas of a closed segment, or as many as there are depots for; of a coded one, the
+        shards that it lacks on depots that stay."""
+        coded = self._ledger.coded(shortage.segment)
+        if coded is not None:
+            await self._make_shards(shortage.segment, coded)
+            return
+        for depot in self._choose(shortage.segment, shortage.missing, shortage.length):
+            await self._copy_to(depot, shortage)
+
+    def _choose(self, segment: int, missing: int, length: int) -> list[Depot]:
+        """Depots for so many further replicas."""
+        taken = self._taken(segment)
+        labels = self._transfer.policies.get(self._ledger.policy_of(segment)).labels
+        held = self._domains(segment, labels)
         candidates = [depot.candidate(labels) for depot in self._depots if depot.id not in taken]
-        chosen = choose_depots(candidates, shortage.missing, shortage.length, held)
-        if len(chosen) < shortage.missing:
+        chosen = choose_depots(candidates, missing, length, held)
+        if len(chosen) < missing:
             # A depot that does not renew may still lease anew.
-            ending = {one.depot for one in self._ledger.replicas(shortage.segment) if self._ends(one)} - set(chosen)
+            ending = {one.depot for one in self._ledger.replicas(segment) if self._ends(one)} - set(chosen)
             again = [depot.candidate(labels) for depot in self._depots if depot.id in ending]
-            chosen += choose_depots(again, shortage.missing - len(chosen), shortage.length, held)
-        for number in chosen:
-            await self._copy_to(self._depots.get(number), shortage)
+            chosen += choose_depots(again, missing - len(chosen), length, held)
+        return [self._depots.get(number) for number in chosen]
+
+    async def _make_shards(self, segment: int, coded: Coded) -> None:
+        staying = {depot.id for depot in self._depots if depot.role == "active"}
+        there = {one.shard for one in self._lasting(segment) if one.depot in staying}
+        missing = [number for number in self._ledger.shards(segment) if number not in there]
+        for number, depot in zip(missing, self._choose(segment, len(missing), coded.shard_length), strict=False):
+            data = await self._transfer.shard(segment, number)
+            new = await self._copying.put(depot, data, number)
+            if self._ledger.coded(segment) != coded:  # released meanwhile, or stored in whole copies again
+                self._ledger.abandon_pending([new.pending])
+                return
+            self._ledger.add_replica(segment, new)
+            _log.info("segment %d: shard %d is on %s, too", segment, number, depot.address)
 
     def _domains(self, segment: int, labels: Sequence[str]) -> list[frozenset[str]]:
         """The failure domains of the copies that count: sound, and on depots that stay."""
@@ -170,37 +210,27 @@ class Repairing:
         replicas = self._ledger.replicas(segment)
         sources = [replica for replica in replicas if replica.id not in self._gone]
         at_hand = bool(sources) and all(map(self._transfer.is_at_hand, sources))
+        if self._ledger.coded(segment) is not None:
+            at_hand = self._ledger.spare(segment) >= 0
         replaceable = at_hand and segment not in self._verification.damaged
         return {replica.depot for replica in replicas if not (replaceable and replica.id in self._bad)}
 
     async def _copy_to(self, depot: Depot, shortage: Shortage) -> None:
-        longest = depot.status.max_lease if depot.status else None
-        first = SHORT_LEASE if longest is None else min(SHORT_LEASE, longest)
-        caps = await depot.call(lambda: depot.client.allocate(shortage.length, first))
-        wire = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
-        (row,) = self._ledger.add_pending([(depot.id, *wire)])
-        try:
-            await self._fill(depot, caps, shortage)
-            await self._db.sync()
-            end = await self._allocator.extend(depot, caps.manage.wire_key, shortage.length)
-        except BaseException:
-            self._ledger.abandon_pending([row])
-            raise
-        if self._ledger.segment_length(shortage.segment) != shortage.length:  # released meanwhile
-            self._ledger.abandon_pending([row])
+        new = await self._copying.make(depot, shortage.length, partial(self._fill, depot, shortage))
+        unchanged = self._ledger.segment_length(shortage.segment) == shortage.length
+        if not unchanged or self._ledger.coded(shortage.segment) is not None:  # released meanwhile, or coded
+            self._ledger.abandon_pending([new.pending])
             return
-        self._ledger.add_replica(shortage.segment, NewReplica(row, depot.id, *wire, end, self._ledger.now()))
+        self._ledger.add_replica(shortage.segment, new)
         _log.info("segment %d: new replica on %s", shortage.segment, depot.address)
 
     def _holds(self, depot: Depot, segment: int) -> bool:
         return any(replica.depot == depot.id for replica in self._ledger.replicas(segment))
 
-    async def _fill(self, depot: Depot, caps: CapabilitySet, shortage: Shortage) -> None:
+    async def _fill(self, depot: Depot, shortage: Shortage, store: Store) -> None:
         for start, stop, runs in chunks(self._ledger.stored_slices(shortage.segment), shortage.length, CHUNK):
             data, complete = await self._verification.load_best(shortage.segment, start, stop, runs)
             # One bad slice is no reason not to keep the others alive, and readers verify; but once on a depot will do.
             if not complete and self._holds(depot, shortage.segment):
                 raise DataError("a slice is sound on no depot that answers")
-            taken = await depot.call(lambda data=data: depot.client.store(caps.write.wire_key, [data]))  # type: ignore[misc]
-            if taken != stop - start:
-                raise DepotUnreachable(f"{depot.address} took {taken} of {stop - start} bytes")
+            await store(data)

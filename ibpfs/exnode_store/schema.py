@@ -12,7 +12,8 @@ FORMAT = 1
 IMPORTS = "imports"  # table imported has, or had, rows
 TRASH = "trash"  # inodes without a name may be in the trash: who does not look would delete them
 PINS = "pins"  # something was pinned or held: who does not look would release it
-FEATURES: frozenset[str] = frozenset({IMPORTS, PINS, TRASH})
+SHARDS = "shards"  # table coded has, or had, rows: who takes a shard for a copy would read and copy nonsense
+FEATURES: frozenset[str] = frozenset({IMPORTS, PINS, SHARDS, TRASH})
 
 ROOT_INO = 1
 
@@ -361,5 +362,25 @@ CREATE INDEX IF NOT EXISTS record_logs_depot ON record_logs (depot);
 CREATE TABLE IF NOT EXISTS adopted (
     slice INTEGER PRIMARY KEY REFERENCES slices (id),
     seq   INTEGER NOT NULL
+);
+
+-- Segments that are stored as shards of an erasure code (feature 'shards'): each of their replicas is one, none a whole
+-- copy. Any k shards give the segment's bytes; shards 0 to k-1 are those bytes, one behind the other, the last
+-- filled up with zeros. The code is that of module erasure.
+CREATE TABLE IF NOT EXISTS coded (
+    segment      INTEGER PRIMARY KEY REFERENCES segments (id),
+    k            INTEGER NOT NULL CHECK (k >= 2),
+    m            INTEGER NOT NULL CHECK (m >= 1),
+    shard_length INTEGER NOT NULL CHECK (shard_length > 0),  -- the segment's length / k, rounded up
+    seq          INTEGER NOT NULL
+);
+
+-- The shards that are wanted of a coded segment, in the volume's own store all k + m of them.
+CREATE TABLE IF NOT EXISTS shards (
+    segment INTEGER NOT NULL REFERENCES segments (id),
+    shard   INTEGER NOT NULL CHECK (shard >= 0),
+    digest  BLOB NOT NULL,                 -- of its bytes, as that of a slice
+    seq     INTEGER NOT NULL,
+    PRIMARY KEY (segment, shard)
 );
 """

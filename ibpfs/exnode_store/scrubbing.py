@@ -32,9 +32,11 @@ _SHORTEST_PERIOD = 1.0
 _FACT = "scrub_period"
 
 _FROM = (
-    "FROM replicas r JOIN segments s ON s.id = r.segment WHERE s.state = ? AND s.length > 0 AND r.suspect = 0"
-    " AND r.id NOT IN (SELECT replica FROM imported)"
+    "FROM replicas r JOIN segments s ON s.id = r.segment LEFT JOIN coded c ON c.segment = s.id"
+    " WHERE s.state = ? AND s.length > 0 AND r.suspect = 0 AND r.id NOT IN (SELECT replica FROM imported)"
 )
+#: Bytes of replica `r`.
+_LENGTH = "coalesce(c.shard_length, s.length)"
 
 
 class Scrubbing:
@@ -136,7 +138,7 @@ class Scrubbing:
         marks = ", ".join("?" * len(answering))
         again = trio.current_time() - _RETRY
         self._stuck = {number: since for number, since in self._stuck.items() if since > again}
-        short = {segment: missing for segment, _, missing in self._ledger.shortages()[:_AT_ONCE]}
+        short = {segment: missing for segment, _, missing, _ in self._ledger.shortages()[:_AT_ONCE]}
         segments = ", ".join(map(str, short)) or "NULL"
         found: dict[int, Unverified] = {}
         for which in (
@@ -145,7 +147,7 @@ class Scrubbing:
             "r.verified_at IS NOT NULL ORDER BY r.verified_at",
         ):
             rows = self._db.rows(
-                f"SELECT r.id, s.length, coalesce(r.verified_at, s.created_at), s.id {_FROM} AND r.depot IN ({marks})"
+                f"SELECT r.id, {_LENGTH}, coalesce(r.verified_at, s.created_at), s.id {_FROM} AND r.depot IN ({marks})"
                 f" AND {which} LIMIT ?",
                 (CLOSED, *answering, _AT_ONCE),
             )
@@ -155,8 +157,8 @@ class Scrubbing:
 
     def _extent(self, overdue_since: float) -> Extent:
         total, overdue = self._db.rows(
-            "SELECT coalesce(sum(s.length), 0), coalesce(sum(CASE WHEN coalesce(r.verified_at, s.created_at) < ?"
-            f" THEN s.length END), 0) {_FROM}",
+            f"SELECT coalesce(sum({_LENGTH}), 0), coalesce(sum(CASE WHEN coalesce(r.verified_at, s.created_at) < ?"
+            f" THEN {_LENGTH} END), 0) {_FROM}",
             (overdue_since, CLOSED),
         )[0]
         return Extent(total, overdue)
@@ -165,7 +167,7 @@ class Scrubbing:
         """How far it is: of the stored bytes of all copies, how many were verified within the period."""
         now, period = self._ledger.now(), self.period
         total, verified, oldest = self._db.rows(
-            "SELECT coalesce(sum(s.length), 0), coalesce(sum(CASE WHEN r.verified_at > ? THEN s.length END), 0),"
+            f"SELECT coalesce(sum({_LENGTH}), 0), coalesce(sum(CASE WHEN r.verified_at > ? THEN {_LENGTH} END), 0),"
             f" min(coalesce(r.verified_at, s.created_at)) {_FROM}",
             (now - (period or 0), CLOSED),
         )[0]

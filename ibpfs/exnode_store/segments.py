@@ -4,20 +4,22 @@ import math
 from collections.abc import Callable, Sequence
 
 from ibpfs.depot.capability import Key
+from ibpfs.exnode_store.coded_rows import CodedRows, survivors
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.erasure import Coded
 from ibpfs.exnode_store.ledger_rows import Holdings, NewReplica, Orphan, Replica, StoredRun, pack_key, unpack_key
 from ibpfs.exnode_store.schema import CLOSED, OPEN
+from ibpfs.exnode_store.sealing import Buffer
 
 #: Above the number of every commit.
 LAST_COMMIT = 1 << 62
 
 
-class Segments:
+class Segments(CodedRows):
     """Segments, replicas, pending and orphans. Every method that changes something is (or joins) one transaction."""
 
     def __init__(self, db: Database, now: Callable[[], float]) -> None:
-        self._db = db
-        self.now = now
+        super().__init__(db, now)
         self._lengths: dict[int, int] = {}
         self._replicas: dict[int, list[Replica]] = {}
         self.orphans_waiting = db.value("SELECT count(*) FROM orphans") > 0
@@ -93,21 +95,20 @@ class Segments:
         )
         return [replica for replica in map(_replica, rows) if replica.is_managed]
 
-    def shortages(self) -> list[tuple[int, int, int]]:
-        """(segment, length, missing replicas) of the closed segments that have too few sound ones."""
+    def shortages(self) -> list[tuple[int, int, int, int]]:
+        """(segment, length, missing replicas, how many more may be lost) of the closed segments that have too few sound
+        ones."""
         return self._db.rows(
-            "SELECT s.id, s.length, p.copies - count(r.id) FROM segments s JOIN policies p ON p.id = s.policy"
-            " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
-            f" WHERE s.state = ? AND s.length > 0 AND {_OWN} GROUP BY s.id HAVING count(r.id) < p.copies",
+            f"SELECT s.id, s.length, {_WANTED} - {_SOUND}, {_SOUND} - coalesce(c.k, 1) {_FROM}"
+            f" WHERE s.state = ? AND s.length > 0 AND {_OWN} GROUP BY s.id HAVING {_SOUND} < {_WANTED}",
             (CLOSED,),
         )
 
     def under_replicated_bytes(self) -> int:
         """Stored bytes of all segments, open ones too, that have fewer sound replicas than their policy asks for."""
         lacking: int = self._db.value(
-            "SELECT coalesce(sum(length), 0) FROM (SELECT s.length FROM segments s JOIN policies p ON p.id = s.policy"
-            " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
-            f" WHERE s.length > 0 AND {_OWN} GROUP BY s.id HAVING count(r.id) < p.copies)"
+            f"SELECT coalesce(sum(length), 0) FROM (SELECT s.length {_FROM}"
+            f" WHERE s.length > 0 AND {_OWN} GROUP BY s.id HAVING {_SOUND} < {_WANTED})"
         )
         return lacking
 
@@ -126,8 +127,25 @@ class Segments:
         return bool(self._db.value("SELECT state FROM segments WHERE id = ?", (segment,)) == OPEN)
 
     def is_short(self, segment: int) -> bool:
-        """Whether a segment, if it stands, has fewer sound replicas than its policy asks for."""
-        return sum(not one.suspect for one in self.replicas(segment)) < self.wanted_copies(segment)
+        """Whether a segment, if it stands, has fewer sound replicas than its policy, or its code, asks for."""
+        sound = [one for one in self.replicas(segment) if not one.suspect]
+        if self.coded(segment) is not None:
+            return bool(set(self.shards(segment)) - {one.shard for one in sound})
+        return len(sound) < self.wanted_copies(segment)
+
+    def wanted_alike(self, segment: int) -> int:
+        """How many replicas that hold the same are wanted: of each shard one."""
+        return 1 if self.coded(segment) is not None else self.wanted_copies(segment)
+
+    def spare(self, segment: int, without: Replica | None = None) -> int:
+        """How many sound replicas may be lost, `without` not counted; less than 0: the bytes are."""
+        sound = [one for one in self.replicas(segment) if not one.suspect and (not without or one.id != without.id)]
+        return survivors(sound, self.coded(segment))
+
+    def stored_length(self, replica: Replica) -> int:
+        """Bytes that its allocation holds."""
+        coded = self.coded(replica.segment) if replica.shard is not None else None
+        return self.segment_length(replica.segment) if coded is None else coded.shard_length
 
     def wanted_copies(self, segment: int) -> int:
         """How many its policy asks for; 0 when it is gone."""
@@ -265,10 +283,10 @@ class Segments:
     def add_replica(self, segment: int, new: NewReplica) -> None:
         with self._db.transaction() as db:
             db.execute(
-                "INSERT INTO replicas (segment, depot, read_key, write_key, manage_key, lease_end, told_at, suspect,"
-                " seq) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)",
-                (segment, new.depot, pack_key(new.read), pack_key(new.write), pack_key(new.manage), new.lease_end,
-                 new.told_at, db.seq),
+                "INSERT INTO replicas (segment, depot, read_key, write_key, manage_key, shard, lease_end, told_at,"
+                " suspect, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
+                (segment, new.depot, pack_key(new.read), pack_key(new.write), pack_key(new.manage), new.shard,
+                 new.lease_end, new.told_at, db.seq),
             )  # fmt: skip
             db.execute("DELETE FROM pending WHERE id = ?", (new.pending,))
             self._replicas.pop(segment, None)
@@ -299,6 +317,20 @@ class Segments:
             db.execute("DELETE FROM replicas WHERE id = ?", (replica.id,))
             self._replicas.pop(replica.segment, None)
             self.orphans_waiting = True
+
+    def recode(
+        self, segment: int, made: Sequence[NewReplica], coded: Coded | None, shards: Sequence[Buffer]
+    ) -> None:
+        """Count on pending replicas instead of all that the segment has: shards, or whole copies (`coded` None)."""
+        with self._db.transaction():
+            old = self.replicas(segment)
+            self.forget_coded(segment)
+            if coded is not None:
+                self.note_coded(segment, coded, shards)
+            for new in made:
+                self.add_replica(segment, new)
+            for replica in old:
+                self.drop_replica(replica)
 
     def suspect(self, replica: Replica) -> None:
         with self._db.transaction() as db:
@@ -333,17 +365,25 @@ class Segments:
             return
         for replica in self.replicas(segment):
             self.drop_replica(replica)
+        self.forget_coded(segment)
         self._db.execute("DELETE FROM segments WHERE id = ?", (segment,))
         self._lengths.pop(segment, None)
         self._replicas.pop(segment, None)
 
 
 _REPLICA = (
-    "SELECT r.id, r.segment, r.depot, r.read_key, r.write_key, r.manage_key, r.lease_end, r.told_at, r.suspect, i.base"
-    " FROM replicas r LEFT JOIN imported i ON i.replica = r.id"
+    "SELECT r.id, r.segment, r.depot, r.read_key, r.write_key, r.manage_key, r.lease_end, r.told_at, r.suspect,"
+    " r.shard, i.base FROM replicas r LEFT JOIN imported i ON i.replica = r.id"
 )
 #: Segments `s` that this volume made; the warmer leaves the others as they are.
 _OWN = "s.id NOT IN (SELECT segment FROM imported)"
+#: Segments `s`, grouped by `s.id`: how many different sound replicas there are, and are wanted.
+_FROM = (
+    "FROM segments s JOIN policies p ON p.id = s.policy LEFT JOIN coded c ON c.segment = s.id"
+    " LEFT JOIN replicas r ON r.segment = s.id AND r.suspect = 0"
+)
+_SOUND = "CASE WHEN c.k IS NULL THEN count(r.id) ELSE count(DISTINCT r.shard) END"
+_WANTED = "CASE WHEN c.k IS NULL THEN p.copies ELSE (SELECT count(*) FROM shards h WHERE h.segment = s.id) END"
 #: Replicas `r` whose allocation is ours to give back: we made it, or own it and no other segment lies in it.
 _RELEASABLE = (
     "NOT EXISTS (SELECT 1 FROM imported i WHERE i.replica = r.id AND (NOT i.owned OR EXISTS (SELECT 1 FROM imported j"
@@ -352,8 +392,8 @@ _RELEASABLE = (
 )
 
 
-def _replica(row: tuple[int, int, int, str, str, str, float | None, float, int, int | None]) -> Replica:
-    number, segment, depot, read, write, manage, lease_end, told_at, suspect, base = row
+def _replica(row: tuple[int, int, int, str, str, str, float | None, float, int, int | None, int | None]) -> Replica:
+    number, segment, depot, read, write, manage, lease_end, told_at, suspect, shard, base = row
     keys = unpack_key(read), unpack_key(write), unpack_key(manage)
     known = number, segment, depot, *keys, lease_end, told_at, suspect == 1
-    return Replica(*known, base or 0, base is not None)
+    return Replica(*known, base or 0, base is not None, shard)

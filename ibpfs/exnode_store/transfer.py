@@ -239,6 +239,8 @@ class Transfer(Loading):
 
     async def _trim_segment(self, segment: int) -> bool:
         # The ledger's length is what is committed; what lies behind it was never acknowledged.
+        if self._ledger.coded(segment) is not None:  # shards are as long as they should be
+            return True
         length = self._ledger.segment_length(segment)
         return all([await self._trim_replica(replica, length) for replica in self._ledger.replicas(segment) if length])
 

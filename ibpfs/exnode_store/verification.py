@@ -9,12 +9,12 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica, StoredRun
 from ibpfs.exnode_store.sealing import Buffer, digest
+from ibpfs.exnode_store.shard_loading import DIFFERS
 from ibpfs.exnode_store.transfer import Transfer
 
 CHUNK = 1024 * 1024
 #: Dead bytes between two slices that are loaded with them rather than asking twice.
 _GAP = 16 * 1024
-DIFFERS = "stored bytes differ from their digest"
 
 
 class Verification:
@@ -42,8 +42,7 @@ class Verification:
                 raise
             if self._are_sound(loaded.data, start, runs):
                 return loaded.data
-            self._transfer.report(loaded.replica, DIFFERS)
-            avoid |= {loaded.replica}
+            avoid |= await self._transfer.blame(loaded.givers, DIFFERS)
 
     async def load_best(
         self, segment: int, start: int, stop: int, runs: Sequence[StoredRun]
@@ -82,6 +81,8 @@ class Verification:
         `pause` is awaited after each piece, with its length. Raises DepotError or DepotUnreachable when that cannot be
         told.
         """
+        if replica.shard is not None:
+            return await self._shard_fault(replica, pause)
         runs = self._ledger.stored_slices(replica.segment)
         for start, stop, inside in chunks(runs, self._ledger.segment_length(replica.segment), CHUNK):
             try:
@@ -92,6 +93,15 @@ class Verification:
                 return DIFFERS
             if pause is not None:
                 await pause(len(data))
+        return ""
+
+    async def _shard_fault(self, replica: Replica, pause: Callable[[int], Awaitable[None]] | None) -> str:
+        try:
+            data = await self._transfer.load_shard(replica)
+        except DataError as error:
+            return str(error)
+        if pause is not None:
+            await pause(len(data))
         return ""
 
     def _are_sound(self, data: Buffer, start: int, runs: Sequence[StoredRun]) -> bool:

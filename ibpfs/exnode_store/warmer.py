@@ -1,6 +1,6 @@
 """The warmer: tasks that keep files alive (renew leases, make up missing replicas) and release what nobody needs.
 
-Works without keys. What each does is in `renewal`, `repairing`, `packing` and `releasing`; here is when.
+Works without keys. What each does is in `renewal`, `repairing`, `recoding`, `packing` and `releasing`; here is when.
 """
 
 import logging
@@ -13,10 +13,12 @@ from ibpfs.errors import NoSpace
 from ibpfs.exnode_store.allocator import Allocator
 from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
 from ibpfs.exnode_store.compaction import plan_packing
+from ibpfs.exnode_store.copying import Copying
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.packing import MOVE_PER_LOOK, Packing
+from ibpfs.exnode_store.recoding import Recoding
 from ibpfs.exnode_store.releasing import Releasing
 from ibpfs.exnode_store.renewal import Renewal
 from ibpfs.exnode_store.repairing import Repairing
@@ -28,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 RELEASE_EVERY = 1.0
 LOOK_EVERY = 5.0
+#: Segments that one look makes into shards; the rest is for the next.
+_CODED_PER_LOOK = 8
 
 
 @contextmanager
@@ -52,7 +56,9 @@ class Warmer:
         self._verification = Verification(db, ledger, transfer)
         self._releasing = Releasing(db, ledger, depots, *([checkpoints.releasable] if checkpoints else []))
         self.renewal = Renewal(ledger, depots, allocator)
-        self._repairing = Repairing(db, ledger, depots, transfer, allocator, self._verification, self.renewal)
+        copying = Copying(db, ledger, allocator)
+        self._repairing = Repairing(ledger, depots, transfer, copying, self._verification, self.renewal)
+        self.recoding = Recoding(ledger, depots, transfer, self._verification, copying)
         self._packing = Packing(ledger, transfer, self._verification)
         self.scrubbing = Scrubbing(db, ledger, depots, transfer, self._verification)
         self.turn = trio.Lock()  # held by whoever verifies and repairs: two would make copies twice
@@ -100,6 +106,7 @@ class Warmer:
                 async with self.turn:
                     await self.verify()
                     await self.repair()
+                    await self.recoding.code_some(_CODED_PER_LOOK)
                 await self.pack(MOVE_PER_LOOK)
 
     def _pause(self) -> float:

@@ -1,6 +1,7 @@
 """Sealed segments and a source of them with faults, for the tests of what reads through the clean cache."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -19,6 +20,10 @@ class Served:
     data: bytes
     replica: int
     label: str
+
+    @property
+    def givers(self) -> tuple[int]:
+        return (self.replica,)
 
 
 @dataclass
@@ -62,6 +67,11 @@ class FakeSource:
 
     def report(self, replica: int, reason: str) -> None:
         self.reports.append((replica, reason))
+
+    async def blame(self, givers: Sequence[int], reason: str) -> frozenset[int]:
+        for replica in givers:
+            self.report(replica, reason)
+        return frozenset(givers)
 
     def is_far(self, segment: int) -> bool:
         return self.far

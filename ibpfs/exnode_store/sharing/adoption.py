@@ -97,8 +97,7 @@ class Adoption:
             loaded = await self._transfer.load(one.segment, one.offset, end, avoid=liars)
             if await trio.to_thread.run_sync(_is_sound, one.form, key, loaded.data):
                 return loaded.data
-            self._transfer.report(loaded.replica, "bytes differ from what was sealed")
-            liars |= {loaded.replica}
+            liars |= await self._transfer.blame(loaded.givers, "bytes differ from what was sealed")
 
 
 def _is_sound(form: SliceForm, key: bytes, stored: Buffer) -> bool:
