@@ -357,6 +357,14 @@ CREATE TABLE IF NOT EXISTS record_logs (
 );
 CREATE INDEX IF NOT EXISTS record_logs_depot ON record_logs (depot);
 
+-- Checkpoint logs that a root may still name though they are no news: those that this store had and let go of and, with
+-- `given_up`, those that a recovery did without; whatever becomes readable there later. The latest thousand.
+CREATE TABLE IF NOT EXISTS past_logs (
+    log      BLOB PRIMARY KEY,             -- 16 random bytes
+    given_up INTEGER NOT NULL CHECK (given_up IN (0, 1)),
+    seq      INTEGER NOT NULL
+);
+
 -- Slices that came in with a link, and lie in windows that close when it ends: copied to our own depots soon. A row
 -- goes when that is done.
 CREATE TABLE IF NOT EXISTS adopted (

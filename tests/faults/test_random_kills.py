@@ -4,6 +4,7 @@ The volume has two copies on three depots, and another machine's warmer works on
 IBPFS_KILLS sets the number of kills (20), IBPFS_SEED the seed (fresh, printed).
 """
 
+import json
 import os
 import random
 import shutil
@@ -76,7 +77,12 @@ class Place:
         """The process that serves the kernel: its supervisor starts another one beneath the dead mount."""
         pid = self.volume.status()["pid"]
         kill_and_wait([pid])
-        until(lambda: self.volume.status()["pid"] not in (None, pid), 60, "another server")
+        until(lambda: self._served_by() not in (None, pid), 60, "another server")
+
+    def _served_by(self) -> int | None:
+        """None also while a server is being replaced: nobody answers then."""
+        done = run("ibpfs", "status", "--json", self.volume.root, code=None)
+        return json.loads(done.stdout)["pid"] if done.returncode == 0 else None
 
     def _kill_depot(self, warmer: "subprocess.Popen[bytes]") -> None:
         depot = self.dice.choice(self.volume.depots)
@@ -86,6 +92,7 @@ class Place:
 
     def _kill_warmer(self, warmer: "subprocess.Popen[bytes]") -> None:
         while not is_alive(warmer.pid):  # it was done already
+            warmer.wait()
             warmer = self._warm()
             time.sleep(self.dice.uniform(0.1, 0.6))
         kill_and_wait([warmer.pid])

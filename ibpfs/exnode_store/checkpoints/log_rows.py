@@ -1,7 +1,7 @@
 """The rows of the copies of record logs, and of the commits. Synchronous; knows no socket and no key of the volume."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ibpfs.depot.capability import Key
@@ -12,6 +12,8 @@ from ibpfs.exnode_store.ledger_rows import NewReplica, pack_key, unpack_key
 ROOT, CHECKPOINT, SNAPSHOT = "root", "checkpoint", "snapshot"
 #: Commits whose rows are kept: enough to know any that a depot rolled back to may show.
 _COMMITS_KEPT = 1000
+#: The same of logs.
+_LOGS_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,28 @@ class LogRows:
                     (self.now(), db.seq, one.id),
                 )
                 db.execute("DELETE FROM record_logs WHERE id = ?", (one.id,))
+            self._note_past({one.log for one in copies if one.kind == CHECKPOINT}, given_up=False)
+
+    def give_up(self, logs: Iterable[bytes]) -> None:
+        """Checkpoint logs of which nothing is news any more, whatever depots have of them."""
+        with self._db.transaction():
+            self._note_past(logs, given_up=True)
+
+    def _note_past(self, logs: Iterable[bytes], *, given_up: bool) -> None:
+        self._db.executemany(
+            "INSERT INTO past_logs (log, given_up, seq) VALUES (?, ?, ?)"
+            " ON CONFLICT (log) DO UPDATE SET given_up = max(given_up, excluded.given_up), seq = excluded.seq",
+            [(log, given_up, self._db.seq) for log in logs],
+        )
+        self._db.execute(
+            "DELETE FROM past_logs WHERE seq < (SELECT seq FROM past_logs ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+            (_LOGS_KEPT,),
+        )
+
+    def is_past(self, log: bytes, *, given_up: bool = False) -> bool:
+        """Whether this store let go of a checkpoint log; `given_up`: whether a recovery did without it."""
+        found = self._db.value("SELECT given_up FROM past_logs WHERE log = ?", (log,))
+        return found is not None and found >= given_up
 
     def place(self, copy: Copy) -> Place:
         """As it is told to who has nothing but the string."""

@@ -138,6 +138,8 @@ def _take_over(paths: VolumePaths, recovery: Recovery, recovered: Recovered, pas
         rows = LogRows(db, lambda: recovered.commit.at)
         with db.transaction():
             rows.add_commit(recovered.commit, recovered.record)
+            rows.give_up(recovered.given_up)
+            db.set_fact("root_records", str(recovered.word))  # ours are to be the later ones, whatever this store knew
             db.set_fact("volume_toml", text)
             db.set_fact("checkpoint_seq", str(recovered.commit.seq))
             db.set_fact("checkpoint_at", str(recovered.commit.at))

@@ -41,11 +41,14 @@ _MOST_ROOTS = 100
 
 @dataclass
 class Recovered:
-    """The database file is complete up to `commit`. `notes` are lines for a person."""
+    """The database file is complete up to `commit`. `notes` are lines for a person, `given_up` the checkpoint logs that
+    a root names and that were not read, or not to an end that all copies agree on; `word` is the root's last number."""
 
     commit: Commit
     record: bytes = field(repr=False)  # the commit, as it was sealed
     notes: list[str] = field(default_factory=list)
+    given_up: list[bytes] = field(default_factory=list)
+    word: int = 0
 
 
 class Recoverer:
@@ -63,13 +66,21 @@ class Recoverer:
         """Write the newest database file that can be had. VolumeError when there is none."""
         tolds, key = await self._read_roots()
         self._key = key
+        others: list[Told] = []
         for told in sorted(tolds, key=lambda one: -one.number):
             found = await self._read_log(told, key, file)
             if found.commits:
                 commit, record = found.commits[-1]
                 file.truncate(commit.pages * commit.page_size)
                 file.flush()
-                return Recovered(commit, record, self.notes)
+                silent = await self._silent(told)
+                self.notes += [f"{place} does not answer: a later checkpoint that it may have is given up"
+                               for place in silent]  # fmt: skip
+                given_up = {one.log for one in tolds if one is not told or silent or found.damage}
+                self.notes += [f"the newer checkpoint on {' and '.join(map(_label, one.places))} is given up: it is not"
+                               " looked at again, even if it can be read one day" for one in others]  # fmt: skip
+                return Recovered(commit, record, self.notes, sorted(given_up), max(one.number for one in tolds))
+            others.append(told)
             self.notes.append(f"the newest checkpoint cannot be read ({found.damage or 'its depots do not answer'})"
                               ": an older one is looked for")  # fmt: skip
         raise VolumeError("no checkpoint can be read from the depots that the recovery string names: "
@@ -157,8 +168,18 @@ class Recoverer:
             self.notes.append(f"what follows the last whole checkpoint is left out ({found.damage})")
         return found
 
+    async def _silent(self, told: Told) -> list[str]:
+        """Of the copies of a log that was read, those that nobody gives: they may hold more."""
+        silent = []
+        for copy in map(self._copy, told.places):
+            try:
+                await read_head(copy)
+            except IbpfsError:
+                silent.append(copy.label)
+        return silent
+
     def _copy(self, place: Place) -> LogCopy:
-        return LogCopy(place.address or "the embedded depot", partial(self._load, place))
+        return LogCopy(_label(place), partial(self._load, place))
 
     async def _load(self, place: Place, offset: int, length: int) -> bytes:
         client = self._client(place)
@@ -176,6 +197,10 @@ class Recoverer:
             self._stack.push_async_callback(client.aclose)
             self._clients[address] = client
         return self._clients[address]
+
+
+def _label(place: Place) -> str:
+    return place.address or "the embedded depot"
 
 
 @asynccontextmanager

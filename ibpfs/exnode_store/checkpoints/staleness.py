@@ -18,6 +18,8 @@ from ibpfs.exnode_store.ledger_rows import unpack_key
 async def newer_commits(rows: LogRows, logs: Logs, key: bytes, log: bytes, places: Sequence[Place],
                         generation: Generation | None) -> str:  # fmt: skip
     """What a person reads: "2 commits"; "" when the depots have nothing that this store does not know."""
+    if rows.is_past(log, given_up=True):
+        return ""
     seal = LogSeal(key, log)
     ours = [copy for copy in logs.answering(rows.copies(CHECKPOINT)) if copy.log == log]
     if ours:
@@ -28,7 +30,10 @@ async def newer_commits(rows: LogRows, logs: Logs, key: bytes, log: bytes, place
         return await _all_of(rows, readers, seal)
     if any(copy.log == log for copy in rows.copies(CHECKPOINT)):
         return ""  # its depots are silent now
-    return await _foreign(rows, seal, places) or "commits that this store does not know"
+    told = await _foreign(rows, seal, places)
+    if told is None:
+        return "" if rows.is_past(log) else "commits that this store does not know"
+    return told
 
 
 async def _all_of(rows: LogRows, readers: Sequence[LogCopy], seal: LogSeal) -> str:
@@ -36,8 +41,8 @@ async def _all_of(rows: LogRows, readers: Sequence[LogCopy], seal: LogSeal) -> s
     return _judge(rows, (await LogReader(readers, seal).read(start)).commits)
 
 
-async def _foreign(rows: LogRows, seal: LogSeal, places: Sequence[Place]) -> str:
-    """Of a log that this store has no row of."""
+async def _foreign(rows: LogRows, seal: LogSeal, places: Sequence[Place]) -> str | None:
+    """Of a log that this store has no row of; None when nobody gives it, or nothing whole is in it."""
     for place in places:
         if place.embedded:
             continue
@@ -47,10 +52,14 @@ async def _foreign(rows: LogRows, seal: LogSeal, places: Sequence[Place]) -> str
                 return bytes(await client.load(unpack_key(place.read_key), offset, length))
 
             try:
-                return await _all_of(rows, [LogCopy(place.address, load)], seal)
+                copies = [LogCopy(place.address, load)]
+                _, _, start = await read_head(copies[0])
+                commits = (await LogReader(copies, seal).read(start)).commits
             except IbpfsError:
                 continue
-    return ""
+        if commits:
+            return _judge(rows, commits)
+    return None
 
 
 def _judge(rows: LogRows, commits: Sequence[tuple[Commit, bytes]]) -> str:
