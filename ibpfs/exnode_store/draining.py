@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable
 from ibpfs.errors import DataError, NoSpace, UsageError, VolumeError
 from ibpfs.exnode_store.checkpoints.recovery_key import is_last_named
+from ibpfs.exnode_store.coded_rows import survivors
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
 from ibpfs.exnode_store.ledger import Ledger
@@ -129,14 +130,42 @@ class Draining:
     async def _move(self, replica: Replica) -> bool:
         segment = replica.segment
         missing = self._missing(segment)
+        if missing <= 0 and not await self._lives_elsewhere(replica):
+            missing = 1
         if missing > 0:
             await self._warmer.augment(Shortage(segment, self._ledger.segment_length(segment), missing))
         now = self._ledger.replica(replica.id)
         if now is not None:
             if self._missing(segment) > 0 or self._warmer.is_damaged(segment):
                 return False
+            if not await self._lives_elsewhere(now):
+                return False
             self._ledger.drop_replica(now)
         return True
+
+    async def _lives_elsewhere(self, replica: Replica) -> bool:
+        """Whether depots that stay say now that they have the segment's bytes, without this replica: one that is away
+        may not come back."""
+        staying = {depot.id: depot for depot in self._depots if depot.role == "active" and depot.answers}
+        coded, held = self._ledger.coded(replica.segment), list[Replica]()
+        for one in self._ledger.replicas(replica.segment):
+            if one.depot in staying and not one.suspect and await self._is_held(staying[one.depot], one):
+                held.append(one)
+                if survivors(held, coded) >= 0:
+                    return True
+        return False
+
+    async def _is_held(self, depot: Depot, replica: Replica) -> bool:
+        if not replica.is_managed:
+            return False
+        try:
+            allocation = await depot.call(lambda: depot.client.probe(replica.manage))
+        except CapabilityNotFound:
+            self._ledger.suspect(replica)
+            return False
+        except (DepotError, DepotUnreachable):
+            return False
+        return allocation.size >= self._ledger.stored_length(replica)
 
     def _missing(self, segment: int) -> int:
         """Sound replicas that its policy asks for and that depots which stay do not have."""
