@@ -28,6 +28,8 @@ Told = Callable[[int, int, str], None]
 _MOVES = 20
 #: Seconds that depots have to answer before they are left out.
 _ANSWER = 6.0
+#: Seconds that appends have which were begun before the depot was told to take no more.
+_UNDER_WAY = 60.0
 
 
 class Draining:
@@ -95,15 +97,19 @@ class Draining:
         depot = self.begin(address)
         await self._depots.wait_for_all(_ANSWER)
         total, stuck = self._ledger.holdings(depot.id).own, set[int]()
-        while left := self._ledger.holdings(depot.id).own:
-            told(max(0, total - left), total, "moving segments")
-            await self._transfer.close_old(every=True)
+        deadline = trio.current_time() + _UNDER_WAY
+        # What is pending has its first commit under way, and is a segment with that.
+        while (held := self._ledger.holdings(depot.id)).own or held.pending:
+            told(max(0, total - held.own), total, "moving segments" if held.own else "waiting for writes")
+            await self._transfer.close_on(depot.id)
             if await self._move_some(depot, stuck):
                 continue
             rest = self._ledger.own_replicas(depot.id)
             if rest and all(one.id in stuck for one in rest):
                 raise VolumeError(f"{address}: {len(rest)} segments cannot be moved off it now, for want of other"
                                   " depots that answer, of room or of sound bytes (see ibpfs depots, and the log)")
+            if not rest and trio.current_time() > deadline:
+                raise VolumeError(f"{address}: {held.pending} allocations on it are still being written to; try again")
             await trio.sleep(0.1)  # some are open, and in use
         if self._warmer.checkpoints is not None:
             await self._warmer.checkpoints.leave(depot.id)

@@ -199,7 +199,13 @@ class Transfer(Loading):
 
     async def close_old(self, *, every: bool = False) -> None:
         """Close the idle segments that are too old (or `every` one) to take appends."""
-        old = [segment for segment in self._idle if every or not segment.fits(1)]
+        await self._close_idle([segment for segment in self._idle if every or not segment.fits(1)])
+
+    async def close_on(self, depot: int) -> None:
+        """Close the idle segments on a depot; those that were made beforehand, too."""
+        await self._close_idle([one for one in self._idle if any(other.id == depot for other, _ in one.replicas)])
+
+    async def _close_idle(self, old: Sequence[OpenSegment]) -> None:
         self._idle = [segment for segment in self._idle if segment not in old]
         # All of them before the first await: who closes them may be cancelled there.
         to_trim = [segment for segment in old if self._close(segment)]
