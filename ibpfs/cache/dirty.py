@@ -1,8 +1,8 @@
 """Dirty extents: what of a file only the spool knows. Plain data and algebra; no task, no socket."""
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ibpfs.cache.spool import Record
@@ -110,10 +110,9 @@ class DirtyFile:
         """The first dirty runs that no flight touches, of at most `limit` bytes each, about `enough` bytes in all."""
         idle: Run = []
         size = 0
-        for piece in self.extents:
-            for part in _outside(piece, self.flights) if self.flights else (piece,):
-                idle.append(part)
-                size += part.stop - part.start
+        for part in _outside(self.extents, self.flights) if self.flights else self.extents:
+            idle.append(part)
+            size += part.stop - part.start
             if size >= enough:
                 break
         return runs(idle, limit)
@@ -160,17 +159,18 @@ class DirtyFile:
         return freed
 
 
-def _outside(piece: Piece[Record], flights: list[Flight]) -> Run:
-    parts = [piece]
-    for flight in flights:
-        kept: Run = []
-        for part in parts:
-            if part.stop <= flight.start or part.start >= flight.stop:
-                kept.append(part)
-                continue
-            if part.start < flight.start:
-                kept.append(part.cut(part.start, flight.start))
-            if part.stop > flight.stop:
-                kept.append(part.cut(flight.stop, part.stop))
-        parts = kept
-    return parts
+def _outside(pieces: Iterable[Piece[Record]], flights: Sequence[Flight]) -> Iterator[Piece[Record]]:
+    """The parts of pieces, which are in order, that no flight touches. Side by side, because both may be hundreds."""
+    spans = deque(sorted((flight.start, flight.stop) for flight in flights))
+    for piece in pieces:
+        at = piece.start
+        while spans and spans[0][0] < piece.stop:
+            start, stop = spans[0]
+            if at < start:
+                yield piece.cut(at, start)
+            at = max(at, stop)
+            if stop > piece.stop:
+                break  # it touches the next piece, too
+            spans.popleft()
+        if at < piece.stop:
+            yield piece.cut(at, piece.stop)

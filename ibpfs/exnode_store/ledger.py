@@ -3,8 +3,9 @@
 Synchronous; every public method that changes something is one transaction (or joins the caller's). Knows no socket.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from ibpfs.exnode_store.attributes import MAX_SIZE
 from ibpfs.exnode_store.compaction import is_half_dead
@@ -18,6 +19,18 @@ from ibpfs.exnode_store.sealing import DIGEST_NAME, NO_DIGEST, SliceForm
 MOST_ROWS = 1000
 #: Extent maps kept in memory, counted in pieces; of small files a piece takes about 1 KB.
 _CACHED_PIECES = 30_000
+
+_Mapping = tuple[int, int, int, int, int]  # start, stop, slice, slice_offset, covers
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What a transaction does to rows that many of its mappings have in common: 256 random writes into one slice change
+    its row, and the inode's, once. It was a third of the cost of such a write."""
+
+    allocated: Counter[int] = field(default_factory=Counter)  # bytes, by inode
+    size: dict[int, int] = field(default_factory=dict)  # at least, by inode
+    gone: Counter[tuple[int, int]] = field(default_factory=Counter)  # bytes no longer mapped, by slice and inode
 
 
 class Ledger(Pinned):
@@ -117,17 +130,20 @@ class Ledger(Pinned):
         `length` is the segment's new length. `settlements` is asked inside the transaction.
         """
         with self._db.transaction() as db:
-            live = sum([self._map(segment, new) for new in slices])
+            sums = _Sums()
+            live = sum([self._map(segment, new, sums) for new in slices])
             db.execute(
                 "UPDATE segments SET length = max(length, ?), live = live + ?, seq = ? WHERE id = ?",
                 (length, live, db.seq, segment),
             )
             for ino, settlement in settlements().items():
-                self._settle(ino, settlement)
-            self._release_if_dead(segment)
+                self._settle(ino, settlement, sums.allocated.pop(ino, 0), sums.size.get(ino, 0))
+            self._book(sums)
+            if not live:
+                self._release_if_dead(segment)
         self._lengths.pop(segment, None)
 
-    def _map(self, segment: int, new: NewSlice) -> int:
+    def _map(self, segment: int, new: NewSlice, sums: "_Sums") -> int:
         """Insert the slice and its mappings; return its stored length, or 0 when nothing of it is needed any more."""
         below = self._overlapping(new.ino, new.start, new.limit)
         parts = _uncovered(new, below)
@@ -137,13 +153,14 @@ class Ledger(Pinned):
         row = self.add_slice(new.form, new.digest, segment, new.segment_offset, mapped)
         for start, stop in parts:
             if below:
-                self._clear(new.ino, start, stop)
+                self._cut_out(new.ino, start, stop, sums, below if len(parts) == 1 else None)
             self._db.execute(
                 "INSERT INTO mappings (ino, start, stop, slice, slice_offset, covers, seq)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (new.ino, start, stop, row, start - new.start, new.covers, self._db.seq),
             )
-        self._db.update_inode("allocated = allocated + ?, size = max(size, ?)", (mapped, parts[-1][1], new.ino))
+        sums.allocated[new.ino] += mapped
+        sums.size[new.ino] = max(sums.size.get(new.ino, 0), parts[-1][1])
         self.forget_map(new.ino)
         if new.start:
             self.touched.add(new.ino)
@@ -165,35 +182,59 @@ class Ledger(Pinned):
     def _has_inode(self, ino: int) -> bool:
         return ino in self._db.remembered.rows or self._db.row("SELECT 1 FROM inodes WHERE ino = ?", (ino,)) is not None
 
-    def _overlapping(self, ino: int, start: int, stop: int) -> list[tuple[int, int, int, int, int]]:
-        """(start, stop, slice, slice_offset, covers) of the mappings that overlap [start, stop)."""
+    def _overlapping(self, ino: int, start: int, stop: int) -> list[_Mapping]:
+        """The mappings that overlap [start, stop)."""
         return self._db.rows(
             f"SELECT start, stop, slice, slice_offset, covers FROM mappings WHERE {_OVERLAPPING}",
             (ino, ino, start, stop, start),
         )
 
-    def _settle(self, ino: int, settlement: Settlement) -> None:
+    def _settle(self, ino: int, settlement: Settlement, allocated: int, size: int) -> None:
+        """With so many bytes more that are allocated, and at least this size."""
         self._db.update_inode(
-            "mtime_ns = coalesce(?, mtime_ns), ctime_ns = max(ctime_ns, coalesce(?, ctime_ns)),"
+            "allocated = allocated + ?, size = max(size, ?),"
+            " mtime_ns = coalesce(?, mtime_ns), ctime_ns = max(ctime_ns, coalesce(?, ctime_ns)),"
             " version = max(version + 1, ?), spooled = max(spooled, coalesce(?, spooled)), seq = ?",
-            (settlement.mtime_ns, settlement.ctime_ns, settlement.version, settlement.settled, self._db.seq, ino),
-        )
+            (allocated, size, settlement.mtime_ns, settlement.ctime_ns, settlement.version, settlement.settled,
+             self._db.seq, ino),
+        )  # fmt: skip
         if settlement.settled is not None:
             self._drop_voids(ino)
 
     def _clear(self, ino: int, start: int, stop: int) -> None:
         """Make [start, stop) a hole: cut what overlaps it and let go of the slices below."""
-        for at, end, row, offset, covers in self._overlapping(ino, start, stop):
-            self._db.execute("DELETE FROM mappings WHERE ino = ? AND start = ?", (ino, at))
-            for left, right in ((at, min(end, start)), (max(at, stop), end)):
-                if left < right:
-                    self._db.execute(
-                        "INSERT INTO mappings (ino, start, stop, slice, slice_offset, covers, seq)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (ino, left, right, row, offset + left - at, covers, self._db.seq),
-                    )
+        sums = _Sums()
+        self._cut_out(ino, start, stop, sums)
+        self._book(sums)
+
+    def _cut_out(self, ino: int, start: int, stop: int, sums: "_Sums", below: list[_Mapping] | None = None) -> None:
+        """Cut the mappings that overlap [start, stop), which are `below` if the caller knows them; what goes is only
+        noted in `sums`."""
+        for at, end, row, offset, covers in self._overlapping(ino, start, stop) if below is None else below:
+            if end <= start or at >= stop:
+                continue
+            if at < start:
+                self._db.execute(
+                    "UPDATE mappings SET stop = ?, seq = ? WHERE ino = ? AND start = ?", (start, self._db.seq, ino, at)
+                )
+            else:
+                self._db.execute("DELETE FROM mappings WHERE ino = ? AND start = ?", (ino, at))
+            if end > stop:
+                self._db.execute(
+                    "INSERT INTO mappings (ino, start, stop, slice, slice_offset, covers, seq)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (ino, stop, end, row, offset + stop - at, covers, self._db.seq),
+                )
             gone = min(end, stop) - max(at, start)
-            self._db.update_inode("allocated = allocated - ?", (gone, ino))
+            sums.allocated[ino] -= gone
+            sums.gone[row, ino] += gone
+
+    def _book(self, sums: "_Sums") -> None:
+        for ino, allocated in sums.allocated.items():
+            self._db.update_inode(
+                "allocated = allocated + ?, size = max(size, ?)", (allocated, sums.size.get(ino, 0), ino)
+            )
+        for (row, ino), gone in sums.gone.items():
             if self.let_go(row, gone):
                 self.half_dead.add(ino)
 
@@ -328,7 +369,7 @@ class Ledger(Pinned):
             self._map_pieces -= len(dropped)
 
 
-def _uncovered(new: NewSlice, below: Sequence[tuple[int, int, int, int, int]]) -> list[tuple[int, int]]:
+def _uncovered(new: NewSlice, below: Sequence[_Mapping]) -> list[tuple[int, int]]:
     """The runs of the slice that neither a truncation nor a younger mapping has taken."""
     if new.limit <= new.start:
         return []
