@@ -96,8 +96,11 @@ class DirtyFile:
         """The flight is committed: what of it was not overwritten since is clean. Returns the records let go."""
         self.flights.remove(flight)
         flown = {piece.source for piece in flight.pieces}
+        found = self.extents.find(flight.start, flight.stop)
+        if all(piece.source in flown for piece in found):
+            return self._let_go(self.extents.clear(flight.start, flight.stop))
         gone: list[Piece[Record]] = []
-        for piece in self.extents.find(flight.start, flight.stop):
+        for piece in found:
             if piece.source in flown:
                 gone += self.extents.clear(piece.start, piece.stop)
         return self._let_go(gone)

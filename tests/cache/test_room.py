@@ -83,3 +83,26 @@ async def test_what_closed_segments_did_not_use_is_room(volume: VolumePaths) -> 
         await now.files.flush()
         await now.transfer.close_old(every=True)
         assert now.transfer.free_bytes(1) >= 38 << 20
+
+
+async def test_what_is_let_through_unseen_keeps_to_every_limit(volume: VolumePaths) -> None:
+    limits = Limits(dirty=2 << 20, records=200, spool=1 << 30, deadline=0.5)
+    async with run_depot(volume.depot), run_stack(volume, limits) as now:
+        assert await now.depots.wait_for_any(5)
+        ino = now.create(b"file").ino
+        with pytest.raises(DeadlineExceeded):
+            for at in range(1000):
+                await now.files.write(ino, 2 * at, b"x")
+        assert now.files.dirty_bytes <= limits.records
+
+
+async def test_room_that_went_away_is_noticed_soon(volume: VolumePaths, autojump_clock: object) -> None:
+    async with run_depot(volume.depot), run_stack(volume, Limits(deadline=2.0)) as now:
+        assert await now.depots.wait_for_any(5)
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, b"x")  # much room: more are let through
+        (depot,) = now.depots
+        depot.free_bytes = 0
+        await trio.sleep(1.5)
+        await now.files.write(ino, 1, b"x")
+        assert depot.free_bytes  # it was asked
