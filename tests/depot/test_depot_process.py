@@ -100,6 +100,7 @@ class TestLife:
         first = start_depot()
         assert first.stop() == 0
         port = int(first.address.rpartition(":")[2])
+        assert 20_000 <= port < 32_768  # where no outgoing connection gets it meanwhile
         second = start_depot()
         assert second.address == first.address
         assert second.stop() == 0

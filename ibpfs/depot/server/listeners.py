@@ -1,6 +1,7 @@
 """Where a depot can be reached: its listening sockets, and the port that it keeps from one start to the next."""
 
 import os
+import random
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ from ibpfs.errors import IbpfsError
 BACKLOG = 1024
 ADDRESS_FILE = "address"
 _SUN_PATH = 107  # bytes that fit into a Unix address
+#: For a first start. Above lie the ports that systems give to outgoing connections: one of those may have taken ours
+#: at the next start, and links and exported exNodes name the port.
+_QUIET_PORTS = range(20_000, 32_768)
+_TRIES = 20
 
 
 class CannotListen(IbpfsError):
@@ -31,13 +36,18 @@ class Listener:
 
 
 def listen_tcp(host: str, port: int, store: Path | None = None) -> Listener:
-    """Port 0: the port of the last start if it is free, else one of the system's choice; recorded in the store."""
+    """Port 0: with a store the port of its last start if that is free, else a quiet one, which is recorded there;
+    without one a port of the system's choice."""
     if port or store is None:
         return _bind_tcp(host, port)
     recorded = _recorded_port(store)
-    try:
-        listener = _bind_tcp(host, recorded)
-    except CannotListen:
+    for wanted in (*((recorded,) if recorded else ()), *random.sample(_QUIET_PORTS, _TRIES)):
+        try:
+            listener = _bind_tcp(host, wanted)
+            break
+        except CannotListen:
+            continue
+    else:
         listener = _bind_tcp(host, 0)
     _record(store, listener)
     return listener
