@@ -67,9 +67,13 @@ class Gate:
         return asker
 
     def _forget_some(self) -> None:
-        for network, asker in list(self._askers.items())[: len(self._askers) - _MOST_ADDRESSES]:
-            if not asker.loads:
-                del self._askers[network]
+        """At most two, so that each request costs the same; the few that are loading stay."""
+        for _ in range(2):
+            if len(self._askers) <= _MOST_ADDRESSES:
+                return
+            network, asker = self._askers.popitem(last=False)
+            if asker.loads:
+                self._askers[network] = asker
 
 
 def network_of(address: str) -> str:
