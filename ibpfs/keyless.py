@@ -10,7 +10,10 @@ import trio
 from ibpfs.config import VolumePaths, check_access, load_config
 from ibpfs.control import Progress
 from ibpfs.depot.clock import SteadyClock
+from ibpfs.exnode_store.allocator import Allocator
 from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
+from ibpfs.exnode_store.checkpoints.log_rows import LogRows
+from ibpfs.exnode_store.checkpoints.logs import Logs
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.draining import Draining
@@ -64,7 +67,8 @@ async def open_warm(path: Path) -> AsyncIterator[Upkeep]:
             ledger = Ledger(db, SteadyClock())
             transfer = Transfer(db, ledger, depots)
             ledger.abandon_pending()
-            warmer = Warmer(db, ledger, depots, transfer)
+            logs = Logs(db, LogRows(db, ledger.now), depots, Allocator(db, ledger, depots))
+            warmer = Warmer(db, ledger, depots, transfer, logs=logs)
             nursery.start_soon(warmer.renew_for_ever)
             yield Upkeep(db, ledger, depots, transfer, warmer, None)
             nursery.cancel_scope.cancel()

@@ -19,19 +19,20 @@ A timer for volumes that are not always mounted, as the user whose volumes they 
   systemctl --user daemon-reload
   systemctl --user enable --now ibpfs-warm@$(systemd-escape --path VOLUME).timer
   loginctl enable-linger                  (for the time without a session)
-or, for volumes of root, in /etc/systemd/system and without --user. VOLUME is a path here.
+or, for volumes of root, in /etc/systemd/system and without --user. VOLUME is a path here. On a machine that has only
+a warm capability the timer is ibpfs-warm-with@$(systemd-escape --path FILE).timer.
 """
 
 SERVICE = """\
 [Unit]
-Description=Renew leases and make up copies of the ibpfs volume %f
+Description=Renew leases and make up copies of {what} %f
 Documentation=man:ibpfs(1)
 Wants=network-online.target
 After=network-online.target
 
 [Service]
 Type=oneshot
-ExecStart={program} warm --quiet %f
+ExecStart={program} warm --quiet {option}%f
 UMask=0077
 Nice=10
 IOSchedulingClass=idle
@@ -40,7 +41,7 @@ NoNewPrivileges=yes
 
 TIMER = """\
 [Unit]
-Description=Keep the ibpfs volume %f alive
+Description=Keep {what} %f alive
 Documentation=man:ibpfs(1)
 
 [Timer]
@@ -53,6 +54,13 @@ WantedBy=timers.target
 """
 
 
+#: By the name of the units: what they say that they keep alive, and how `ibpfs warm` is told which it is.
+_UNITS = {
+    "ibpfs-warm@": ("the ibpfs volume", ""),
+    "ibpfs-warm-with@": ("what is in the ibpfs warm capability", "--with "),
+}
+
+
 @command("warm", epilog=EPILOG)
 @click.argument("volume", required=False)
 @click.option("--all", "every", is_flag=True, help="Renew every lease, not only those that have run half their time.")
@@ -62,9 +70,10 @@ WantedBy=timers.target
               help="Take the copies home that another machine made with this warm capability, and write it anew.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and nothing when all is well.")
-@click.option("--units", is_flag=True, help="Print a service and a timer for systemd, for any volume.")
+@click.option("--units", is_flag=True,
+              help="Print services and timers for systemd, for any volume and any warm capability.")
 @click.option("--directory", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
-              help="With --units: write them there, as ibpfs-warm@.service and ibpfs-warm@.timer.")
+              help="With --units: write them there, as ibpfs-warm@ and ibpfs-warm-with@, .service and .timer.")
 @click.option("--calendar", default="hourly", show_default=True, metavar="WHEN",
               help="With --units: when, as systemd.time(7) has it. Well before half of the shortest lease.")
 def warm(
@@ -144,8 +153,8 @@ def _leases(count: int) -> str:
 
 def _give_units(directory: Path | None, calendar: str) -> None:
     program = Path(sys.argv[0]).absolute()
-    texts = {
-        "ibpfs-warm@.service": SERVICE.format(program=program),
-        "ibpfs-warm@.timer": TIMER.format(calendar=calendar),
-    }
+    texts = {}
+    for name, (what, option) in _UNITS.items():
+        texts[f"{name}.service"] = SERVICE.format(program=program, what=what, option=option)
+        texts[f"{name}.timer"] = TIMER.format(calendar=calendar, what=what)
     give_units(texts, directory)

@@ -11,6 +11,8 @@ from ibpfs_tools.commands import command
 EPILOG = """\b
 On the other machine, every hour or so, as a user who keeps the file to himself (mode 0600):
   ibpfs warm --quiet --with FILE
+or by a timer of systemd (see ibpfs warm --help):
+  systemctl --user enable --now "ibpfs-warm-with@$(systemd-escape --path FILE).timer"
 Back home, from time to time, with the file fetched from there; then it is taken there again:
   ibpfs warm VOLUME --merge FILE
 """
@@ -23,7 +25,8 @@ Back home, from time to time, with the file fetched from there; then it is taken
 def warm_cap(volume: str, file: Path, as_json: bool) -> None:
     """Write a warm capability of VOLUME (a volume or a mount point) to FILE, mode 0600: for the machine that has it.
 
-    With it, bytes are renewed, verified and copied to other depots of the volume; and deleted, by whoever means harm.
+    With it, bytes are renewed, verified and copied to other depots of the volume, and the leases of the checkpoints of
+    the names are renewed; all can be deleted, too, by whoever means harm.
     It holds no key and no name: what is sealed stays so. It knows what is stored now; write it anew for what comes
     later. An older one of the same volume is replaced.
     """
@@ -34,4 +37,5 @@ def warm_cap(volume: str, file: Path, as_json: bool) -> None:
 def describe(result: dict[str, Any], file: Path) -> str:
     """Return what is in it, as a line for a person."""
     there = f"{result['replicas']} copies of {result['segments']} segments on {result['depots']} depots"
+    there += ", and the checkpoints," if result["record_logs"] else ""
     return f"{file} keeps {there} alive, on another machine: ibpfs warm --with {file.name}"

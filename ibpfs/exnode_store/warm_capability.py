@@ -1,9 +1,10 @@
 """A warm capability: the ledger without names and keys, in one file, for a machine that keeps a volume alive.
 
 The file is an exNode store of its own with the tables of depots, policies, segments, slices (where they lie, and their
-digests) and replicas; so the warmer works on it as on a volume. It renews, verifies and copies sealed bytes, and can
-read none; it gives nothing back. It is a snapshot: what was written since is not in it. What was added to it is taken
-home by `Merge`, which trusts nothing in it before it has been verified.
+digests), replicas, and the copies of record logs; so the warmer works on it as on a volume. It renews, verifies and
+copies sealed bytes, and can read none; of the logs of checkpoints and snapshots it can do nothing but renew the leases;
+it gives nothing back. It is a snapshot: what was written since is not in it. What was added to it is taken home by
+`Merge`, which trusts nothing in it before it has been verified.
 """
 
 import fcntl
@@ -44,6 +45,8 @@ _CONTENTS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "replicas": (f"segment IN here AND depot NOT IN ({_EMBEDDED})", {"write_key": "'-/0'"}),
+    "record_logs": (f"length > 0 AND depot NOT IN ({_EMBEDDED})",
+                    {"name": "NULL", "read_key": "'-/0'", "write_key": "'-/0'"}),
 }  # fmt: skip
 
 
@@ -61,9 +64,9 @@ def write_warm_capability(home: Path, target: Path, facts: dict[str, str]) -> di
         with closing(sqlite3.connect(temporary, isolation_level=None)) as db:
             counts = _copy(db, home)
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        if not counts["replicas"]:
-            raise UsageError("there is nothing that another machine could keep alive: no closed segment on a depot that"
-                             " it could reach")
+        if not counts["replicas"] and not counts["record_logs"]:
+            raise UsageError("there is nothing that another machine could keep alive: no closed segment and no"
+                             " checkpoint on a depot that it could reach")
         _sync(temporary)
         temporary.replace(target)
     except OSError as error:

@@ -12,6 +12,7 @@ import trio
 from ibpfs.errors import NoSpace
 from ibpfs.exnode_store.allocator import Allocator
 from ibpfs.exnode_store.checkpoints.keeper import Checkpoints
+from ibpfs.exnode_store.checkpoints.logs import Logs
 from ibpfs.exnode_store.compaction import plan_packing
 from ibpfs.exnode_store.copying import Copying
 from ibpfs.exnode_store.database import Database
@@ -47,8 +48,10 @@ class Warmer:
     """Runs beside the flusher in whoever owns the volume."""
 
     def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer,
-                 checkpoints: Checkpoints | None = None) -> None:  # fmt: skip
+                 checkpoints: Checkpoints | None = None, logs: Logs | None = None) -> None:  # fmt: skip
+        """`logs`: those of a volume whose checkpoints somebody else makes."""
         self.checkpoints = checkpoints
+        self.logs = logs if checkpoints is None else checkpoints.logs
         self._ledger = ledger
         self._depots = depots
         self._transfer = transfer
@@ -71,8 +74,8 @@ class Warmer:
     async def renew(self, *, every: bool = False) -> None:
         """Renew the leases that are due, or `every` one, on depots that answer."""
         await self.renewal.renew(every=every)
-        if self.checkpoints is not None:
-            await self.checkpoints.logs.renew(every=every)
+        if self.logs is not None:
+            await self.logs.renew(every=every)
 
     async def run(self) -> None:
         """Work until cancelled."""

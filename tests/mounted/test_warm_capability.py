@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,12 @@ def test_it_renews_and_repairs_and_cannot_read(volume: Volume, directory: Path) 
     empty(lost)
     lost.start()
     away = volume.root.rename(volume.root.with_name("away"))  # what follows is another machine
+    before = logs_of(file)
     found = json.loads(run("ibpfs", "warm", "--json", "--all", "--with", file).stdout)
+    after = logs_of(file)
+    kept = {key: told for key, told in before.items() if key[1] != lost_depot(file, lost)}
+    assert {kind for kind, _ in kept} == {"root", "checkpoint"}
+    assert all(after[key] > told for key, told in kept.items()), "the leases of the checkpoints were not renewed"
     assert (found["under_replicated_bytes"], found["at_risk_bytes"], found["not_renewed"]) == (0, 0, 0)
     assert run("ibpfs", "warm", "--quiet", "--with", file).stdout == ""
     holds_no_secret(file, away / "volume.key")
@@ -63,6 +69,18 @@ def test_it_renews_and_repairs_and_cannot_read(volume: Volume, directory: Path) 
     assert "clean" in volume.fsck("--data", "-n").stdout
 
 
+def logs_of(file: Path) -> dict[tuple[str, int], float]:
+    """When a lease of each copy of the checkpoints was told last, by kind and depot."""
+    with closing(sqlite3.connect(file)) as db:
+        return {(kind, depot): at for kind, depot, at in db.execute("SELECT kind, depot, told_at FROM record_logs")}
+
+
+def lost_depot(file: Path, depot: Depot) -> int:
+    with closing(sqlite3.connect(file)) as db:
+        (number,) = db.execute("SELECT id FROM depots WHERE address = ?", (depot.address,)).fetchone()
+        return int(number)
+
+
 def holds_no_secret(file: Path, key: Path) -> None:
     raw = file.read_bytes()
     secret = bytes.fromhex(key.read_text().split()[1])
@@ -74,6 +92,7 @@ def holds_no_secret(file: Path, key: Path) -> None:
             assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
         assert {key for (key,) in db.execute("SELECT key FROM volume")} == {"uuid", "digest_seed", "format", "kind"}
         assert db.execute("SELECT count(*) FROM replicas WHERE write_key != '-/0'").fetchone() != (0,)
+        assert set(db.execute("SELECT read_key, write_key, name FROM record_logs")) == {("-/0", "-/0", None)}
     finally:
         db.close()
 
@@ -129,5 +148,5 @@ def test_the_volume_s_own_depot_is_nobody_else_s(volumes: MakeVolume, directory:
     (volume / "file").write_bytes(b"x")
     volume.flush()
     done = run("ibpfs", "warm-cap", volume.mountpoint, directory / "file", code=2)
-    assert "no closed segment on a depot that it could reach" in done.stderr
+    assert "no closed segment and no checkpoint on a depot that it could" in done.stderr
     assert not list(directory.iterdir())

@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from ibpfs_tools.warm import describe, trouble
 
 from .conftest import Call
@@ -24,11 +26,13 @@ def test_what_stays_wrong() -> None:
     assert "2.0 KiB lack copies" in describe(found, 0)
 
 
-def test_units(call: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "option"), [("ibpfs-warm@", ""), ("ibpfs-warm-with@", "--with ")])
+def test_units(call: Call, tmp_path: Path, name: str, option: str) -> None:
     assert call("warm", "--units", "--directory", tmp_path, "--calendar", "*:0/10") == (0, "", "")
-    service, timer = tmp_path / "ibpfs-warm@.service", tmp_path / "ibpfs-warm@.timer"
+    service, timer = tmp_path / f"{name}.service", tmp_path / f"{name}.timer"
     assert "OnCalendar=*:0/10\n" in timer.read_text()
     text = service.read_text()
+    assert f" warm --quiet {option}%f\n" in text
     (program,) = [line.split()[0] for line in text.splitlines() if line.startswith("ExecStart=")]
     service.write_text(text.replace(program, "ExecStart=/bin/true"))  # ours is that of the test runner
     checked = subprocess.run(

@@ -167,7 +167,7 @@ class Logs:
     async def renew(self, *, every: bool = False) -> None:
         """Renew leases that have half run, on depots that answer; copies that their depots do not know are dropped."""
         for copy in self.answering(self._rows.copies()):
-            if copy.lease_end is None or not (every or 2 * self._rows.now() > copy.told_at + copy.lease_end):
+            if copy.lease_end is None or not (every or self._is_due(copy, self._rows.now())):
                 continue
             depot = self._depots.get(copy.depot)
             try:
@@ -178,6 +178,15 @@ class Logs:
                 continue
             else:
                 self._rows.renewed(copy.id, end)
+
+
+    @staticmethod
+    def _is_due(copy: Copy, now: float) -> bool:
+        return copy.lease_end is not None and 2 * now > copy.told_at + copy.lease_end
+
+    def due(self, now: float) -> int:
+        """How many leases had half run by then, and were not renewed since."""
+        return sum(copy.told_at < now and self._is_due(copy, now) for copy in self._rows.copies())
 
 
 @contextmanager
