@@ -70,6 +70,9 @@ class Draining:
         copies = self._transfer.policies.most_copies
         if others < copies:
             raise UsageError(f"{address}: without it there are {others} depots for {copies} copies; add another first")
+        if others < (shards := self._ledger.most_shards):
+            raise UsageError(f"{address}: without it there are {others} depots for {shards} shards; add another first,"
+                             " or do without the code: ibpfs policy set -R DIR code=none")  # fmt: skip
         checkpoints = self._warmer.checkpoints
         if checkpoints is not None and is_last_named(self._db, checkpoints, depot.id):
             raise UsageError(f"{address}: the last printed recovery string leads to no other depot; first print"
@@ -142,7 +145,8 @@ class Draining:
             await self._warmer.augment(Shortage(segment, self._ledger.segment_length(segment), missing))
         now = self._ledger.replica(replica.id)
         if now is not None:
-            if self._missing(segment) > 0 or self._warmer.is_damaged(segment):
+            enough = self._has_twin(now) if now.shard is not None else self._missing(segment) <= 0
+            if not enough or self._warmer.is_damaged(segment):
                 return False
             if not await self._lives_elsewhere(now):
                 return False
@@ -173,11 +177,19 @@ class Draining:
             return False
         return allocation.size >= self._ledger.stored_length(replica)
 
-    def _missing(self, segment: int) -> int:
-        """Sound replicas that its policy asks for and that depots which stay do not have."""
+    def _has_twin(self, replica: Replica) -> bool:
+        """Whether a depot that stays has the same shard."""
         staying = {depot.id for depot in self._depots if depot.role == "active"}
-        sound = sum(one.depot in staying and not one.suspect for one in self._ledger.replicas(segment))
-        return self._ledger.wanted_copies(segment) - sound
+        alike = [one for one in self._ledger.replicas(replica.segment) if one.shard == replica.shard]
+        return any(one.depot in staying and not one.suspect for one in alike)
+
+    def _missing(self, segment: int) -> int:
+        """Sound replicas that its policy, or its code, asks for and that depots which stay do not have."""
+        staying = {depot.id for depot in self._depots if depot.role == "active"}
+        sound = [one for one in self._ledger.replicas(segment) if one.depot in staying and not one.suspect]
+        if self._ledger.coded(segment) is not None:
+            return len(set(self._ledger.shards(segment)) - {one.shard for one in sound})
+        return self._ledger.wanted_copies(segment) - len(sound)
 
     async def remove(self, address: str) -> bool:
         """Take an empty, drained depot out of the volume; False: it was not one of it any more. UsageError if it is

@@ -88,8 +88,13 @@ class Settling:
             for policy in sorted(set(wanted.values()) - {now}):
                 rows = {row for row, number in wanted.items() if number == policy}
                 await self._warmer.move_slices(segment, rows, self._transfer.policy(policy))
-        if self._ledger.segment_length(segment):
-            await self._spread(segment, self._transfer.policy(self._ledger.policy_of(segment)))
+        if not self._ledger.segment_length(segment):
+            return
+        asked, coded = self._transfer.policy(self._ledger.policy_of(segment)), self._ledger.coded(segment)
+        if coded is not None and asked.code != str(coded.code):
+            await self._warmer.recoding.uncode(segment)  # the warmer stores it in the new code by and by
+        if self._ledger.coded(segment) is None:
+            await self._spread(segment, asked)
 
     async def _spread(self, segment: int, policy: Policy) -> None:
         """Move copies that share a failure domain while there is another one, then drop those that are too many."""

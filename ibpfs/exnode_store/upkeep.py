@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 #: Told (bytes done, bytes in all, what is done).
 Told = Callable[[int, int, str], None]
+#: Segments that are made into shards before it is looked which are next.
+_CODED_AT_ONCE = 20
 #: Seconds that depots have to answer before they are left out.
 _ANSWER = 6.0
 
@@ -64,6 +66,8 @@ class Upkeep:
         renewed["verified"] = await self._warmer.scrubbing.catch_up()
         async with self._warmer.turn:
             await self._make_up(told)
+            while self._draining is not None and await self._warmer.recoding.code_some(_CODED_AT_ONCE):
+                pass
         if self._draining is not None:
             await self._draining.go_on()
         await self._release()
@@ -76,6 +80,8 @@ class Upkeep:
         done = await settling.go_on(told)
         async with self._warmer.turn:
             await self._make_up(told)
+            while await self._warmer.recoding.code_some(_CODED_AT_ONCE):
+                pass
         await self._release()
         await self._db.sync()
         return done and not self._ledger.under_replicated_bytes()
@@ -112,12 +118,12 @@ class Upkeep:
         """Look at all replicas, on all depots at the same time."""
         count = _Count()
         theirs = [self._ledger.own_replicas(depot.id) for depot in self._depots]
-        total = sum(self._ledger.segment_length(replica.segment) for some in theirs for replica in some)
+        total = sum(self._ledger.stored_length(replica) for some in theirs for replica in some)
 
         async def look_at(replicas: Sequence[Replica]) -> None:
             for replica in replicas:
                 await self._verify(replica, count)
-                count.done += self._ledger.segment_length(replica.segment)
+                count.done += self._ledger.stored_length(replica)
                 told(min(count.done, total), total, "verifying copies")
 
         async with trio.open_nursery() as nursery:

@@ -121,9 +121,12 @@ async def test_whole_copies_come_back(tmp_path: Path, caplog: pytest.LogCaptureF
         for segment in coded_segments(now):
             await now.warmer.recoding.uncode(segment)
             assert {one.shard for one in now.ledger.replicas(segment)} == {None}
-            assert len(now.ledger.replicas(segment)) == 3
+            assert len(now.ledger.replicas(segment)) >= 2
+        with trio.fail_after(30):
+            while now.ledger.under_replicated_bytes():
+                await now.warmer.repair()
+                await trio.sleep(0.01)
         assert coded_segments(now) == []
-        assert now.ledger.under_replicated_bytes() == 0
         assert not now.db.value("SELECT count(*) FROM shards")
         assert await read(now) == DATA
 
