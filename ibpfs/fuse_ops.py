@@ -63,6 +63,7 @@ class Operations(pyfuse3.Operations):
         self._without_capability: set[int] = set()  # asked for with every write
         self._open: Handles[OpenFile] = Handles()
         self._open_directories: Handles[OpenDirectory] = Handles()
+        self.stale: Callable[[], str] = str  # why nothing may be changed any more; '' as long as it may
         self.blame: Callable[[str, Sequence[Any], bool], tuple[str, str]] | None = None
 
     def init(self) -> None:
@@ -348,7 +349,7 @@ class Operations(pyfuse3.Operations):
 
     def _touch(self, ino: int) -> None:
         """Note an access, as relatime has it, since the kernel does not."""
-        if self.read_only or self.noatime:
+        if self.read_only or self.noatime or self.stale():
             return
         inode, now = self._files.inode(ino), time.time_ns()
         newest = max(inode.mtime_ns, inode.ctime_ns)

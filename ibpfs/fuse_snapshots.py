@@ -163,12 +163,14 @@ class SnapshotOperations(Operations):
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if inode < MAX_INO:
+            if _writes(flags):
+                self._check_writable()
             return await super().open(inode, flags, ctx)
         return await self._open_frozen_file(inode, flags)
 
     @answered()
     async def _open_frozen_file(self, inode: int, flags: int) -> FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        if _writes(flags):
             raise FUSEError(errno.EROFS)
         opened = SnapshotFile(*self._split(inode), self._files)
         return FileInfo(fh=self._open_frozen.add(opened), keep_cache=True)
@@ -250,7 +252,12 @@ class SnapshotOperations(Operations):
         if fh < _FIRST_HANDLE:
             await super().fsyncdir(fh, datasync)
 
-    # Changing: nothing
+    # Changing: nothing below `.snapshots`, and nothing at all in a store that is found to be older than the depots
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        if not self.enable_writeback_cache:  # with it, the kernel had said yes to this before
+            self._check_writable()
+        return await super().write(fh, off, buf)
 
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
@@ -306,6 +313,8 @@ class SnapshotOperations(Operations):
         await super().removexattr(inode, name, ctx)
 
     def _check_writable(self, *places: tuple[int, Any]) -> None:
+        if self.stale():
+            raise FUSEError(errno.EROFS)
         for inode, name in places:
             if inode >= MAX_INO or (name == NAME and self._is_ours(inode, name)):
                 raise FUSEError(errno.EROFS)
@@ -315,6 +324,11 @@ class SnapshotOperations(Operations):
             return self._is_virtual(inode, name)
         except Exception as error:
             raise FUSEError(errno_of(error, "lookup")) from error
+
+
+def _writes(flags: int) -> bool:
+    """Whether a file that is opened so may be changed."""
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
 
 
 def _moved(tree: SnapshotTree, inode: Inode) -> Inode:

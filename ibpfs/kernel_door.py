@@ -51,6 +51,10 @@ class KernelDoor:
         self._closed = False
         self._hidden = False  # beneath a dead mount
 
+    def refuse_changes(self, stale: Callable[[], str]) -> None:
+        """From when on it says why."""
+        self._operations.stale = stale
+
     async def serve(
         self, signals: AsyncIterator[int], ready: Callable[[], None], staging: Path | None = None
     ) -> None:

@@ -306,6 +306,7 @@ async def serve(
         services.supervisor = supervisor
         door = KernelDoor(paths.root, mountpoint, options, volume.names, volume.parts.files, services.describe, below,
                           volume.parts.snapshots, volume.whereabouts)  # fmt: skip
+        door.refuse_changes(lambda: volume.parts.checkpoints.stale)
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
         services.exchange.forget_kernel = door.forget
         volume.parts.trash.forget_kernel = door.forget_names

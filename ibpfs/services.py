@@ -57,6 +57,12 @@ if TYPE_CHECKING:
 PATIENCE = 30.0
 #: Seconds that a flush waits, when everything is safe, for the copies beyond min_copies.
 COPIES_LIMIT = 30.0
+#: Commands that change what a volume holds, or where.
+_CHANGING = (
+    "compact", "depots-add", "depots-drain", "depots-label", "depots-remove", "import", "policy-set", "share",
+    "share-extend", "share-revoke", "snapshot-create", "snapshot-delete", "trash-empty", "trash-keep", "trash-restore",
+    "warm-merge",
+)  # fmt: skip
 
 
 @dataclass
@@ -94,6 +100,20 @@ class Services:
         self.exchange = Exchange(parts.db, parts.ledger, parts.depots, parts.files, parts.imports)
 
     def commands(self) -> dict[str, Command]:
+        commands = self._all_commands()
+        return commands | {name: self._unless_stale(commands[name]) for name in _CHANGING}
+
+    def _unless_stale(self, command: Command) -> Command:
+        """Nothing is changed in a store that is older than what the depots have."""
+
+        async def run(request: Mapping[str, Any], progress: Progress) -> Any:
+            if self._parts.checkpoints.stale:
+                raise VolumeError(self._parts.checkpoints.stale)
+            return await command(request, progress)
+
+        return run
+
+    def _all_commands(self) -> dict[str, Command]:
         return {
             "status": self._status,
             "stat": self._stat,
@@ -284,7 +304,10 @@ class Services:
         if parts.flusher.trouble and parts.files.dirty_bytes:
             waiting = f"{format_size(parts.files.dirty_bytes)} wait in the spool: {parts.flusher.trouble}"
             mine.append(Finding("spool-waits", place, waiting, "see to its depots (ibpfs depots)"))
-        if trouble := parts.checkpoints.stale or parts.checkpoints.trouble:
+        if stale := parts.checkpoints.stale:
+            cause, _, action = stale.removeprefix(f"{place}: ").rpartition(": run ")
+            mine.append(Finding("stale-store", place, f"{cause}, and so read-only", action))
+        elif trouble := parts.checkpoints.trouble:
             mine.append(Finding("checkpoint", place, f"the names are not checkpointed: {trouble}",
                                 "see to its depots (ibpfs depots)"))  # fmt: skip
         if asked := advice(parts.db, parts.checkpoints, place):

@@ -3,13 +3,16 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from .running import BIN, kill_and_wait, run
+from .running import BIN, kill_and_wait, run, until
 from .volumes import Session, Volume
 
 pytestmark = pytest.mark.mounted
@@ -102,3 +105,55 @@ def test_a_volume_with_a_depot_of_its_own(session: Session, directory: Path) -> 
 
 def _recover(root: Path) -> list[str | Path]:
     return [BIN / "ibpfs", "recover", root, "--from", "-"]
+
+
+def test_an_old_store_that_is_noticed_late_takes_no_more_changes(session: Session, directory: Path) -> None:
+    """Mounted while its depots were away. What it has acknowledged by then stays."""
+    with session.volume(depots=2) as volume:
+        volume.expect("does not answer|older than the depots by|wait in the spool")
+        (volume / "file").write_bytes(b"content")
+        volume.umount()
+        shutil.copytree(volume.root, directory / "old", ignore=shutil.ignore_patterns("control.sock"))
+        volume.mount()
+        (volume / "later").write_bytes(b"lost with the old store")
+        volume.umount()
+        shutil.rmtree(volume.root)
+        shutil.copytree(directory / "old", volume.root)
+        for depot in volume.depots:
+            depot.kill()
+        volume.mount()
+        with (volume / "early").open("wb", buffering=0) as early:
+            early.write(b"acknowledged")
+            for depot in volume.depots:
+                depot.start()
+            until(lambda: "older than" in (volume.status()["checkpoint_trouble"] or ""), 60)
+            refused(lambda: early.write(b" and more"))
+            os.fsync(early.fileno())
+        place = volume.mountpoint
+        refused((place / "new").mkdir)
+        refused((place / "new").touch)
+        refused((place / "early").unlink)
+        refused(lambda: (place / "early").rename(place / "other"))
+        refused(lambda: (place / "early").chmod(0o600))
+        refused(lambda: os.setxattr(place / "early", "user.x", b""))
+        refused(lambda: os.truncate(place / "early", 1))
+        refused(lambda: (place / "early").open("r+b"))
+        assert (place / "early").read_bytes() == b"acknowledged"
+        done = run("ibpfs", "snapshot", "create", place, "one", code=1)
+        assert "older than the depots by 1 commit: run ibpfs recover" in done.stderr
+        assert "stale-store" in run("ibpfs", "doctor", place, "--json", code=None).stdout
+        said = [line for line in volume.log().splitlines() if "nothing can be changed here any more" in line]
+        assert len(said) == 1
+        assert "older than the depots by 1 commit: run ibpfs recover" in said[0]
+        run("umount.ibpfs", place, code=None)
+        volume.wait_until_free()
+        with closing(sqlite3.connect(volume.root / "exnode_store.sqlite")) as db:
+            names = "SELECT size FROM inodes JOIN dentries USING (ino) WHERE name = ?"
+            size = db.execute(names, (b"early",)).fetchone()
+            assert size == (12,)
+        assert "run ibpfs recover" in volume.mount(code=32).stderr
+
+
+def refused(change: Callable[[], object]) -> None:
+    with pytest.raises(OSError, match="Read-only file system"):
+        change()

@@ -76,7 +76,8 @@ class Checkpoints:
         self._tried = -_RETRY
         self._lacking_since: float | None = None
         self.trouble = ""  # why the last one did not succeed
-        self.stale = ""  # why this store must not go on: the depots have a newer one
+        self.stale = ""  # why this store must not go on: the depots have a newer one. Nothing is changed in it then
+        self._is_open = False  # `check` has let it pass: whoever owns it works with it
 
     # What others ask
 
@@ -211,6 +212,7 @@ class Checkpoints:
             await self._try_attach()
         if self.stale:
             raise VolumeError(self.stale)
+        self._is_open = True
 
     async def _attach(self) -> None:
         """Read what the root says, on every depot that answers and was not asked yet."""
@@ -240,7 +242,7 @@ class Checkpoints:
         newer = await newer_commits(self.rows, self.logs, self._key, log, places, self._generation)  # type: ignore[arg-type]
         if newer:
             self.stale = f"{self._db.path.parent}: older than the depots by {newer}: run ibpfs recover"
-            _log.warning("%s", self.stale)
+            _log.warning("%s%s", self.stale, "; nothing can be changed here any more" if self._is_open else "")
             raise VolumeError(self.stale)
 
     @property
