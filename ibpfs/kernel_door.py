@@ -22,6 +22,7 @@ from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.whereabouts import Whereabouts
 from ibpfs.fuse_snapshots import SnapshotOperations
 from ibpfs.mount_options import MountOptions
+from ibpfs.request_loop import taking_turns
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class KernelDoor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_ready, ready)
                 nursery.start_soon(self._heed, signals)
-                await pyfuse3.main(max_tasks=MAX_TASKS)
+                with taking_turns():
+                    await pyfuse3.main(max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
