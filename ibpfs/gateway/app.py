@@ -4,12 +4,14 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
 import trio
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,7 +26,8 @@ from ibpfs.exnode_store.sharing.contents import MAX_NUMBER
 from ibpfs.exnode_store.sharing.links import BadLink, Locator
 from ibpfs.gateway.limits import Gate, Limits
 from ibpfs.gateway.records import NoShare, Records
-from ibpfs.gateway.relay import MAX_LOAD, NotPermitted, Relay
+from ibpfs.gateway.relay import MAX_LOAD, NotPermitted, Relay, TooBusy
+from ibpfs.gateway.sending import SealedBytes
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +78,8 @@ class Gateway:
                 Route(f"{base}/pages/{{name}}", self._answered("file", self._file)),
                 Route("/robots.txt", self._answered("file", self._robots)),
                 Route("/{rest:path}", self._answered("nothing", self._nothing)),
-            ]
+            ],
+            exception_handlers={HTTPException: self._wrong_method, Exception: self._broken},
         )
 
     def _answered(self, what: str, handler: Handler) -> Handler:
@@ -85,15 +89,25 @@ class Gateway:
             address = self._address(request)
             wait = self._gate.wait(address, trio.current_time())
             response = _failure("busy", wait) if wait else await self._handled(handler, request)
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
-            response.headers.setdefault("cache-control", "no-store")
-            if self._is_secure:
-                response.headers["strict-transport-security"] = "max-age=31536000"
             _log.info("%s %s %s %d", address, request.method, what, response.status_code)
-            return response
+            return self._dressed(response)
 
         return answer
+
+    def _dressed(self, response: Response) -> Response:
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers.setdefault("cache-control", "no-store")
+        if self._is_secure:
+            response.headers["strict-transport-security"] = "max-age=31536000"
+        return response
+
+    async def _wrong_method(self, _: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return self._dressed(Response(status_code=error.status_code, headers=error.headers))
+
+    async def _broken(self, _: Request, __: Exception) -> Response:
+        return self._dressed(Response(status_code=500))
 
     async def _handled(self, handler: Handler, request: Request) -> Response:
         try:
@@ -104,6 +118,8 @@ class Gateway:
             return _failure(error.reason)
         except NotPermitted:
             return _failure("refused")
+        except TooBusy:
+            return _failure("busy", 1)
         except (CapabilityNotFound, ShortLoad):
             return _failure("unknown")
         except (DepotError, DepotUnreachable):
@@ -154,8 +170,12 @@ class Gateway:
     # Sealed bytes
 
     async def _record(self, request: Request) -> Response:
-        entry = await self._records.newest(Locator.parse(request.path_params["locator"]))
-        return Response(entry.raw, media_type="application/octet-stream")
+        locator = Locator.parse(request.path_params["locator"])
+
+        async def found() -> bytes:
+            return (await self._records.newest(locator)).raw
+
+        return await self._counted(request, found)
 
     async def _load(self, request: Request) -> Response:
         wanted = await _body(request)
@@ -165,16 +185,28 @@ class Gateway:
             offset, length = _number(wanted, "offset", MAX_NUMBER), _number(wanted, "length", MAX_LOAD)
         except (UsageError, BadCapability):
             return _failure("mangled")
-        if depot not in await self._records.depots(locator):
-            return _failure("refused")
+
+        async def found() -> bytearray:
+            if depot not in await self._records.depots(locator):
+                raise NotPermitted("the share's record does not name the depot")
+            return await self._relay.load(depot, key, offset, length)
+
+        return await self._counted(request, found, length)
+
+    async def _counted(
+        self, request: Request, get: Callable[[], Awaitable[bytes | bytearray]], size: int = 0
+    ) -> Response:
+        """What `get` gives, within the limits of who asks, until it has gone out."""
         address = self._address(request)
-        if not self._gate.begin_load(address, trio.current_time()):
+        if not self._gate.begin_load(address, trio.current_time(), size):
             return _failure("busy", 0.5)
+        over = partial(self._gate.end_load, address, size)
         try:
-            data = await self._relay.load(depot, key, offset, length)
-        finally:
-            self._gate.end_load(address)
-        return Response(bytes(data), media_type="application/octet-stream")
+            data = await get()
+        except BaseException:
+            over()
+            raise
+        return SealedBytes(data, over)
 
 
 def base_of(public_url: str | None) -> str:

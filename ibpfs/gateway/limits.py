@@ -10,12 +10,14 @@ _MOST_ADDRESSES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`rate`: requests per second of one address in the long run, `burst` at once; loads are counted while they run."""
+    """`rate`: requests per second of one address in the long run, `burst` at once; loads, and the bytes that are held
+    for them, are counted until they are with who asked."""
 
     rate: float = 100.0
     burst: float = 400.0
     loads_per_address: int = 16
-    loads: int = 64
+    loads: int = 256
+    bytes: int = 512 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class Gate:
         self._limits = limits
         self._askers: OrderedDict[str, _Asker] = OrderedDict()
         self._loads = 0
+        self._bytes = 0
 
     def wait(self, address: str, now: float) -> float:
         """Seconds until one more request of `address` is welcome; 0: it is let in and counted."""
@@ -41,17 +44,21 @@ class Gate:
         asker.tokens -= 1
         return 0.0
 
-    def begin_load(self, address: str, now: float) -> bool:
-        """Whether one more may run now; then `end_load` has to follow."""
+    def begin_load(self, address: str, now: float, size: int = 0) -> bool:
+        """Whether one more, of so many bytes, may run now; then `end_load` has to follow."""
         asker = self._asker(network_of(address), now)
         if asker.loads >= self._limits.loads_per_address or self._loads >= self._limits.loads:
             return False
+        if self._bytes + size > self._limits.bytes:
+            return False
         asker.loads += 1
         self._loads += 1
+        self._bytes += size
         return True
 
-    def end_load(self, address: str) -> None:
+    def end_load(self, address: str, size: int = 0) -> None:
         self._loads -= 1
+        self._bytes -= size
         asker = self._askers.get(network_of(address))
         if asker is not None:
             asker.loads -= 1

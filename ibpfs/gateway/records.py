@@ -2,30 +2,41 @@
 
 import time
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
-from ibpfs.exnode_store.sharing.links import Locator
+from ibpfs.exnode_store.sharing.links import Locator, Place
 from ibpfs.exnode_store.sharing.reading import ShareGone, read_log
 from ibpfs.exnode_store.sharing.record_log import BadRecord, LogEntry
-from ibpfs.gateway.relay import NotPermitted, Relay
+from ibpfs.gateway.relay import LIMIT, NotPermitted, Relay, TooBusy
 
 #: Seconds that what a record says is believed: a revoked share's bytes are gone from the depots at once, anyway.
 _BELIEVED = 30.0
 _MOST_KNOWN = 1000
-#: Records may have 64 MiB: this many are in memory at once.
-_AT_ONCE = 4
+#: Records that are read at once: each at a depot that may be slow on purpose.
+_AT_ONCE = 64
+#: Records may have 64 MiB: this many bytes of them are read at once.
+_BYTES_AT_ONCE = 256 * 1024 * 1024
 
 
 class NoShare(Exception):
-    """`reason`: one word for the page: revoked, expired, unknown, unreachable, refused, damaged."""
+    """`reason`: one word for the page: revoked, expired, unknown, unreachable, refused, damaged, busy."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@dataclass
+class _Reading:
+    """One record on its way, and all who wait for it."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    found: LogEntry | NoShare = field(default_factory=lambda: NoShare("unreachable"))
 
 
 class Records:
@@ -33,7 +44,8 @@ class Records:
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._slots = trio.Semaphore(_AT_ONCE)
+        self._bytes = 0
+        self._readings: dict[str, _Reading] = {}
         self._known: OrderedDict[str, tuple[float, frozenset[Address]]] = OrderedDict()
 
     async def depots(self, locator: Locator) -> frozenset[Address]:
@@ -44,12 +56,32 @@ class Records:
         return frozenset((await self.newest(locator)).public.depots)
 
     async def newest(self, locator: Locator) -> LogEntry:
-        """The last valid entry, from the first place that has one. Raises NoShare."""
+        """The last valid entry, from the first place that has one. Who asks meanwhile gets the same. Raises NoShare."""
+        name = locator.render()
+        reading = self._readings.get(name)
+        if reading is not None:
+            await reading.done.wait()
+        elif len(self._readings) >= _AT_ONCE:
+            raise NoShare("busy")
+        else:
+            reading = self._readings[name] = _Reading()
+            try:
+                reading.found = await self._read(locator)
+            except NoShare as error:
+                reading.found = error
+            finally:
+                del self._readings[name]
+                reading.done.set()
+        if isinstance(reading.found, NoShare):
+            raise NoShare(reading.found.reason)
+        return reading.found
+
+    async def _read(self, locator: Locator) -> LogEntry:
         reasons: list[str] = []
-        async with self._slots:
+        with trio.move_on_after(LIMIT):
             for place in locator.places:
                 try:
-                    entry = await read_log(partial(self._relay.load, place.address, place.read), locator.share)
+                    return self._noted(locator, await self._copy(place, locator.share))
                 except ShareGone:
                     raise NoShare("revoked") from None
                 except (CapabilityNotFound, NoRoom):  # ended; or it holds nothing
@@ -58,13 +90,33 @@ class Records:
                     reasons.append("refused")
                 except BadRecord:
                     reasons.append("damaged")
+                except TooBusy:
+                    reasons.append("busy")
                 except (DepotError, DepotUnreachable):
                     reasons.append("unreachable")
-                else:
-                    return self._noted(locator, entry)
-        raise NoShare(_reason(reasons, locator.expires < time.time()))
+            raise NoShare(_reason(reasons, locator.expires < time.time()))
+        raise NoShare("unreachable")
+
+    async def _copy(self, place: Place, share: bytes) -> LogEntry:
+        """What lies in one place. Its bytes are counted as they are asked for: a depot's word for a length is none."""
+        load, taken = partial(self._relay.load, place.address, place.read), 0
+
+        async def counted(offset: int, length: int) -> bytearray:
+            nonlocal taken
+            if self._bytes + length > _BYTES_AT_ONCE:
+                raise TooBusy("too many large records at once")
+            self._bytes += length
+            taken += length
+            return await load(offset, length)
+
+        try:
+            return await read_log(counted, share)
+        finally:
+            self._bytes -= taken
 
     def _noted(self, locator: Locator, entry: LogEntry) -> LogEntry:
+        if entry.public.expires <= time.time():  # depots keep some things longer than was agreed
+            raise NoShare("expired")
         self._known[locator.render()] = trio.current_time() + _BELIEVED, frozenset(entry.public.depots)
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
@@ -73,7 +125,7 @@ class Records:
 
 def _reason(reasons: list[str], is_past: bool) -> str:
     """One word for all places: what is worth trying again comes first, as the others may be no more than old."""
-    for reason in ("unreachable", "damaged", "refused"):
+    for reason in ("busy", "unreachable", "damaged", "refused"):
         if reason in reasons:
             return reason
     return "expired" if is_past else "unknown"

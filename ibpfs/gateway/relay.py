@@ -1,28 +1,34 @@
 """LOADs that a gateway makes for others: one command, which it builds itself, to depots that it may speak to."""
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 
 import trio
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Key
 from ibpfs.depot.client import DepotClient
-from ibpfs.depot.server.access import plain_ip
+from ibpfs.depot.server.access import Ip, household, plain_ip
 from ibpfs.depot.server.reach import Places
 from ibpfs.depot.wire import DepotUnreachable
-from ibpfs.errors import UsageError
+from ibpfs.errors import IbpfsError, UsageError
 from ibpfs.gateway.reach import permits
 
 #: Longest stored slice, with its header and tags, and some.
 MAX_LOAD = 8 * 1024 * 1024
 LIMIT = 20.0
+#: Loads at once from one machine: less than all, so that a slow one, or one that is slow on purpose, leaves some.
+LOADS_PER_DEPOT = 32
 _MOST_DEPOTS = 64
 
 
 class NotPermitted(UsageError):
     """The gateway does not speak to this depot."""
+
+
+class TooBusy(IbpfsError):
+    """Not now."""
 
 
 class Relay:
@@ -31,13 +37,15 @@ class Relay:
     def __init__(self, allowed: Sequence[Places]) -> None:
         self._allowed = allowed
         self._clients: OrderedDict[Address, DepotClient] = OrderedDict()
+        self._running: Counter[Ip | Address] = Counter()
 
     async def load(self, depot: Address, key: Key, offset: int, length: int) -> bytearray:
-        """Exactly these bytes. Raises NotPermitted, DepotError, DepotUnreachable."""
+        """Exactly these bytes. Raises NotPermitted, TooBusy, DepotError, DepotUnreachable."""
         try:
             with trio.fail_after(LIMIT):
-                client = await self._client(await self._resolve(depot))
-                return await client.load(key, offset, length)
+                place = await self._resolve(depot)
+                with self._counted(place):
+                    return await (await self._client(place)).load(key, offset, length)
         except trio.TooSlowError:
             raise DepotUnreachable(f"{depot}: no answer for {LIMIT:.0f} s") from None
 
@@ -52,12 +60,28 @@ class Relay:
                 return Address(str(place[0]), depot.port, secure=depot.secure)
         raise NotPermitted(f"{depot}: this gateway does not speak to it")
 
+    @contextmanager
+    def _counted(self, address: Address) -> Iterator[None]:
+        machine = household(plain_ip(address.host))
+        if self._running[machine] >= LOADS_PER_DEPOT:
+            raise TooBusy(f"{address}: too many loads at once")
+        for one in (machine, address):
+            self._running[one] += 1
+        try:
+            yield
+        finally:
+            for one in (machine, address):
+                self._running[one] -= 1
+                if not self._running[one]:
+                    del self._running[one]
+
     async def _client(self, address: Address) -> DepotClient:
         client = self._clients.get(address)
         if client is None:
             client = self._clients[address] = DepotClient(address)
-            while len(self._clients) > _MOST_DEPOTS:
-                await self._clients.popitem(last=False)[1].aclose()
+            idle = [one for one in self._clients if one not in self._running]
+            for one in idle[: max(0, len(self._clients) - _MOST_DEPOTS)]:
+                await self._clients.pop(one).aclose()
         else:
             self._clients.move_to_end(address)
         return client

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a stop waits for what is under way.
 _GRACE = 5.0
+#: Names that are looked up at once: strangers choose them, and with them how long that takes.
+_LOOKUPS = 200
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ async def serve(settings: Settings, ready: Callable[[tuple[str, int]], None]) ->
     """Answer until SIGTERM or SIGINT. `ready` is told host and port. Raises UsageError, CannotListen."""
     relay = Relay(settings.allowed)
     gateway = Gateway(relay, settings.limits, settings.public_url, behind_proxy=settings.behind_proxy)
+    trio.to_thread.current_default_thread_limiter().total_tokens = _LOOKUPS
     listener = listen_tcp(*settings.listen)
     assert listener.place is not None
     config, app = _config(settings, listener.sock.detach()), cast("ASGIFramework", gateway.app())

@@ -116,6 +116,21 @@ def test_a_revoked_share(gateway: GatewayProcess, depot: DepotProcess) -> None:
     assert (status, json.loads(body)) == (410, {"error": "revoked"})
 
 
+def test_an_expired_share_that_its_depot_still_keeps(gateway: GatewayProcess, depot: DepotProcess) -> None:
+    share = make_share(depot.address, {"file": b"x"}, hold=-120)
+    status, _, body = ask(gateway, "GET", f"/record/{share.link.locator.render()}")
+    assert (status, json.loads(body)) == (410, {"error": "expired"})
+    assert ask(gateway, "POST", "/load", wanted(share))[0] == 410
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "NONSENSE"])
+def test_no_other_method(gateway: GatewayProcess, share: MadeShare, method: str) -> None:
+    status, headers, body = ask(gateway, method, f"/s/{share.link.locator.render()}")
+    assert (status, body) == (405, b"")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["allow"]
+
+
 def test_depots_that_nobody_allowed(depot: DepotProcess, share: MadeShare, tmp_path_factory: Any) -> None:
     strict = GatewayProcess(tmp_path_factory.mktemp("strict"))
     try:

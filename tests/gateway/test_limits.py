@@ -23,6 +23,14 @@ def test_loads_are_counted_while_they_run() -> None:
     assert not gate.begin_load("192.0.2.1", 0.0)
 
 
+def test_bytes_are_counted_too() -> None:
+    gate = Gate(Limits(bytes=100))
+    assert gate.begin_load("192.0.2.1", 0.0, 60)
+    assert not gate.begin_load("192.0.2.2", 0.0, 60)
+    gate.end_load("192.0.2.1", 60)
+    assert gate.begin_load("192.0.2.2", 0.0, 60)
+
+
 def test_many_addresses_are_forgotten_and_cost_no_more_than_few() -> None:
     gate = Gate(Limits(loads_per_address=1))
     gate.begin_load("198.51.100.1", 0.0)
