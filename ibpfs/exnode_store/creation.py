@@ -10,7 +10,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,7 @@ from ibpfs.exnode_store.keys import (
     wrap_checkpoint_key,
     wrap_epochs,
 )
+from ibpfs.exnode_store.unfinished import marked, take_away
 
 #: The address of an embedded depot that has not told its port yet.
 EMBEDDED_ADDRESS = "ibp://127.0.0.1:0"
@@ -134,15 +135,22 @@ def _check_copies(depots: Sequence[str], copies: int | None, min_copies: int | N
 
 @contextmanager
 def _made_or_removed(paths: VolumePaths) -> Iterator[None]:
-    """The volume's directories; whatever has been made is gone again after a failure."""
+    """The volume's directories; whatever has been made is gone again after a failure, or before the next try."""
     made = _first_missing(paths.root)
+    with ExitStack() as stack:
+        try:
+            take_away(paths)
+            _make_root(paths.root)
+            stack.enter_context(marked(paths.root))
+        except OSError as error:
+            raise VolumeError(f"{paths.root}: cannot make a volume there ({error.strerror})") from None
+        yield from _filled(paths, made)
+
+
+def _filled(paths: VolumePaths, made: Path | None) -> Iterator[None]:
     try:
-        _make_root(paths.root)
         for directory in paths.directories:
             directory.mkdir(mode=0o700)
-    except OSError as error:
-        raise VolumeError(f"{paths.root}: cannot make a volume there ({error.strerror})") from None
-    try:
         yield
         sync_directory(paths.root)
         sync_directory(paths.root.parent)

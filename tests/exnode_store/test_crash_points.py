@@ -5,6 +5,7 @@ At the point the volume's directory is copied, as the kill would leave it; the n
 
 import inspect
 import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.draining import Draining
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.segments import Segments
+from ibpfs.exnode_store.unfinished import MARK, marked
 from ibpfs.exnode_store.warm_capability import open_warm_capability, write_warm_capability
 from tests.cache.stack import Stack, run_depot, run_stack
 
@@ -292,27 +294,53 @@ async def test_a_verification(point: Point, volume: VolumePaths, monkeypatch: py
 
 
 def test_mkfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """volume.toml comes last; without it there is no volume."""
+    """volume.toml comes last; without it there is no volume, and the next mkfs takes away what is there."""
     paths = VolumePaths(tmp_path / "volume")
-    written: list[str] = []
-    write = config.write_private
+    copies: list[VolumePaths] = []
 
-    def killed(path: Path, data: bytes) -> None:
-        written.append(path.name)
-        if path == paths.properties:
-            shutil.copytree(paths.root, tmp_path / "copy")
-        write(path, data)
+    def watched(module: str, name: str) -> None:
+        call = getattr(sys.modules[module], name)
 
-    monkeypatch.setattr("ibpfs.exnode_store.creation.write_private", killed)
+        def dying(*words: Any, **more: Any) -> Any:
+            for moment in ("before", "after"):
+                result = call(*words, **more) if moment == "after" else None
+                copies.append(VolumePaths(tmp_path / f"{name} {moment} {len(copies)}"))
+                shutil.copytree(paths.root, copies[-1].root)
+            return result
+
+        monkeypatch.setattr(f"{module}.{name}", dying)
+
+    for name in ("write_private", "write_key_file", "create_database", "sync_file"):
+        watched("ibpfs.exnode_store.creation", name)
     create_volume(paths)
-    assert written[-1] == "volume.toml"
-    copy = VolumePaths(tmp_path / "copy")
-    with pytest.raises(VolumeError, match="is not empty"):
+    monkeypatch.undo()
+    assert sorted(path.name for path in paths.root.iterdir()) == sorted(
+        [path.name for path in paths.directories] + ["exnode_store.sqlite", "volume.key", "volume.toml"]
+    )
+    assert len(copies) == 8
+    for copy in copies[:-1]:
+        with pytest.raises(VolumeError, match=r"volume.toml: missing"):
+            config.load_config(copy)
         create_volume(copy)
-    with pytest.raises(VolumeError, match=r"volume.toml: missing"):
         config.load_config(copy)
-    shutil.rmtree(copy.root)
-    create_volume(copy)
+    with pytest.raises(VolumeError, match="is a volume already"):
+        create_volume(copies[-1])
+
+
+def test_mkfs_takes_away_nothing_else(tmp_path: Path) -> None:
+    paths = VolumePaths(tmp_path / "volume")
+    paths.spool.mkdir(parents=True)
+    with pytest.raises(VolumeError, match="is not empty"):
+        create_volume(paths)  # a volume of which volume.toml was lost may look so
+    (paths.root / MARK).touch()
+    (paths.root / "thesis.tex").touch()
+    with pytest.raises(VolumeError, match=r"not finished, and thesis\.tex is not of it; move that away first"):
+        create_volume(paths)
+    assert paths.spool.exists()
+    (paths.root / "thesis.tex").unlink()
+    with marked(paths.root), pytest.raises(VolumeError, match="another process is making a volume there"):
+        create_volume(paths)
+    assert paths.spool.exists()
 
 
 async def test_a_warm_capability(volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A volume's directory made anew from its depots, on a machine that has never seen it."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from ibpfs.exnode_store.creation import checkpoint_facts, first_slot, sync_file
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.keys import open_slots
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.unfinished import marked, take_away
 
 #: Seconds that the volume's own depot has to start.
 _DEPOT_START = 10.0
@@ -61,7 +62,8 @@ def _check_own_depot(paths: VolumePaths, recovery: Recovery) -> None:
 
 @contextmanager
 def _made_or_removed(paths: VolumePaths) -> Iterator[None]:
-    """The volume's directories; after a failure all but its own depot's is gone again."""
+    """The volume's directories; after a failure, or before the next try, all but its own depot's is gone again."""
+    take_away(paths, {paths.depot.name})
     if paths.root.exists():
         there = {entry.name for entry in paths.root.iterdir()}
         if there - {paths.depot.name}:
@@ -70,6 +72,11 @@ def _made_or_removed(paths: VolumePaths) -> Iterator[None]:
         there = None
         paths.root.mkdir(mode=0o700, parents=True)
     paths.root.chmod(0o700)
+    with marked(paths.root):
+        yield from _filled(paths, there)
+
+
+def _filled(paths: VolumePaths, there: Collection[str] | None) -> Iterator[None]:
     try:
         for directory in paths.directories:
             directory.mkdir(mode=0o700, exist_ok=True)

@@ -1,5 +1,6 @@
 """A volume's directory made anew: what is there then, what is refused, what is left after a failure."""
 
+import shutil
 import sqlite3
 import stat
 from pathlib import Path
@@ -156,6 +157,23 @@ async def test_snapshots_of_a_volume_made_anew(tmp_path: Path) -> None:
                 assert snapshots.describe(snapshots.find("away"))["trouble"] is None
                 snapshots.close()
                 now.db._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+async def test_a_killed_recovery_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, copy = VolumePaths(tmp_path / "new"), VolumePaths(tmp_path / "copy")
+    async with site(tmp_path) as place:
+        async with owner(place.paths) as now:
+            await now.checkpoints.make()
+            recovery = now.recovery(place.secret)
+        with monkeypatch.context() as patched:
+            patched.setattr("ibpfs.exnode_store.checkpoints.rebuilding.check_file",
+                            lambda _: shutil.copytree(new.root, copy.root))  # fmt: skip
+            await rebuild(new, recovery)
+        (copy.depot / "kept").touch()
+        await rebuild(copy, recovery)
+        load_config(copy)
+        assert (copy.depot / "kept").exists()
+        assert {path.name for path in copy.root.iterdir()} == {path.name for path in new.root.iterdir()}
 
 
 async def test_what_cannot_come_back_is_one_line(tmp_path: Path) -> None:
