@@ -28,17 +28,20 @@ class InodeTable:
 
     def get(self, ino: int) -> Inode:
         """The inode, with or without a name. Raises NotFound."""
+        inode = self.find(ino)
+        if inode is None:
+            raise NotFound(f"no inode {ino}")
+        return inode
+
+    def find(self, ino: int) -> Inode | None:
+        """The same, or None."""
         row = self._known.get(ino)
         if row is None:
             row = self._db.row(_GET, (ino,))
             if row is None:
-                raise NotFound(f"no inode {ino}")
+                return None
             self._db.remembered.keep(ino, row)
         return Inode(*row)
-
-    def find(self, ino: int) -> Inode | None:
-        row = self._db.row(_GET, (ino,))
-        return None if row is None else Inode(*row)
 
     def directory(self, ino: int) -> Inode:
         """A directory that can take names. Raises NotFound for one that was removed."""
