@@ -67,8 +67,9 @@ def answered(limit: str = "") -> Callable[[Handler], Handler]:
             try:
                 if not limit:
                     return await handler(self, *arguments)
-                with trio.fail_after(getattr(self.deadlines, limit)):
+                with trio.CancelScope(deadline=trio.current_time() + getattr(self.deadlines, limit)):
                     return await handler(self, *arguments)
+                raise trio.TooSlowError
             except FUSEError:
                 raise
             except Exception as error:

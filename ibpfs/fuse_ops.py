@@ -287,11 +287,11 @@ class Operations(pyfuse3.Operations):
     async def flush(self, fh: int) -> None:
         if self.sync != "close":
             raise FUSEError(errno.ENOSYS)  # which the kernel takes as: never ask again
-        await self._make_sure(self._open[fh].ino)
+        await self._files.fsync(self._open[fh].ino)
 
     @answered("fsync")
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._make_sure(self._open[fh].ino)
+        await self._files.fsync(self._open[fh].ino)
 
     async def _make_sure(self, ino: int) -> None:
         with trio.fail_after(self.deadlines.fsync):

@@ -1,7 +1,7 @@
 """The connections to one depot that are kept for the next command."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Final
 
 import trio
@@ -23,20 +23,33 @@ class ConnectionPool:
         self._busy: set[DepotStream] = set()
         self._closed = False
 
-    @asynccontextmanager
-    async def connection(self, *, fresh: bool = False) -> AsyncIterator[tuple[DepotStream, bool]]:
+    def connection(self, *, fresh: bool = False) -> "_Lent":
         """A connection and whether it is new. It is kept only if the block ends between commands."""
-        async with self._slots:
+        return _Lent(self, fresh)
+
+    async def lend(self, fresh: bool) -> tuple[DepotStream, bool]:
+        """For `connection`: the slot is the caller's, until it gives the stream back or discards it."""
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._slots.acquire()
+        try:
             if self._closed:
                 raise DepotUnreachable("the client is closed")
             stream, is_new = await self._obtain(fresh)
-            self._busy.add(stream)
-            try:
-                yield stream, is_new
-            except BaseException:
-                self._discard(stream)
-                raise
+        except BaseException:
+            self._slots.release()
+            raise
+        self._busy.add(stream)
+        return stream, is_new
+
+    def take_back(self, stream: DepotStream, *, sound: bool) -> None:
+        """For `connection`."""
+        if sound:
             self._give_back(stream)
+        else:
+            self._discard(stream)
+        self._slots.release()
 
     def keep_connections(self, keep: bool) -> None:
         """Not for depots that take one command per connection."""
@@ -63,7 +76,7 @@ class ConnectionPool:
         return await self._connect(), True
 
     def _give_back(self, stream: DepotStream) -> None:
-        if stream not in self._busy or not (self._keep and stream.usable):
+        if stream not in self._busy or not (self._keep and stream.idle):  # who takes it next sees whether it is usable
             self._discard(stream)
             return
         self._busy.remove(stream)
@@ -80,3 +93,21 @@ class ConnectionPool:
     def _discard(self, stream: DepotStream) -> None:
         self._busy.discard(stream)
         stream.close()
+
+
+class _Lent:
+    """The `async with` of a connection. No generator: it is in every command."""
+
+    __slots__ = ("_fresh", "_pool", "_stream")
+
+    def __init__(self, pool: ConnectionPool, fresh: bool) -> None:
+        self._pool, self._fresh = pool, fresh
+
+    async def __aenter__(self) -> tuple[DepotStream, bool]:
+        self._stream, is_new = await self._pool.lend(self._fresh)
+        return self._stream, is_new
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.take_back(self._stream, sound=error is None)

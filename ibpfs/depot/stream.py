@@ -6,9 +6,10 @@ Socket errors, silence and foreign protocols become DepotUnreachable here and no
 import os
 import select
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Final, Self, TypeAlias
 
 import trio
@@ -31,6 +32,7 @@ from ibpfs.depot.wire import events as ev
 
 CONNECT_LIMIT: Final = 10.0
 SILENCE_LIMIT: Final = 60.0
+_PRECISION: Final = 0.1  # seconds of a limit of silence: to move a deadline costs 3 us, and each command does it thrice
 _LINE_READ: Final = 4096  # small, so that little of a LOAD passes through the codec
 _UNIX_BUFFER: Final = 4 << 20
 _LONGEST_UNIX_PATH: Final = 107
@@ -76,7 +78,7 @@ class DepotStream:
         cls, address: Address, *, pin: bytes | None = None, silence_limit: float = SILENCE_LIMIT
     ) -> Self:
         """Through TLS with a `pin`, or where the address says so."""
-        with _unreachable(address):
+        with _Unreachable(address):
             with trio.move_on_after(CONNECT_LIMIT):
                 plain = await _open(address)
                 if address.path is not None or not (address.secure or pin is not None):
@@ -90,8 +92,13 @@ class DepotStream:
         return self._socket.fingerprint if isinstance(self._socket, TlsSocket) else None
 
     @property
+    def idle(self) -> bool:
+        """Between commands."""
+        return self._codec.idle
+
+    @property
     def usable(self) -> bool:
-        """Between commands, and the depot has neither closed nor said goodbye meanwhile."""
+        """`idle`, and the depot has neither closed nor said goodbye meanwhile."""
         if isinstance(self._socket, TlsSocket) and self._socket.has_news():
             return False
         return self._codec.idle and not self._poll.poll(0)
@@ -116,7 +123,7 @@ class DepotStream:
         self._heard = False
         self._may_be_short = may_be_short
         self._patience = patience
-        with _unreachable(self._address), trio.CancelScope() as self._scope:
+        with _Unreachable(self._address), trio.CancelScope() as self._scope:
             self._progress()
             try:
                 return await self._transact(command, data, into, wait_for_ready)
@@ -129,7 +136,7 @@ class DepotStream:
     async def transact_all(self, commands: Sequence[ev.Command], replies: "list[ev.Reply]") -> None:
         """Commands without data, sent before the first is answered. `replies` grows by one for each, as far as
         they come: of Unanswered, and OutOfSockets, the rest is meant."""
-        with _unreachable(self._address), trio.CancelScope() as self._scope:
+        with _Unreachable(self._address), trio.CancelScope() as self._scope:
             self._heard, self._patience = False, 0.0
             self._progress()
             try:
@@ -215,21 +222,33 @@ class DepotStream:
         self._codec.next_event()  # EndOfData
 
     def _progress(self) -> None:
-        self._scope.deadline = trio.current_time() + self._silence_limit + self._patience
+        deadline = trio.current_time() + self._silence_limit + self._patience
+        if not self._scope.deadline - _PRECISION <= deadline <= self._scope.deadline + _PRECISION:
+            self._scope.deadline = deadline
 
 
-@contextmanager
-def _unreachable(address: Address) -> Iterator[None]:
-    try:
-        yield
-    except RemoteProtocolError as error:
-        raise DepotUnreachable(f"{address}: what answers there does not speak IBP: {error}") from error
-    except (trio.ClosedResourceError, trio.BrokenResourceError) as error:
-        raise DepotUnreachable(f"{address}: the connection was dropped") from error
-    except OSError as error:
-        if _nobody_listens(error):
-            raise DepotRefused(f"{address}: nobody listens there") from error
-        raise DepotUnreachable(f"{address}: {error.strerror or error}") from error
+class _Unreachable:
+    """Errors of sockets and of foreign protocols become ours. No generator: it is in every command."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, RemoteProtocolError):
+            raise DepotUnreachable(f"{self._address}: what answers there does not speak IBP: {error}") from error
+        if isinstance(error, trio.ClosedResourceError | trio.BrokenResourceError):
+            raise DepotUnreachable(f"{self._address}: the connection was dropped") from error
+        if isinstance(error, OSError):
+            if _nobody_listens(error):
+                raise DepotRefused(f"{self._address}: nobody listens there") from error
+            raise DepotUnreachable(f"{self._address}: {error.strerror or error}") from error
 
 
 def _nobody_listens(error: BaseException | None) -> bool:

@@ -80,7 +80,9 @@ def pick(
     fitting = [one for one in reversed(idle) if one.policy == policy.id and one.fits(length)]
     if not fitting:
         return None
-    segment = min(fitting, key=lambda one: (one.slow_depots, one.is_spare, one.appends))
+    segment = fitting[0]
+    if len(fitting) > 1:
+        segment = min(fitting, key=lambda one: (one.slow_depots, one.is_spare, one.appends))
     if segment.slow_depots and segment.slow_depots > slow_depots(policy):
         return None
     if segment.is_spare:

@@ -149,18 +149,19 @@ class Depot:
         Raises DepotError or DepotUnreachable.
         """
         began = trio.current_time()
+        scope = trio.CancelScope(deadline=began + limit)
         try:
-            with trio.fail_after(limit):
+            with scope:
                 result = await command()
-        except trio.TooSlowError:
-            self.silent(f"no answer for {limit:.0f} s")
-            raise DepotUnreachable(f"{self.address}: no answer for {limit:.0f} s") from None
         except DepotUnreachable as error:
             self.silent(str(error), refused=isinstance(error, DepotRefused))
             raise
         except DepotError:
             self.answered(0.0)
             raise
+        if scope.cancelled_caught:
+            self.silent(f"no answer for {limit:.0f} s")
+            raise DepotUnreachable(f"{self.address}: no answer for {limit:.0f} s")
         self.answered(trio.current_time() - began)
         return result
 

@@ -2,8 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from types import TracebackType
 
 import trio
 
@@ -23,25 +23,10 @@ class Record:
         self._done: deque[Sample] = deque(maxlen=KEPT)
         self._flying: dict[object, tuple[float, int]] = {}
 
-    @contextmanager
-    def timing(self, length: int) -> Iterator[None]:
+    def timing(self, length: int) -> "_Timing":
         """A command that moves so many bytes. That one fails is another matter; one that nobody waited for in the end
         took at least so long, which says something only when it was long."""
-        flight, began = object(), trio.current_time()
-        self._flying[flight] = began, length
-        tells = True
-        try:
-            yield
-        except (DepotError, DepotUnreachable):
-            tells = False
-            raise
-        except trio.Cancelled:
-            tells = trio.current_time() - began >= _LONG
-            raise
-        finally:
-            del self._flying[flight]
-            if tells:
-                self._done.append(Sample(began, trio.current_time() - began, length))
+        return _Timing(self._done, self._flying, length)
 
     @property
     def flying(self) -> int:
@@ -59,6 +44,28 @@ class Record:
         """Beside the depot's own record and its peers'."""
         flying = [Sample(began, now - began, length) for began, length in self._flying.values()]
         return is_slow(self._done, flying, [one.recent_pace(now) for one in peers], now)
+
+
+class _Timing:
+    """No generator: it is in every command that moves bytes."""
+
+    __slots__ = ("_began", "_done", "_flying", "_length")
+
+    def __init__(self, done: deque[Sample], flying: dict[object, tuple[float, int]], length: int) -> None:
+        self._done, self._flying, self._length = done, flying, length
+
+    def __enter__(self) -> None:
+        self._began = trio.current_time()
+        self._flying[self] = self._began, self._length
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._flying[self]
+        took = trio.current_time() - self._began
+        if isinstance(error, DepotError | DepotUnreachable) or (isinstance(error, trio.Cancelled) and took < _LONG):
+            return
+        self._done.append(Sample(self._began, took, self._length))
 
 
 class Records:
