@@ -8,7 +8,7 @@ import trio
 from ibpfs.cache.flusher import Flusher
 from ibpfs.errors import NoSpace
 from ibpfs.exnode_store.database import Database
-from ibpfs.exnode_store.ledger import MOST_ROWS, Ledger
+from ibpfs.exnode_store.ledger import MOST_MAPPINGS, Ledger
 from ibpfs.exnode_store.namespace import Namespace
 
 #: Seconds to wait for more unlinked inodes, and how many of them go in one transaction: a file of 4 KiB changes 10
@@ -16,8 +16,10 @@ from ibpfs.exnode_store.namespace import Namespace
 _GATHER, _TOGETHER = 0.1, 32
 #: Mappings of another inode than a transaction's first that are deleted with it; one that has more is left to the next.
 _FEW = 30
+#: Rows that a transaction has changed when no other inode is taken up in it: one more of _FEW stays below 1,000.
+_ENOUGH = 1000 - 10 * _FEW
 #: Transactions at the end of a mount; the next one does the rest.
-_STEPS_AT_END = 20
+_STEPS_AT_END = 100
 
 
 class Reaper:
@@ -94,10 +96,10 @@ class Reaper:
         if not inos:
             return
         with self._db.transaction() as db:
-            enough = db.changed_rows + MOST_ROWS
+            enough = db.changed_rows + _ENOUGH
             for ino in inos:
                 self._drop_dirty(ino)
-                if not self._names.reap(ino, _FEW if gone else MOST_ROWS):
+                if not self._names.reap(ino, _FEW if gone else MOST_MAPPINGS):
                     break
                 gone.append(ino)
                 if db.changed_rows >= enough:

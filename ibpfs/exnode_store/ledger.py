@@ -15,8 +15,10 @@ from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement, SliceRef
 from ibpfs.exnode_store.pins import Pinned
 from ibpfs.exnode_store.sealing import DIGEST_NAME, NO_DIGEST, SliceForm
 
-#: A transaction that deletes mappings stops here; the rest is a state that a task advances.
-MOST_ROWS = 1000
+#: A transaction that deletes mappings stops here; the rest is a state that a task advances. Each changes five rows (its
+#: own, the slice's twice, those of segment and file), and up to ten where a segment with its copies goes with it: no
+#: transaction changes more than 1,000.
+MOST_MAPPINGS = 100
 #: Extent maps kept in memory, counted in pieces; of small files a piece takes about 1 KB.
 _CACHED_PIECES = 30_000
 
@@ -292,7 +294,7 @@ class Ledger(Pinned):
         """
         voids = voids and spooled
         with self._db.transaction() as db:
-            more = self.unmap(ino, MOST_ROWS, size) == MOST_ROWS
+            more = self.unmap(ino, MOST_MAPPINGS, size) == MOST_MAPPINGS
             db.update_inode("size = ?, version = max(version + 1, ?), seq = ?", (size, covers, db.seq, ino))
             if voids or more:
                 self._maybe_voided.add(ino)
@@ -316,11 +318,11 @@ class Ledger(Pinned):
         with self._db.transaction() as db:
             removed = 0
             for covers, start in self.voids(ino):
-                removed += self._unmap_void(ino, covers, start, MOST_ROWS - removed)
-            if removed < MOST_ROWS and self._is_settled(ino):
+                removed += self._unmap_void(ino, covers, start, MOST_MAPPINGS - removed)
+            if removed < MOST_MAPPINGS and self._is_settled(ino):
                 db.execute("DELETE FROM voids WHERE ino = ?", (ino,))
         self.forget_map(ino)
-        return removed >= MOST_ROWS
+        return removed >= MOST_MAPPINGS
 
     def _is_settled(self, ino: int) -> bool:
         row = self._db.row("SELECT spooled, (SELECT max(covers) FROM voids v WHERE v.ino = i.ino) FROM inodes i"

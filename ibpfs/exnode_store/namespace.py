@@ -236,8 +236,9 @@ class Namespace:
         """Inodes without a name, in the trash neither, which nobody can have open when a volume was just taken over."""
         return [ino for (ino,) in self._db.rows("SELECT ino FROM inodes WHERE nlink = 0 EXCEPT SELECT ino FROM trash")]
 
-    def reap(self, ino: int, limit: int = 1000) -> bool:
-        """One step of deleting an inode without names: up to about `limit` rows. True when it is gone."""
+    def reap(self, ino: int, limit: int = 100) -> bool:
+        """One step of deleting an inode without names: up to `limit` mappings, attributes and voids. True when it is
+        gone."""
         with self._db.transaction():
             try:
                 inode = self._inodes.get(ino)
