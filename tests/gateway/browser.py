@@ -10,7 +10,8 @@ from typing import Any
 
 _ARGUMENTS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP *.example 127.0.0.1", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 PATIENCE = 60.0
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -80,6 +81,20 @@ class Browser:
             assert time.monotonic() < deadline, [*self.downloads.iterdir(), self.run("return document.body.innerText")]
             time.sleep(0.1)
         return path
+
+    def label(self, selector: str) -> str:
+        """How a screen reader calls it."""
+        found = self._ask("POST", f"/{self._session}/element", {"using": "css selector", "value": selector})
+        return str(self._ask("GET", f"/{self._session}/element/{found[_ELEMENT]}/computedlabel"))
+
+    def press(self, *keys: str) -> None:
+        """Keys as WebDriver names them: https://www.w3.org/TR/webdriver2/#keyboard-actions."""
+        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self._ask("POST", f"/{self._session}/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        body = {"cmd": command, "params": parameters}
+        return self._ask("POST", f"/{self._session}/goog/cdp/execute", body)
 
     def picture(self, path: Path) -> None:
         import base64

@@ -80,7 +80,8 @@ async def _make(text: str, files: Mapping[str, bytes], options: Mapping[str, obj
     content = Content(
         str(options.get("name", "tree" if len(files) > 1 else next(iter(files)))), str(options.get("note", "")), now,
         expires, Sender(public_bytes(sender), sender.sign(b"ibpfs-share/1 sender\0" + public.key)),
-        (Run(len(stored), (Copy(address, run.read.wire_key),)),), tuple(slices), _entries(files, parts),
+        (Run(len(stored), (Copy(address, run.read.wire_key),)),), tuple(slices),
+        _entries(files, parts, bytes(32) if options.get("changed") else b""),
     )  # fmt: skip
     secret = os.urandom(32)
     stretched = b"" if stretching is None else stretching.stretch(str(passphrase))
@@ -95,10 +96,14 @@ async def _make(text: str, files: Mapping[str, bytes], options: Mapping[str, obj
     return MadeShare(link, address, record.write.wire_key, manage, signer, public)
 
 
-def _entries(files: Mapping[str, bytes], parts: Mapping[str, tuple[SharedPart, ...]]) -> tuple[Entry, ...]:
+def _entries(
+    files: Mapping[str, bytes], parts: Mapping[str, tuple[SharedPart, ...]], wrong: bytes
+) -> tuple[Entry, ...]:
+    """`wrong`: a hash that none of them has, or nothing."""
+
     def file(path: tuple[str, ...], name: str) -> Entry:
         data = files[name]
-        return Entry(path, FILE, len(data), _MTIME, 0o644, hashlib.sha256(data).digest(), parts[name])
+        return Entry(path, FILE, len(data), _MTIME, 0o644, wrong or hashlib.sha256(data).digest(), parts[name])
 
     if len(files) == 1:
         return (file((), next(iter(files))),)

@@ -1,15 +1,20 @@
 """Links opened in a real browser."""
 
 import hashlib
+import os
 import random
+import subprocess
 import zipfile
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
+from ibpfs.depot.address import Address
 from tests.depot.conftest import DepotProcess
 
 from .browser import Browser
-from .conftest import GatewayProcess
+from .conftest import PROGRAM, GatewayProcess
 from .sharing import MadeShare, delete, make_share, revoke
+from .tap import Tap
 
 CONTENT = random.Random(5).randbytes(3_000_000) + bytes(900_000) + b"the end"
 
@@ -33,7 +38,7 @@ def test_a_file(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) 
     assert browser.text("#size") == "3.7 MiB"
     assert "<b>not bold</b>" in browser.text("#note")
     assert share.link.render() in browser.run("return document.querySelector('#line').value")
-    browser.wait_for("document.querySelector('#state').textContent == 'Done.'")
+    browser.wait_for("document.querySelector('#state').textContent.startsWith('Done.')")
     said = gateway.log.read_text()
     fragment = share.link.fragment.render(share.link.locator)
     key = share.link.locator.places[0].read.key
@@ -53,7 +58,7 @@ def test_a_directory(browser: Browser, gateway: GatewayProcess, depot: DepotProc
         assert {entry: archive.read(entry) for entry in archive.namelist() if not entry.endswith("/")} == {
             f"tree/{name}": data for name, data in files.items()
         }
-    browser.wait_for("document.querySelector('#state').textContent == 'Done.'")
+    browser.wait_for("document.querySelector('#state').textContent.startsWith('Done.')")
     browser.click("#files li:nth-child(2) button")
     assert browser.downloaded("b.bin").read_bytes() == files["below/b.bin"]
 
@@ -98,6 +103,100 @@ def test_links_that_do_not_open(
     delete(past)
     browser.go(address(gateway, past))
     assert "expired" in state(browser)
+
+
+def test_each_trouble_has_its_own_words(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    kept, gone = make_share(depot.address, {"x": b"content"}), make_share(depot.address, {"x": b"content"})
+    past = make_share(depot.address, {"x": b"content"}, hold=-120)
+    revoked = make_share(depot.address, {"x": b"content"})
+    revoke(revoked)
+    delete(gone)
+    for link, heading in [
+        (address(gateway, kept)[:-4], "This link is damaged"),
+        (address(gateway, kept).partition("#")[0], "This link was cut off"),
+        (address(gateway, past), "This link has expired"),
+        (address(gateway, revoked), "This link was revoked"),
+        (address(gateway, gone), "It is not there any more"),
+    ]:
+        browser.go(link)
+        state(browser)
+        assert browser.text("#name") == heading == browser.run("return document.title")
+    for rest in (".", ">", ")%3E", "&amp;utm=1"):
+        browser.go(address(gateway, kept) + rest)
+        browser.wait_for("!document.querySelector('#found').hidden")
+
+
+def test_a_whole_that_is_not_what_was_shared(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """Each frame is right, and the record's hash is that of another file: nothing is left for a person to open."""
+    before = set(browser.downloads.iterdir())
+    for files in ({"changed.bin": CONTENT}, {"changed/a": CONTENT[:1000], "changed/b": b"b"}):
+        share = make_share(depot.address, files, changed=True)
+        browser.go(address(gateway, share))
+        browser.click("#found:not([hidden]) #download")
+        assert "not what was shared" in state(browser)
+    assert {path for path in browser.downloads.iterdir() if path.suffix != ".crdownload"} == before
+
+
+def test_plain_http_from_another_host(
+    browser: Browser, gateway: GatewayProcess, depot: DepotProcess, tmp_path: Path
+) -> None:
+    share = make_share(depot.address, {"x": b"content"})
+    browser.go(share.link.render(gateway.url.replace("127.0.0.1", "gate.example")))
+    assert "neither https nor this computer" in state(browser)
+    assert browser.run("return document.querySelector('#command').open")
+    command = browser.run("return document.querySelector('#line').value")
+    home = {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", "XDG_DATA_HOME": str(tmp_path)}
+    words = ["sh", "-c", command]
+    subprocess.run(words, env={**os.environ, **home}, cwd=browser.downloads, check=True, capture_output=True)
+    assert (browser.downloads / "x").read_bytes() == b"content"
+
+
+def test_on_a_phone_and_without_a_mouse(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    name = "a-name-as-long-as-some-people-make-them-" * 4 + ".bin"
+    share = make_share(depot.address, {f"d/{name}": b"content", "d/other": b"other"}, note="n" * 300, name="phone")
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=2, mobile=True)
+    try:
+        browser.go(address(gateway, share))
+        browser.wait_for("!document.querySelector('#found').hidden")
+        browser.run("document.activeElement.blur()")
+        browser.press("\ue004")  # Tab
+        assert browser.run("return document.activeElement.id") == "download"
+        browser.click("#command summary")
+        browser.run("document.querySelector('#download').focus()")
+        assert browser.run("return document.documentElement.scrollWidth") <= 360
+        assert browser.run("return document.querySelector('#download').getBoundingClientRect().height") >= 40
+        assert [browser.label(one) for one in ("#line", "#files button")] == ["Command", f"Download d/{name}"]
+        assert browser.run("return document.querySelector('#state').getAttribute('role')") == "status"
+        browser.press("\ue007")  # Enter
+        with zipfile.ZipFile(browser.downloaded("phone.zip")) as archive:
+            assert archive.read(f"phone/d/{name}") == b"content"
+        assert browser.label("#progress") == "Progress"
+    finally:
+        browser.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+def test_nothing_on_the_wire_tells(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """Between browser and gateway, and between gateway and depot: no key, no name, no byte in clear."""
+    name, note = "quarterly figures.csv", "for your eyes"
+    content = b"a line of figures, 12345678\n" * 20_000
+    place, web = Address.parse(depot.address), urlsplit(gateway.url)
+    assert web.port is not None
+    with Tap(place.host, place.port) as behind, Tap("127.0.0.1", web.port) as front:
+        share = make_share(f"ibp://127.0.0.1:{behind.port}", {name: content}, note=note)
+        browser.go(share.link.render(f"http://127.0.0.1:{front.port}/"))
+        browser.click("#found:not([hidden]) #download")
+        assert browser.downloaded(name).read_bytes() == content
+        browser.run("fetch('save/00000000-0000-4000-8000-000000000000').then((r) => { window.answered = r.status; })")
+        assert browser.wait_for("window.answered") == 404
+        wires = front.heard + behind.heard
+    assert share.link.locator.render().encode() in front.heard
+    assert share.link.locator.places[0].read.key.encode() in behind.heard
+    assert len(front.heard) > len(content)
+    fragment = share.link.fragment
+    assert fragment.secret is not None
+    told = (fragment.render(share.link.locator).encode(), fragment.secret, fragment.secret.hex().encode(),
+            name.encode(), quote(name).encode(), b"figures", note.encode(), b"save/0000")  # fmt: skip
+    assert [one for one in told if one in wires] == []
 
 
 def test_a_depot_that_is_away_for_a_while(browser: Browser, gateway: GatewayProcess, tmp_path: Path) -> None:

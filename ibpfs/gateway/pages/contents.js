@@ -7,8 +7,10 @@ const TAG = 16;
 const ZEROS = 1024 * 1024;
 const AHEAD = 4;
 const PAUSES = [500, 1000, 2000, 5000];
+// What ends a download: no other copy, and no later time, will be better.
+const FINAL = ["revoked", "expired", "mangled"];
 
-const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+export const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 export class Contents {
   // `told(text)` hears why nothing arrives at the moment.
@@ -92,6 +94,7 @@ export class Contents {
         if (this.stopped) throw new Trouble("stopped");
         const wanted = { locator: this.link.locator, depot: this.content.depots[depot], key, offset: base + offset, length };
         const found = await loadOnce(wanted);
+        if (FINAL.includes(found.error)) throw new Trouble(found.error);
         if (found.data) {
           try {
             const clear = await open(found.data);

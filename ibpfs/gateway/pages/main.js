@@ -1,14 +1,29 @@
 // What a person sees of a link.
 
 import { Contents } from "./contents.js";
+import { Sha256 } from "./hash.js";
 import { Trouble, readLink } from "./link.js";
 import { fetchRecord, openRecord } from "./record.js";
 import { NoRoom, save } from "./saving.js";
 import { zip } from "./zip.js";
 
 const GET = "With ibpfs, “ibpfs get -” opens it.";
+const HEADINGS = {
+  busy: "Not now",
+  cut: "This link was cut off",
+  damaged: "This link is damaged",
+  expired: "This link has expired",
+  insecure: "This page cannot open it here",
+  key: "The key is wrong",
+  offline: "The gateway cannot be reached",
+  revoked: "This link was revoked",
+  unknown: "It is not there any more",
+  unreachable: "It cannot be reached now",
+};
 const SAID = {
   argon2: `This link's passphrase is of a kind that browsers do not know. ${GET}`,
+  busy: "This gateway has too much to do at the moment. Try again in a minute.",
+  changed: "What came is not what was shared (its SHA-256 is another). The file was not saved whole; do not use it.",
   cut: "The link was cut off: what follows its “#” is missing. Copy all of it from the message.",
   damaged: "This link is damaged: a part of it is missing or was changed on the way. Copy all of it from the message.",
   expired: "This link has expired: the sender let it hold for a limited time. Ask for a new one.",
@@ -26,6 +41,9 @@ const SAID = {
   unreachable: "The servers that the file is on do not answer now. Try again later.",
 };
 
+const WITHOUT_HOPE = ["cut", "damaged", "expired", "mangled", "revoked"]; // for ibpfs, too
+const MOST_LISTED = 1000;
+
 const at = (id) => document.getElementById(id);
 
 function show(id, on = true) {
@@ -35,19 +53,24 @@ function show(id, on = true) {
 function say(text, isBad = false) {
   at("state").textContent = text;
   at("state").classList.toggle("bad", isBad);
-  show("state", text !== "");
+  if (isBad && text.includes(GET)) at("command").open = true;
 }
 
 function complain(error) {
   if (error instanceof NoRoom) return say(`This browser window cannot save so large a file. ${GET}`, true);
   if (error.name === "AbortError") return say(SAID.stopped);
   if (!(error instanceof Trouble)) console.error(error.name);
+  if (at("found").hidden && at("ask").hidden) {
+    at("name").textContent = document.title = HEADINGS[error.message] ?? (SAID[error.message] ? document.title : HEADINGS.damaged);
+  }
+  if (WITHOUT_HOPE.includes(error.message)) show("command", false);
   say(SAID[error.message] ?? SAID.damaged, true);
 }
 
 export function readable(size) {
   const units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let unit = 0;
+  if (size === 1) return "1 byte";
   while (size >= 1024 && unit < units.length - 1) {
     size /= 1024;
     unit += 1;
@@ -56,10 +79,15 @@ export function readable(size) {
 }
 
 function showCommand(locator, fragment) {
-  at("line").value = `ibpfs:${locator}#${fragment}`;
-  at("copy").addEventListener("click", () => {
+  at("line").value = `ibpfs get - <<'.'\nibpfs:${locator}#${fragment}\n.`;
+  at("copy").addEventListener("click", async () => {
     at("line").select();
-    navigator.clipboard?.writeText(at("line").value);
+    try {
+      await navigator.clipboard.writeText(at("line").value);
+      at("copy").textContent = "Copied";
+    } catch {
+      at("copy").textContent = "Selected: press Ctrl-C";
+    }
   });
   show("command");
 }
@@ -86,6 +114,11 @@ function showContent(link, content) {
   at("name").textContent = document.title = content.name;
   at("size").textContent = content.type === "file" ? readable(content.size) : `${readable(content.size)} in ${files.length} files`;
   at("expires").textContent = new Date(content.expires * 1000).toLocaleString();
+  if (content.type === "file" && files[0].sha256) {
+    at("hash").textContent = files[0].sha256;
+    show("hash");
+    show("hash-word");
+  }
   at("note").textContent = content.note;
   show("note", content.note !== "");
   showSender(content.sender);
@@ -99,14 +132,20 @@ function showContent(link, content) {
 }
 
 function listFiles(link, content, files) {
-  for (const entry of files.slice(0, 1000)) {
+  for (const entry of files.slice(0, MOST_LISTED)) {
     const row = document.createElement("li");
     const name = document.createElement("span");
     name.textContent = `${entry.path.join("/")} (${readable(entry.size)})`;
     const button = document.createElement("button");
     button.textContent = "Download";
+    button.setAttribute("aria-label", `Download ${entry.path.join("/")}`);
     button.addEventListener("click", () => download(link, content, entry));
     row.append(name, button);
+    at("files").append(row);
+  }
+  if (files.length > MOST_LISTED) {
+    const row = document.createElement("li");
+    row.textContent = `and ${files.length - MOST_LISTED} more, which are in the ZIP archive`;
     at("files").append(row);
   }
   show("files");
@@ -120,11 +159,18 @@ async function download(link, content, entry) {
   setBusy(true);
   const began = performance.now();
   let done = 0;
+  // The last piece is handed on when the whole is right: until then the browser knows that the file is not whole.
   async function* counted(one) {
+    const hash = new Sha256();
+    let held = null;
     for await (const piece of contents.read(one)) {
+      hash.update(piece);
+      if (held) yield held;
+      held = piece;
       done += piece.length;
-      yield piece;
     }
+    if (one.sha256 && hash.finish() !== one.sha256) throw new Trouble("changed");
+    if (held) yield held;
   }
   const ticking = setInterval(() => progress(done, total, began), 200);
   try {
@@ -132,7 +178,7 @@ async function download(link, content, entry) {
     const name = entry ? (entry.path.at(-1) ?? content.name) : `${content.name}.zip`;
     await save(name, entry ? entry.size : null, pieces);
     progress(done, total, began);
-    say("Done.");
+    say("Done. It is what was shared.");
   } catch (error) {
     complain(error);
   } finally {
@@ -146,7 +192,7 @@ async function download(link, content, entry) {
 function setBusy(on) {
   for (const button of document.querySelectorAll("#download, #files button")) button.disabled = on;
   show("stop", on);
-  show("progress-line");
+  at("progress-line").classList.add("begun");
   if (on) say("");
 }
 
@@ -184,7 +230,7 @@ function askPassphrase(link, record) {
 async function begin() {
   const base = new URL(document.baseURI).pathname;
   const locator = location.pathname.slice(base.length).split("/")[1];
-  const fragment = location.hash.slice(1);
+  const [fragment] = location.hash.slice(1).match(/^[\w-]*/); // some programs take a bracket or a full stop for a part of it
   if (fragment) showCommand(locator, fragment);
   if (!globalThis.isSecureContext || !globalThis.crypto?.subtle) throw new Trouble("insecure");
   const link = await readLink(locator, fragment);

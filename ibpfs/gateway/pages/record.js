@@ -1,22 +1,26 @@
 // A share's record: fetched as it lies on the depots, opened here.
 
+import { wait } from "./contents.js";
 import { Trouble, bytes, decode, join, sha256 } from "./link.js";
 
 const HEADER = 20;
 const SIGNATURE = 64;
 const REVOKED = 2;
+const PATIENCE = 10;
 const FORMAT = "ibpfs-share/1";
 
 export async function fetchRecord(link) {
   let response;
-  try {
-    response = await fetch(`record/${link.locator}`, { cache: "no-store" });
-  } catch {
-    throw new Trouble("offline");
-  }
-  if (!response.ok) {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      response = await fetch(`record/${link.locator}`, { cache: "no-store" });
+    } catch {
+      throw new Trouble("offline");
+    }
+    if (response.ok) break;
     const told = await response.json().catch(() => ({}));
-    throw new Trouble(told.error ?? "unreachable");
+    if (told.error !== "busy" || tries === PATIENCE) throw new Trouble(told.error ?? "unreachable");
+    await wait(1000 * (Number(response.headers.get("retry-after")) || 1));
   }
   return parse(new Uint8Array(await response.arrayBuffer()), link);
 }

@@ -32,7 +32,7 @@ async function streamed(worker, name, size, pieces) {
     await new Promise((resolve, reject) => {
       port.onmessage = async ({ data }) => {
         if (data === "ready") {
-          frame.src = `save/${id}/${encodeURIComponent(name)}`;
+          frame.src = `save/${id}`; // without the name: a worker that has just ended would let it through to the gateway
           document.body.append(frame);
           return;
         }

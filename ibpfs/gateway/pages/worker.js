@@ -12,11 +12,11 @@ self.addEventListener("message", ({ data, ports }) => {
 });
 
 self.addEventListener("fetch", (event) => {
-  const found = new URL(event.request.url).pathname.match(/\/save\/([0-9a-f-]{36})\//);
-  const job = found && waiting.get(found[1]);
-  if (!job) return;
+  const found = new URL(event.request.url).pathname.match(/\/save\/([0-9a-f-]{36})$/);
+  if (!found) return;
+  const job = waiting.get(found[1]);
   waiting.delete(found[1]);
-  event.respondWith(answer(job));
+  event.respondWith(job ? answer(job) : new Response("", { status: 404 })); // nothing of it is the gateway's
 });
 
 function answer({ port, name, size }) {
