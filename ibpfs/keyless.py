@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ async def open_warm(path: Path) -> AsyncIterator[Upkeep]:
             ledger = Ledger(db, SteadyClock())
             transfer = Transfer(db, ledger, depots)
             ledger.abandon_pending()
-            logs = Logs(db, LogRows(db, ledger.now), depots, Allocator(db, ledger, depots))
+            rows = LogRows(db, ledger.now, partial(setattr, ledger, "orphans_waiting", True))
+            logs = Logs(db, rows, depots, Allocator(db, ledger, depots))
             warmer = Warmer(db, ledger, depots, transfer, logs=logs)
             nursery.start_soon(warmer.renew_for_ever)
             yield Upkeep(db, ledger, depots, transfer, warmer, None)

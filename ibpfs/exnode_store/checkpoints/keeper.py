@@ -57,7 +57,7 @@ class Checkpoints:
         self._depots = depots
         self._state = directory / "checkpoint"
         self._directory = directory
-        self.rows = LogRows(db, ledger.now)
+        self.rows = LogRows(db, ledger.now, partial(setattr, ledger, "orphans_waiting", True))
         self.logs = Logs(db, self.rows, depots, Allocator(db, ledger, depots))
         key = db.facts.get("checkpoint_key")
         self.roots = Roots(db, self.rows, self.logs, bytes.fromhex(key)) if key else None

@@ -37,8 +37,10 @@ class Copy:
 class LogRows:
     """Of one volume. `own` counts the transactions that are made here: they are no reason for another checkpoint."""
 
-    def __init__(self, db: Database, now: Callable[[], float]) -> None:
+    def __init__(self, db: Database, now: Callable[[], float], orphaned: Callable[[], None] = lambda: None) -> None:
+        """`orphaned` is called when there is something more to be released."""
         self._db = db
+        self._orphaned = orphaned
         self.now = now
         self.own = 0
 
@@ -69,6 +71,18 @@ class LogRows:
         self.own += 1
         assert row is not None
         return row
+
+    def abandon(self, pending: int) -> None:
+        """It does not become a copy, and is released."""
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO orphans (depot, manage_key, read_key, segment, since, seq)"
+                " SELECT depot, manage_key, read_key, NULL, ?, ? FROM pending WHERE id = ?",
+                (self.now(), db.seq, pending),
+            )
+            db.execute("DELETE FROM pending WHERE id = ?", (pending,))
+        self.own += 1
+        self._orphaned()
 
     def add(self, log: bytes, kind: str, size: int, new: NewReplica, name: str | None = None) -> None:
         """What was pending is a copy of a log, still empty. The next checkpoint has to say so of any but its own."""
@@ -112,6 +126,7 @@ class LogRows:
                 )
                 db.execute("DELETE FROM record_logs WHERE id = ?", (one.id,))
             self._note_past({one.log for one in copies if one.kind == CHECKPOINT}, given_up=False)
+        self._orphaned()
 
     def give_up(self, logs: Iterable[bytes]) -> None:
         """Checkpoint logs of which nothing is news any more, whatever depots have of them."""

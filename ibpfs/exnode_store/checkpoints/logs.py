@@ -81,8 +81,12 @@ class Logs:
             caps = await depot.call(lambda: depot.client.allocate(size, first))
         keys = caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key
         row = self._rows.add_pending(depot.id, *keys)
-        await self._db.sync()
-        end = await self._allocator.extend(depot, keys[2], size)
+        try:
+            await self._db.sync()
+            end = await self._allocator.extend(depot, keys[2], size)
+        except BaseException:
+            self._rows.abandon(row)
+            raise
         self._rows.add(log, kind, size, NewReplica(row, depot.id, *keys, end, self._rows.now()), name)
 
     # Bytes

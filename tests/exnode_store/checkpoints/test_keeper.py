@@ -304,6 +304,36 @@ async def test_a_drained_depot_holds_nothing_of_it(tmp_path: Path) -> None:
         assert await come_back(now.recovery(place.secret), tmp_path / "back.sqlite")
 
 
+async def test_a_log_that_was_followed_is_released_before_long(tmp_path: Path) -> None:
+    """Whoever releases is told that there is something."""
+    async with site(tmp_path) as place:
+        async with owner(place.paths) as now:
+            await now.checkpoints.make()
+        (place.paths.run / "checkpoint").unlink()
+        async with owner(place.paths) as now:
+            assert not now.ledger.orphans_waiting
+            touch(now, "a")
+            await now.checkpoints.make()
+            assert now.ledger.orphans_waiting
+            assert len(now.ledger.orphans()) == 3
+
+
+async def test_a_copy_that_cannot_be_leased_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise DepotUnreachable("no lease")
+
+    async with site(tmp_path) as place, owner(place.paths) as now:
+        with monkeypatch.context() as patched:
+            patched.setattr("ibpfs.exnode_store.allocator.Allocator.extend", refuse)
+            with pytest.raises(DepotUnreachable):
+                await now.checkpoints.make()
+        assert now.db.value("SELECT count(*) FROM pending") == 0
+        assert len(now.ledger.orphans()) == 3
+        await now.checkpoints.make()
+        await now.warmer.release_orphans()
+        assert now.ledger.orphans() == []
+
+
 async def test_a_volume_of_one_depot_cannot_leave_it(tmp_path: Path) -> None:
     async with site(tmp_path, 1) as place, owner(place.paths) as now:
         await now.checkpoints.make()
