@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ibpfs.errors import VolumeError
-from ibpfs.exnode_store import fsck_database, fsck_ledger, fsck_names, fsck_pins, fsck_segments, fsck_volume
+from ibpfs.exnode_store import (
+    fsck_database,
+    fsck_ledger,
+    fsck_names,
+    fsck_pins,
+    fsck_segments,
+    fsck_shards,
+    fsck_volume,
+)
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.fsck_faults import Checkup, Fault
 
@@ -31,6 +39,7 @@ CHECKS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     )),
     ("allocations", (
         fsck_segments.keys, fsck_segments.stray_imports, fsck_segments.doubles, fsck_segments.stray_replicas,
+        fsck_shards.coded_segments, fsck_shards.mixed_replicas,
     )),
     # From here on things are released: all counts that say what lives are right by now.
     ("leftovers", (

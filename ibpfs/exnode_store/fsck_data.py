@@ -12,7 +12,9 @@ import trio
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, ErrorCode, NoRoom
 from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.depots import Depot, DepotSet
+from ibpfs.exnode_store.erasure import Coded
 from ibpfs.exnode_store.fsck_faults import SEQ, Checkup, Fault
+from ibpfs.exnode_store.fsck_shards import BAD, look_at
 from ibpfs.exnode_store.fsck_stored import GONE, READ, SILENT, Judge, Stored, Verdict, find_stored, groups
 from ibpfs.exnode_store.fsck_volume import is_digest_seed
 from ibpfs.exnode_store.keys import VolumeKeys
@@ -98,11 +100,50 @@ class DataCheck:
     async def _verify_segment(self, segment: int) -> None:
         slices = self._slices(segment)
         replicas = self._ledger.replicas(segment)
+        coded = self._ledger.coded(segment)
+        if coded is not None:
+            await self._verify_shards(segment, coded, slices, replicas)
+            return
         verdicts = {replica.id: await self._verify(replica, slices) for replica in replicas}
         for replica in replicas:
             if verdicts[replica.id].state == SILENT:
                 self._unverified[replica.depot] = self._unverified.get(replica.depot, 0) + 1
         await self._settle(segment, slices, replicas, verdicts)
+
+    async def _verify_shards(
+        self, segment: int, coded: Coded, slices: Sequence[Stored], replicas: Sequence[Replica]
+    ) -> None:
+        """Each against its digest; and, from K sound ones, the slices."""
+        found = await look_at(self._ledger, replicas, self._load)
+        for replica in replicas:
+            if found.states.get(replica.id) == SILENT:
+                self._unverified[replica.depot] = self._unverified.get(replica.depot, 0) + 1
+        self._done += self._ledger.segment_length(segment) * len(replicas)
+        self._checkup.progress(self._done, self._total, "verifying replicas")
+        enough = len(found.sound) >= coded.code.k
+        self._settle_gone([one for one in replicas if found.states.get(one.id) == GONE], enough)
+        for replica in replicas:
+            if found.states.get(replica.id) == BAD:
+                what = f"{self._name(replica)}: its bytes are not those of shard {replica.shard}"
+                cure, repair = ("dropped, to be made anew", partial(self._drop, replica)) if enough else ("", None)
+                self._checkup.handle(Fault(what, cure, repair))
+        if not enough:
+            verb = "not readable now" if SILENT in found.states.values() else "lost"
+            for file in self._checkup.files_of("s.segment = ?", (segment,)) or [_KEPT] * bool(slices):
+                has = f"{len(found.sound)} of the {coded.code.k} shards that are needed"
+                self._checkup.handle(Fault(f"{file}: {verb}, segment {segment} has {has}"))
+            return
+        verdict, data = Verdict(), memoryview(b"".join(coded.code.decode(found.sound)))
+        for stored in slices:
+            self._judge.judge(stored, data[stored.offset : stored.stop], verdict)
+        self._correct_digests(segment, slices, [verdict])
+        for stored in slices:
+            if stored.row in verdict.bad:
+                for file in self._checkup.files_of("s.id = ?", (stored.row,)) or [_KEPT]:
+                    what = f"{file}: lost, slice {stored.row} of segment {segment} is damaged in its shards"
+                    self._checkup.handle(Fault(f"{what} ({verdict.bad[stored.row]})"))
+        if not self._checkup.read_only:
+            self._verified([one for one in replicas if found.states.get(one.id) == READ])
 
     def _slices(self, segment: int) -> list[Stored]:
         rows = self._db.rows(

@@ -118,12 +118,15 @@ def _make_segment(checkup: Checkup, segment: int) -> None:
 
 def lost_segments(checkup: Checkup) -> Iterator[Fault]:
     """Segments of which no replica is known: nothing here brings their bytes back."""
-    for (segment,) in checkup.db.rows(
-        "SELECT id FROM segments WHERE live > 0 AND id NOT IN (SELECT segment FROM replicas)"
+    for segment, needed, left in checkup.db.rows(
+        "SELECT s.id, c.k, count(DISTINCT r.shard) FROM segments s LEFT JOIN coded c ON c.segment = s.id"
+        " LEFT JOIN replicas r ON r.segment = s.id WHERE s.live > 0 GROUP BY s.id"
+        " HAVING CASE WHEN c.k IS NULL THEN count(r.id) = 0 ELSE count(DISTINCT r.shard) < c.k END"
     ):
+        has = "no replica" if needed is None else f"{left} of the {needed} shards that are needed"
         files = checkup.files_of("s.segment = ?", (segment,)) or ["what snapshots or shares keep"]
         for file in files:
-            yield Fault(f"{file}: lost, segment {segment} has no replica")
+            yield Fault(f"{file}: lost, segment {segment} has {has}")
 
 
 def open_segments(checkup: Checkup) -> Iterable[Fault]:

@@ -23,7 +23,7 @@ from ibpfs.exnode_store.database import Database, create_database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewReplica, unpack_key
-from ibpfs.exnode_store.schema import CLOSED, FORMAT
+from ibpfs.exnode_store.schema import CLOSED, FORMAT, SHARDS
 
 #: The row of table `volume` that tells such a file from a volume's own store.
 _KIND, _WARM = "kind", "warm capability"
@@ -44,6 +44,12 @@ _CONTENTS: dict[str, tuple[str, dict[str, str]]] = {
             "frame_size": "0", "length": "stored_length", "mapped": "1",
         },
     ),
+    "coded": ("segment IN here", {}),
+    "shards": (
+        f"segment IN here AND (segment, shard) NOT IN (SELECT segment, shard FROM home.replicas WHERE suspect = 0"
+        f" AND shard IS NOT NULL AND depot IN ({_EMBEDDED}))",
+        {},
+    ),
     "replicas": (f"segment IN here AND depot NOT IN ({_EMBEDDED})", {"write_key": "'-/0'"}),
     "record_logs": (f"length > 0 AND depot NOT IN ({_EMBEDDED})",
                     {"name": "NULL", "read_key": "'-/0'", "write_key": "'-/0'"}),
@@ -59,6 +65,7 @@ def write_warm_capability(home: Path, target: Path, facts: dict[str, str]) -> di
     _check_place(target, facts["uuid"])
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     known = {"uuid": facts["uuid"], "digest_seed": facts["digest_seed"], "format": str(FORMAT), _KIND: _WARM}
+    known["features"] = SHARDS if SHARDS in facts.get("features", "").split() else ""
     try:
         create_database(temporary, known)
         with closing(sqlite3.connect(temporary, isolation_level=None)) as db:
@@ -117,11 +124,12 @@ def _copy(db: sqlite3.Connection, home: Path) -> dict[str, int]:
 
 
 def _ask_for_fewer(db: sqlite3.Connection) -> None:
-    """A copy on the volume's own depot counts, though nobody else reaches it: so many fewer are wanted elsewhere."""
+    """A copy on the volume's own depot counts, though nobody else reaches it: so many fewer are wanted elsewhere. (A
+    shard there is not named as one that is wanted.)"""
     db.execute(
         "CREATE TEMP TABLE fewer AS SELECT s.id AS segment, s.policy AS policy, p.copies - count(*) AS copies"
         f" FROM main.segments s JOIN main.policies p ON p.id = s.policy JOIN home.replicas r ON r.segment = s.id"
-        f" WHERE r.depot IN ({_EMBEDDED}) AND r.suspect = 0 GROUP BY s.id"
+        f" WHERE r.depot IN ({_EMBEDDED}) AND r.suspect = 0 AND r.shard IS NULL GROUP BY s.id"
     )
     rows = db.execute("SELECT DISTINCT policy, copies FROM fewer").fetchall()
     for policy, copies in rows:
@@ -204,8 +212,9 @@ class Merge:
             if theirs.facts.get("uuid") != self._db.facts.get("uuid"):
                 raise UsageError(f"{path}: is a warm capability of another volume")
             rows = theirs.rows(
-                "SELECT d.address, r.segment, s.length, r.read_key, r.write_key, r.manage_key, r.lease_end, r.told_at"
-                " FROM replicas r JOIN segments s ON s.id = r.segment JOIN depots d ON d.id = r.depot"
+                "SELECT d.address, r.segment, s.length, c.k, r.shard, r.read_key, r.write_key, r.manage_key,"
+                " r.lease_end, r.told_at FROM replicas r JOIN segments s ON s.id = r.segment"
+                " JOIN depots d ON d.id = r.depot LEFT JOIN coded c ON c.segment = s.id"
                 " WHERE r.write_key != '-/0' ORDER BY r.id"  # those that came with the file have none
             )
             given_up = theirs.rows("SELECT d.address, o.read_key FROM orphans o JOIN depots d ON d.id = o.depot")
@@ -228,7 +237,7 @@ class Merge:
             self._ledger.suspect(replica)
 
     def _take(self, row: tuple[Any, ...], merged: Merged) -> None:
-        address, segment, length, *texts, end, told = row
+        address, segment, length, needed, shard, *texts, end, told = row
         depot = self._depots.at(str(address))
         try:
             read, write, manage = (unpack_key(str(text)) for text in texts)
@@ -237,16 +246,20 @@ class Merge:
         if depot is None or not isinstance(end, float | None) or not isinstance(told, float):
             merged.unusable += 1
         elif not self._knows(depot.id, read):
-            self._add(segment, length, NewReplica(0, depot.id, read, write, manage, end, told), merged)
+            new = NewReplica(0, depot.id, read, write, manage, end, told, shard)
+            self._add(segment, (length, needed), new, merged)
 
     def _knows(self, depot: int, read: Key) -> bool:
         text = f"{read.key}/{read.type_key}"
         known = "SELECT 1 FROM replicas WHERE depot = ? AND read_key = ? UNION SELECT 1 FROM orphans WHERE depot = ?"
         return self._db.value(f"{known} AND read_key = ?", (depot, text, depot, text)) is not None
 
-    def _add(self, segment: int, length: int, new: NewReplica, merged: Merged) -> None:
-        is_same = self._ledger.segment_length(segment) == length
-        if is_same and self._ledger.wanted_copies(segment) > self._standing(segment):
+    def _add(self, segment: int, form: tuple[int, int | None], new: NewReplica, merged: Merged) -> None:
+        """`form`: the segment's length, and how many shards of it are needed, where it was coded then."""
+        coded = self._ledger.coded(segment)
+        is_same = form == (self._ledger.segment_length(segment), coded and coded.code.k)
+        is_same = is_same and (new.shard is None if coded is None else new.shard in self._ledger.shards(segment))
+        if is_same and self._ledger.wanted_alike(segment) > self._standing(segment, new.shard):
             self._ledger.add_replica(segment, new)
             ours = [one for one in self._ledger.replicas(segment) if one.depot == new.depot]
             self._ledger.suspect(next(one for one in ours if one.read == new.read))
@@ -256,10 +269,11 @@ class Merge:
             self._ledger.abandon_pending([pending])
             merged.surplus += 1
 
-    def _standing(self, segment: int) -> int:
-        """Sound replicas whose lease lasts, on depots that are not away."""
+    def _standing(self, segment: int, shard: int | None) -> int:
+        """Sound replicas, or those of a shard, whose lease lasts, on depots that are not away."""
         now, away = self._ledger.now(), {depot.id for depot in self._depots if depot.is_away}
+        alike = [one for one in self._ledger.replicas(segment) if one.shard == shard]
         return sum(
             not one.suspect and one.depot not in away and (one.lease_end is None or one.lease_end > now)
-            for one in self._ledger.replicas(segment)
+            for one in alike
         )
