@@ -111,6 +111,17 @@ class Depots:
         self.embedded = embedded
         self.open: dict[str, Depot] = {}
         self.dead: dict[str, str] = {}
+        self.trouble = ""  # of the last attempt
+
+    def attempt(self, place: Place, offset: int, length: int) -> bytes | None:
+        """As `load`, None also where the depot cannot or will not."""
+        try:
+            data = self.load(place, offset, length)
+        except Trouble as error:
+            self.trouble = str(error)
+            return None
+        self.trouble = f"{place[0]}: the allocation is too short" if data is None else ""
+        return data
 
     def load(self, place: Place, offset: int, length: int) -> bytes | None:
         address, is_embedded, key, pin = place
@@ -177,20 +188,41 @@ def join(shares: list[bytes]) -> bytes:
     return bytes(secret)
 
 
-def times(a: int, b: int) -> int:
+def times(a: int, b: int, polynomial: int = 0x11B) -> int:
     product = 0
     while b:
         product ^= a if b & 1 else 0
-        a = a << 1 ^ (0x11B if a & 0x80 else 0)
+        a = a << 1 ^ (polynomial if a & 0x80 else 0)
         b >>= 1
     return product
 
 
-def inverse(a: int) -> int:
+def inverse(a: int, polynomial: int = 0x11B) -> int:
     result = 1
     for _ in range(254):
-        result = times(result, a)
+        result = times(result, a, polynomial)
     return result
+
+
+def point(shard: int) -> int:
+    """Where the polynomial has the value that a shard holds: 0, 1, 2, 4, 8, ... in GF(2^8) with 0x11d."""
+    result = 1 if shard else 0
+    for _ in range(shard - 1):
+        result = times(result, 2, 0x11D)
+    return result
+
+
+def interpolate(shards: dict[int, bytes], wanted: int) -> bytes:
+    """A shard of an erasure code, byte by byte: the value at its point of the polynomial through the others."""
+    total = 0
+    for number, data in shards.items():
+        weight = 1
+        for other in shards:
+            if other != number:
+                share = times(point(wanted) ^ point(other), inverse(point(number) ^ point(other), 0x11D), 0x11D)
+                weight = times(weight, share, 0x11D)
+        total ^= int.from_bytes(data.translate(bytes(times(weight, byte, 0x11D) for byte in range(256))), "big")
+    return total.to_bytes(len(next(iter(shards.values()))), "big")
 
 
 def parse_string(data: bytes) -> tuple[bytes, list[Place]]:
@@ -401,17 +433,56 @@ class Volume:
         }
         rows = self.db.execute("SELECT id, address, embedded, fingerprint FROM depots")
         self.addresses = {row[0]: row[1:] for row in rows}
-        self.has_imports = self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'imported'").fetchone() is not None
+        tables = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        self.has_imports = "imported" in tables
+        self.has_shards = "coded" in tables
         self.plain: set[int] = set()
 
-    def replicas(self, segment: int) -> Iterator[tuple[Place, int]]:
-        """(place, where in the allocation the segment begins)."""
+    def replicas(self, segment: int) -> Iterator[tuple[Place, int, int | None]]:
+        """(place, where in the allocation the segment begins, number of the shard that it is or None)."""
         base = "coalesce((SELECT base FROM imported i WHERE i.replica = r.id), 0)" if self.has_imports else "0"
-        rows = self.db.execute(f"SELECT depot, read_key, {base} FROM replicas r WHERE segment = ? ORDER BY suspect, id",
-                               (segment,))  # fmt: skip
-        for depot, key, start in rows:
+        rows = self.db.execute(
+            f"SELECT depot, read_key, {base}, shard FROM replicas r WHERE segment = ? ORDER BY suspect, id", (segment,)
+        )
+        for depot, key, start, shard in rows:
             address, embedded, pin = self.addresses[depot]
-            yield (address, bool(embedded), key, pin.hex() if pin and not embedded else ""), start
+            yield (address, bool(embedded), key, pin.hex() if pin and not embedded else ""), start, shard
+
+    def stored(self, segment: int, start: int, stop: int) -> Iterator[tuple[str, bytes | None]]:
+        """(who gave them, stored bytes [start, stop) of a segment), in all ways that they can be had; None: in none
+        this way."""
+        coded = None
+        if self.has_shards:
+            coded = self.db.execute("SELECT k, shard_length FROM coded WHERE segment = ?", (segment,)).fetchone()
+        if coded is None:
+            for place, base, _ in self.replicas(segment):
+                yield place[0], self.depots.attempt(place, base + start, stop - start)
+            return
+        needed, size = coded
+        shards = [(place, number) for place, _, number in self.replicas(segment) if number is not None]
+        # With each shard left out once, for the day one of them is wrong.
+        for left_out in (None, *sorted({number for _, number in shards})):
+            found = [
+                self.column(
+                    [one for one in shards if one[1] != left_out], needed, number, max(start - number * size, 0),
+                    min(stop - number * size, size),
+                )
+                for number in range(start // size, -(-stop // size))
+            ]  # fmt: skip
+            yield "its shards", None if None in found else b"".join(one for one in found if one is not None)
+
+    def column(self, shards: list[tuple[Place, int]], needed: int, wanted: int, begin: int, end: int) -> bytes | None:
+        """Bytes [begin, end) of a shard: as they are, or made from those of any others that are enough."""
+        found: dict[int, bytes] = {}
+        for place, number in sorted(shards, key=lambda one: one[1] != wanted):
+            if number not in found:
+                data = self.depots.attempt(place, begin, end - begin)
+                if data is not None and number == wanted:
+                    return data
+                found |= {} if data is None else {number: data}
+            if len(found) == needed:
+                return interpolate(found, wanted)
+        return None
 
     def slice_key(self, row: int, slice_id: bytes, epoch: int) -> bytes:
         if self.has_imports:
@@ -427,16 +498,15 @@ class Volume:
             "SELECT slice_id, epoch, origin, function, frame_size, length, stored_length, segment, segment_offset"
             " FROM slices WHERE id = ?", (row,)).fetchone()  # fmt: skip
         trouble = Trouble("no depot is known to have it")
-        for place, base in self.replicas(segment):
+        for giver, data in self.stored(segment, offset, offset + stored):
             try:
-                data = self.depots.load(place, base + offset, stored)
                 if data is None:
-                    raise Trouble(f"{place[0]}: the allocation is too short")
+                    raise Trouble(self.depots.trouble or "too few of its shards are to be had")
                 return self.open_slice(data, row, slice_id, epoch, origin, function, frame, length)
             except Trouble as error:
                 trouble = error
             except InvalidTag:
-                trouble = Trouble(f"{place[0]}: bytes differ from what was sealed")
+                trouble = Trouble(f"{giver}: bytes differ from what was sealed")
         raise trouble
 
     def open_slice(self, data: bytes, row: int, slice_id: bytes, epoch: int, origin: bytes, function: int, frame: int,
