@@ -24,6 +24,7 @@ from ibpfs.exnode_store.extents import Piece
 from ibpfs.exnode_store.imports import ForeignReplica, Imports, Part
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NO_KEY, Replica, SliceRef, pack_key, unpack_key
+from ibpfs.exnode_store.recoding import Recoding
 from ibpfs.exnode_store.sealing import ForeignSlice
 
 _log = logging.getLogger(__name__)
@@ -44,12 +45,15 @@ class _Window:
 class Exchange:
     """The commands of one open volume; a mount fills in `forget_kernel`."""
 
-    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, files: FileCache, imports: Imports) -> None:
+    def __init__(
+        self, db: Database, ledger: Ledger, depots: DepotSet, files: FileCache, imports: Imports, recoding: Recoding
+    ) -> None:
         self._db = db
         self._ledger = ledger
         self._depots = depots
         self._files = files
         self._imports = imports
+        self._recoding = recoding
         self.forget_kernel: Callable[[int], Awaitable[None]] | None = None
 
     def commands(self) -> dict[str, Command]:
@@ -100,8 +104,10 @@ class Exchange:
         await self._files.fsync(ino)
         pieces = list(self._ledger.extents(ino))
         # Before the first await: none of them may move while the others get their windows.
-        for segment in {one.source.segment for one in pieces if request["sealed"] or not one.source.form.is_sealed}:
+        named = {one.source.segment for one in pieces if request["sealed"] or not one.source.form.is_sealed}
+        for segment in named:
             self._ledger.keep_for_windows(segment, time.time() + seconds)
+        await self._recoding.make_whole(named)
         found: dict[int, dict[str, Any]] = {}
         waiting = iter(enumerate(pieces))
 

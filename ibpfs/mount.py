@@ -171,7 +171,7 @@ async def _rooms(
         upkeep = UpkeepCommands(
             Upkeep(db, ledger, depots, transfer, warmer, draining), draining, warmer.scrubbing, findings, settling
         )
-        sharing = Sharing(db, ledger, depots, files, imports, keys)
+        sharing = Sharing(db, ledger, depots, files, imports, keys, warmer.recoding)
         tasks = flusher.run, files.run, reader.serve, warmer.run, draining.run, settling.run, compactor.run
         adoption = Adoption(db, ledger, transfer, imports, int(db.facts["digest_seed"], 16))
         for task in (*tasks, sharing.run, adoption.run, checkpoints.run):

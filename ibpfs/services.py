@@ -97,7 +97,9 @@ class Services:
         self.supervisor: int | None = None
         self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
         self.remounted: Callable[[], None] | None = None
-        self.exchange = Exchange(parts.db, parts.ledger, parts.depots, parts.files, parts.imports)
+        self.exchange = Exchange(
+            parts.db, parts.ledger, parts.depots, parts.files, parts.imports, parts.warmer.recoding
+        )
 
     def commands(self) -> dict[str, Command]:
         commands = self._all_commands()
@@ -152,6 +154,8 @@ class Services:
             "segments": parts.ledger.segments,
             "under_replicated_bytes": parts.warmer.under_replicated_bytes,
             "at_risk_bytes": at_risk_bytes(parts.db, parts.ledger.now()),
+            "coded_bytes": parts.ledger.coded_bytes,
+            "code_trouble": parts.warmer.recoding.trouble() or None,
             "earliest_lease_end": earliest_lease_end(parts.db),
             "scrub": parts.warmer.scrubbing.state(),
             "survives_until": survives_until(parts.db, parts.ledger.now()),

@@ -16,13 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ibpfs.cache.files import FileCache
 from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address
-from ibpfs.depot.wire import DepotUnreachable
-from ibpfs.errors import DeadlineExceeded, IbpfsError, UsageError
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.errors import DataError, DeadlineExceeded, IbpfsError, NoSpace, UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.recoding import Recoding
 from ibpfs.exnode_store.schema import MAX_INO
 from ibpfs.exnode_store.sharing.contents import FILE, BadContent, Content, Entry, Sender
 from ibpfs.exnode_store.sharing.keeping import Keeper
@@ -77,14 +78,16 @@ class Sharing:
     """The commands of one open volume, and the task that keeps what they promised."""
 
     def __init__(
-        self, db: Database, ledger: Ledger, depots: DepotSet, files: FileCache, imports: Imports, keys: VolumeKeys
-    ) -> None:
+        self, db: Database, ledger: Ledger, depots: DepotSet, files: FileCache, imports: Imports, keys: VolumeKeys,
+        recoding: Recoding,
+    ) -> None:  # fmt: skip
         self._db = db
         self._ledger = ledger
         self._files = files
         self._sender = Ed25519PrivateKey.from_private_bytes(keys.sender_seed)
         self._shares = Shares(db, ledger, keys)
         self._placing = Placing(depots)
+        self._recoding = recoding
         self._maker = Maker(ledger, self._placing, files.stored, imports.slice_key)
         self._keeper = Keeper(self._shares, ledger, depots, self._placing)
         self._turn = trio.Lock()
@@ -167,6 +170,10 @@ class Sharing:
     async def _fill(self, share: Share, asked: _Asked, walk: Walk, made: Made, progress: Progress) -> None:
         found, sizes, pieces = await self._gather(share, asked, walk)
         total = sum(sizes)
+        try:
+            await self._recoding.make_whole({piece.source.segment for file in pieces for piece in file})
+        except (DepotError, DepotUnreachable, DataError, NoSpace) as error:
+            _log.info("what is stored as shards is copied for a link: %s", error)
         await self._maker.make(pieces, asked.wishes, made)
         if asked.near is not None:
             await self._maker.copy_to(asked.near, made)

@@ -18,7 +18,7 @@ DATA = bytes(range(256)) * 1000
 
 
 def exchange(now: Stack) -> Exchange:
-    return Exchange(now.db, now.ledger, now.depots, now.files, now.imports)
+    return Exchange(now.db, now.ledger, now.depots, now.files, now.imports, now.warmer.recoding)
 
 
 async def export(now: Stack, ino: int, *, sealed: bool) -> list[dict[str, object]]:

@@ -20,7 +20,7 @@ DATA = bytes(range(256)) * 1000
 
 
 def sharing(now: Stack) -> Sharing:
-    return Sharing(now.db, now.ledger, now.depots, now.files, now.imports, now.imports._keys)
+    return Sharing(now.db, now.ledger, now.depots, now.files, now.imports, now.imports._keys, now.warmer.recoding)
 
 
 async def ask(one: Sharing, command: str, **request: Any) -> Any:

@@ -66,15 +66,17 @@ class CodedRows:
             self._db.execute("DELETE FROM coded WHERE segment = ?", (segment,))
             self._coded.pop(segment, None)
 
-    def to_code(self, least: int, limit: int) -> list[tuple[int, str]]:
-        """(segment, code) of some closed, large segments of our own that their policy wants coded, and which are not.
+    def to_code(self, codes: Sequence[str], least: int, limit: int) -> list[tuple[int, str]]:
+        """(segment, code) of some closed, large segments of our own that their policy wants in one of these codes, and
+        which are not coded.
 
-        Not of those that others count on as whole copies, lack some, or will be compacted soon.
+        Not of those that others count on as whole copies, or that will be compacted soon.
         """
+        marks = ", ".join("?" * len(codes))
         rows: list[tuple[int, str]] = self._db.rows(
-            "SELECT s.id, p.code FROM segments s JOIN policies p ON p.id = s.policy WHERE p.code IS NOT NULL"
+            f"SELECT s.id, p.code FROM segments s JOIN policies p ON p.id = s.policy WHERE p.code IN ({marks})"
             f" AND s.length >= ? AND s.live * 2 >= s.length AND {_MAY_CODE} ORDER BY s.id LIMIT ?",
-            (least, self.now(), limit),
+            (*codes, least, self.now(), limit),
         )
         return rows
 

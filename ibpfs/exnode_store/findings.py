@@ -109,7 +109,7 @@ class Findings:
         off = clock_off(self._warmer.renewal.drifts)
         if off is not None:
             found.append(judge_clock(off, self._volume))
-        return found + self._copies()
+        return found + self._copies() + self._code()
 
     async def _ask(self, depot: Depot) -> None:
         """How long it still leases what is not due, by its own account."""
@@ -139,6 +139,11 @@ class Findings:
             not_renewed=self._warmer.renewal.refusals.get(depot.id, ""),
             ended=ended,
         )
+
+    def _code(self) -> list[Finding]:
+        trouble = self._warmer.recoding.trouble()
+        return [Finding("code-waits", self._volume, f"what is to be stored as shards stays in whole copies: {trouble}",
+                        f"see to its depots, or: ibpfs depots add {self._volume} ADDRESS")] * bool(trouble)  # fmt: skip
 
     def _copies(self) -> list[Finding]:
         found = []

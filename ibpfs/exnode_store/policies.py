@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ibpfs.errors import NotADirectory, NotFound, UsageError
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.erasure import Code
 from ibpfs.exnode_store.schema import ROOT_INO
 
 _COLUMNS = "id, copies, min_copies, labels, code"
@@ -48,8 +49,8 @@ def changed(policy: Policy, settings: Mapping[str, str], depots: int) -> Policy:
 
     min-copies is copies - 1, at least 1, where copies are set and it is not.
     """
-    if unknown := set(settings) - {"copies", "min-copies", "labels"}:
-        raise UsageError(f"{min(unknown)}: no setting of a policy (copies, min-copies, labels)")
+    if unknown := set(settings) - {"copies", "min-copies", "labels", "code"}:
+        raise UsageError(f"{min(unknown)}: no setting of a policy (copies, min-copies, labels, code)")
     if "copies" in settings:
         copies = _number("copies", settings["copies"])
         policy = replace(policy, copies=copies, min_copies=max(1, copies - 1))
@@ -58,11 +59,24 @@ def changed(policy: Policy, settings: Mapping[str, str], depots: int) -> Policy:
     if "labels" in settings:
         names = [name for name in settings["labels"].split(",") if name]
         policy = replace(policy, labels=tuple(dict.fromkeys(map(_check_label, names))))
+    if "code" in settings:
+        text = settings["code"]
+        policy = replace(policy, code=None if text == "none" else str(Code.parse(text)))
     if not 1 <= policy.copies <= depots:
         raise UsageError(f"{policy.copies} copies need as many depots; {depots} take new bytes (see ibpfs depots)")
     if not 1 <= policy.min_copies <= policy.copies:
         raise UsageError(f"min-copies must be from 1 to {policy.copies} (the number of copies)")
+    if policy.code is not None:
+        check_code(Code.parse(policy.code), policy.min_copies, depots)
     return policy
+
+
+def check_code(code: Code, min_copies: int, depots: int) -> None:
+    """UsageError when it needs more depots than there are, or would lower what min_copies promises."""
+    if code.shards > depots:
+        raise UsageError(f"code {code} needs {code.shards} depots; {depots} take new bytes (see ibpfs depots)")
+    if code.m < min_copies - 1:
+        raise UsageError(f"code {code}: {min_copies} min-copies outlive {min_copies - 1} depots, so M must be as much")
 
 
 def _number(name: str, text: str) -> int:
@@ -126,6 +140,12 @@ class Policies:
             ).lastrowid
         assert number is not None
         return replace(wanted, id=number)
+
+    def codes(self, *, used: bool = True) -> list[tuple[str, tuple[str, ...]]]:
+        """(code, labels) of the policies that some file or directory is under; or of all that there are."""
+        only = " AND EXISTS (SELECT 1 FROM inodes i WHERE i.policy = p.id)" if used else ""
+        rows = self._db.rows(f"SELECT p.code, p.labels FROM policies p WHERE p.code IS NOT NULL{only}")
+        return [(code, tuple(json.loads(labels))) for code, labels in rows]
 
     @property
     def most_copies(self) -> int:

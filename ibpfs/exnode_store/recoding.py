@@ -5,7 +5,7 @@ segment is the one or the other, never a mixture. Works without keys.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import trio
 
@@ -47,7 +47,12 @@ class Recoding:
         since = trio.current_time() - _AGAIN
         self._failed = {segment: at for segment, at in self._failed.items() if at > since}
         done = 0
-        for segment, text in self._ledger.to_code(LARGE, most + len(self._failed)):
+        codes = {
+            text
+            for text, labels in self._transfer.policies.codes(used=False)
+            if not self.obstacle(Code.parse(text), labels)
+        }
+        for segment, text in self._ledger.to_code(sorted(codes), LARGE, most + len(self._failed)) if codes else []:
             if segment in self._failed or segment in self._verification.damaged or done == most:
                 continue
             try:
@@ -98,6 +103,18 @@ class Recoding:
             for start, stop, inside in chunks(runs, length, CHUNK)
         ]
         return b"".join(pieces)
+
+    async def make_whole(self, segments: Iterable[int]) -> None:
+        """For whoever needs whole copies, and has seen to it that these stay. Raises as `code`."""
+        for segment in segments:
+            await self.uncode(segment)
+
+    def trouble(self) -> str:
+        """Why what a policy wants coded stays in whole copies; '' when nothing is in the way."""
+        for text, labels in self._transfer.policies.codes():
+            if obstacle := self.obstacle(Code.parse(text), labels):
+                return obstacle
+        return ""
 
     async def uncode(self, segment: int) -> None:
         """Store a segment in whole copies again, as its policy asks. Raises as `code`; nothing to do is no error."""

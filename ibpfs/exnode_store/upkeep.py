@@ -66,8 +66,8 @@ class Upkeep:
         renewed["verified"] = await self._warmer.scrubbing.catch_up()
         async with self._warmer.turn:
             await self._make_up(told)
-            while self._draining is not None and await self._warmer.recoding.code_some(_CODED_AT_ONCE):
-                pass
+            if self._draining is not None:
+                await self._code()
         if self._draining is not None:
             await self._draining.go_on()
         await self._release()
@@ -80,8 +80,7 @@ class Upkeep:
         done = await settling.go_on(told)
         async with self._warmer.turn:
             await self._make_up(told)
-            while await self._warmer.recoding.code_some(_CODED_AT_ONCE):
-                pass
+            await self._code()
         await self._release()
         await self._db.sync()
         return done and not self._ledger.under_replicated_bytes()
@@ -167,6 +166,13 @@ class Upkeep:
             before, lacking = lacking, self._ledger.under_replicated_bytes()
             if lacking >= before:
                 break
+
+    async def _code(self) -> None:
+        """Make shards of what is large and is to be stored so."""
+        if self._transfer.policies.codes(used=False):
+            await self._transfer.close_old(every=True)
+        while await self._warmer.recoding.code_some(_CODED_AT_ONCE):
+            pass
 
     async def _release(self) -> None:
         if self._draining is None:

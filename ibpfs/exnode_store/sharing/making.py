@@ -73,7 +73,8 @@ class Maker:
         refused: set[int] = set()
 
         def is_refused(ref: SliceRef) -> bool:
-            return ref.row in refused or all(one.imported for one in self._ledger.replicas(ref.segment))
+            foreign = all(one.imported for one in self._ledger.replicas(ref.segment))
+            return ref.row in refused or foreign or self._ledger.coded(ref.segment) is not None
 
         plan = plan_share(files, is_refused)
         # Of a plan with fewer windows more slices are left, but no other spans than parts of these.
