@@ -37,6 +37,12 @@ from ibpfs_tools.warm import timer_command
     type=int,
     help="How many depots must have a byte before fsync returns.  [default: copies - 1, at least 1]",
 )
+@click.option(
+    "--code",
+    metavar="K+M",
+    help="Store what is large as K+M shards on as many depots, any K of which give it back, once it is written; such"
+    " as 4+2, with half as much again as room for it instead of twice as much.",
+)
 @click.option("--no-tls", is_flag=True, help="Do not ask depots whether they offer TLS: ibp:// stays without.")
 @click.option("--plain", is_flag=True, help="Do not encrypt what is stored on depots; only check it.")
 @click.option(
@@ -56,6 +62,7 @@ def mkfs(
     depots: tuple[str, ...],
     copies: int | None,
     min_copies: int | None,
+    code: str | None,
     no_tls: bool,
     plain: bool,
     passphrase_file: str | None,
@@ -81,6 +88,7 @@ def mkfs(
         labels=labels,
         copies=copies,
         min_copies=min_copies,
+        code=code,
         plain=plain,
         passphrase=_passphrase(passphrase_file, ask),
         owner=parse_owner(owner) if owner else caller(),
@@ -150,6 +158,8 @@ def _tell(paths: VolumePaths, made: CreatedVolume, word: str, depots: tuple[str,
     click.echo(f"{paths.root}: a volume ({made.function})")
     if depots:
         click.echo(f"{made.copies} of {len(depots)} depots hold each byte, {made.min_copies} before fsync returns")
+        if made.code:
+            click.echo(f"what is large is stored as {made.code} shards on as many depots, once it is written")
         click.echo(f"their leases end: a mount renews them, or ibpfs warm {word}; to have systemd do so every hour:")
         click.echo(f"  {timer_command(paths.root, for_all=os.geteuid() == 0)}")
     else:

@@ -47,6 +47,8 @@ def set_(directory: str, settings: tuple[str, ...], recursive: bool) -> None:
                     less than copies, at least 1
     labels=A,B      copies lie on depots that differ in these labels (see
                     ibpfs depots label), as far as there are enough; empty: none
+    code=K+M        what is large is stored as K+M shards on as many depots, any K
+                    of which give it back, once it is written; none: as copies
 
     It is for what is made in DIR from now on. With --recursive, files and directories that are there take it, and what
     is stored is brought under it: copies are made, moved and given up. That goes on in a mount, with ibpfs warm, or
@@ -65,7 +67,8 @@ def describe(found: dict[str, Any]) -> str:
     """Return a policy as a line for a person."""
     copies = "1 copy" if found["copies"] == 1 else f"{found['copies']} copies"
     apart = f", on depots that differ in {', '.join(found['labels'])}" if found["labels"] else ""
-    return f"{copies}{apart}; {found['min_copies']} before fsync returns"
+    code = f"; what is large as {found['code']} shards" if found.get("code") else ""
+    return f"{copies}{apart}; {found['min_copies']} before fsync returns{code}"
 
 
 def _find(word: str) -> tuple[VolumePaths, dict[str, Any]]:

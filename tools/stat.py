@@ -33,10 +33,13 @@ def describe(name: str, found: dict[str, Any], now: float) -> list[str]:
     lines = [f"{name}: {format_size(found['size'])}, slices: {found['slices']}{waiting}"]
     lines += _imported(found.get("imported"))
     for segment in found["segments"]:
-        lines.append(f"  segment {segment['id']}, {format_size(segment['length'])}")
+        code = f", as {segment['code']} shards" if segment.get("code") else ""
+        lines.append(f"  segment {segment['id']}, {format_size(segment['length'])}{code}")
         for replica in segment["replicas"]:
             suspect = ", to be verified" if replica["suspect"] else ""
-            lines.append(f"    {replica['depot']} allocation {replica['allocation']}, {_lease(replica, now)}{suspect}")
+            shard = "" if replica.get("shard") is None else f"shard {replica['shard']}: "
+            place = f"{shard}{replica['depot']} allocation {replica['allocation']}"
+            lines.append(f"    {place}, {_lease(replica, now)}{suspect}")
     return lines
 
 

@@ -48,6 +48,8 @@ def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:
         f"  lacking copies  {_lacking(found)}",
         f"  leases          {_lease(found['earliest_lease_end'], now)}{_survival(found.get('survives_until'), now)}",
     ]
+    if found.get("coded_bytes") or found.get("code_trouble"):
+        lines.append(f"  shards          {_shards(found)}")
     if "scrub" in found:
         lines.append(f"  scrub           {progress_of(found['scrub'], now)}")
     if found.get("shares_hold_until") is not None:
@@ -92,6 +94,12 @@ def _lacking(found: dict[str, Any]) -> str:
     text = format_size(found["under_replicated_bytes"])
     text += f"; {format_size(at_risk)} at risk: no copy to spare" if at_risk else ""
     return f"{text}; {format_size(retained)} of the files are also kept in the spool until then" if retained else text
+
+
+def _shards(found: dict[str, Any]) -> str:
+    text = f"{format_size(found['coded_bytes'])} are stored as shards"
+    trouble = found["code_trouble"]
+    return f"{text}; what is to be so, too, stays in whole copies: {trouble}" if trouble else text
 
 
 def _lease(end: float | None, now: float) -> str:

@@ -27,6 +27,7 @@ from ibpfs.depot.address import Address
 from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store import schema, sealing
 from ibpfs.exnode_store.database import Database, create_database
+from ibpfs.exnode_store.erasure import Code
 from ibpfs.exnode_store.inodes import create_root
 from ibpfs.exnode_store.keys import (
     VolumeKeys,
@@ -36,6 +37,7 @@ from ibpfs.exnode_store.keys import (
     wrap_checkpoint_key,
     wrap_epochs,
 )
+from ibpfs.exnode_store.policies import Policy, check_code
 from ibpfs.exnode_store.unfinished import marked, take_away
 
 #: The address of an embedded depot that has not told its port yet.
@@ -53,6 +55,7 @@ class CreatedVolume:
     function: str
     copies: int
     min_copies: int
+    code: str | None = None
 
 
 def create_volume(
@@ -63,6 +66,7 @@ def create_volume(
     labels: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     copies: int | None = None,
     min_copies: int | None = None,
+    code: str | None = None,
     plain: bool = False,
     passphrase: bytes | None = None,
     owner: tuple[int, int] | None = None,
@@ -71,10 +75,15 @@ def create_volume(
     `labels`, by the depot's address as it was given.
 
     `copies` defaults to two where there are two depots, `min_copies` to copies - 1 (at least 1), `owner` (of the root
-    directory) to the caller. Raises VolumeError when something is in the way.
+    directory) to the caller. `code`, 'K+M', is what large segments are stored in. Raises VolumeError when something is
+    in the way, UsageError.
     """
     addresses = {str(Address.parse(text)): fingerprints.get(text) for text in depots}
     copies, min_copies = _check_copies(depots, copies, min_copies)
+    wanted = None if code in (None, "none") else Code.parse(str(code))
+    if wanted is not None:
+        check_code(wanted, min_copies, max(len(depots), 1))
+    policy = Policy(1, copies, min_copies, code=None if wanted is None else str(wanted))
     keys, uuid, function = make_keys(), os.urandom(16), choose_function(plain)
     recovery = new_recovery_secret()
     with _made_or_removed(paths):
@@ -85,11 +94,11 @@ def create_volume(
         create_database(paths.store, _facts(config, function, text, owner or (os.getuid(), os.getgid()))
                         | checkpoint_facts(keys, uuid))  # fmt: skip
         with Database(paths.store) as database:
-            _fill(database, addresses, copies, min_copies, owner or (os.getuid(), os.getgid()))
+            _fill(database, addresses, policy, owner or (os.getuid(), os.getgid()))
             _label(database, {str(Address.parse(text)): named for text, named in labels.items()})
         sync_file(paths.store)
         write_private(paths.properties, text.encode())  # last: without it there is no volume
-    return CreatedVolume(recovery, function, copies, min_copies)
+    return CreatedVolume(recovery, function, copies, min_copies, policy.code)
 
 
 def choose_function(plain: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -232,12 +241,12 @@ def _facts(config: VolumeConfig, function: str, text: str, owner: tuple[int, int
 
 
 def _fill(
-    database: Database, addresses: Mapping[str, bytes | None], copies: int, min_copies: int, owner: tuple[int, int]
+    database: Database, addresses: Mapping[str, bytes | None], policy: Policy, owner: tuple[int, int]
 ) -> None:
     with database.transaction():
         database.execute(
-            "INSERT INTO policies (id, copies, min_copies, labels, seq) VALUES (1, ?, ?, '[]', ?)",
-            (copies, min_copies, database.seq),
+            "INSERT INTO policies (id, copies, min_copies, code, labels, seq) VALUES (1, ?, ?, ?, '[]', ?)",
+            (policy.copies, policy.min_copies, policy.code, database.seq),
         )
         create_root(database, time.time_ns, *owner)
         database.executemany(

@@ -19,6 +19,7 @@ from ibpfs import config
 from ibpfs.config import VolumePaths
 from ibpfs.depot.client import DepotClient
 from ibpfs.errors import VolumeError
+from ibpfs.exnode_store import recoding
 from ibpfs.exnode_store.allocator import Allocator
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
@@ -114,8 +115,9 @@ async def close_all(now: Stack) -> None:
 
 
 async def run_into(
-    point: Point, volume: VolumePaths, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Stack], Awaitable[None]]
-) -> None:
+    point: Point, volume: VolumePaths, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Stack], Awaitable[None]],
+    prepare: Callable[[Stack], Awaitable[None]] | None = None,
+) -> None:  # fmt: skip
     """Store FIRST, closed; then run the scenario up to the point; then see what the next owner makes of it."""
     base = volume.root.parent
     copy = VolumePaths(base / "copy")
@@ -128,6 +130,8 @@ async def run_into(
                 await all_answer(now)
                 await fill(now, b"first", FIRST)
                 await close_all(now)
+                if prepare is not None:
+                    await prepare(now)
                 trap.armed = True
                 with trio.fail_after(30):
                     await scenario(now)
@@ -282,6 +286,30 @@ async def test_a_renewal(point: Point, volume: VolumePaths, monkeypatch: pytest.
         await now.warmer.renew(every=True)
 
     await run_into(point, volume, monkeypatch, scenario)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [Point(DepotClient, "allocate", "after", left=3), Point(Segments, "add_pending", "after", left=3),
+     Point(DepotClient, "store", "after", left=3), Point(Allocator, "extend", "after", left=2),
+     Point(Segments, "recode", "before"), Point(Segments, "recode", "after"), Point(Database, "sync", "after", left=2)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("back", [False, True], ids=["shards", "copies"])
+async def test_shards_in_place_of_copies(
+    point: Point, back: bool, volume: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recoding, "LARGE", 1000)
+    with Database(volume.store) as db, db.transaction():
+        db.execute("UPDATE policies SET code = '2+1'")
+
+    async def code(now: Stack) -> None:
+        await now.warmer.recoding.code_some(1)
+
+    async def uncode(now: Stack) -> None:
+        await now.warmer.recoding.uncode(1)
+
+    await run_into(point, volume, monkeypatch, uncode if back else code, code if back else None)
 
 
 @pytest.mark.parametrize("point", [Point(Segments, "suspect", "after"), Point(Segments, "verified", "after")], ids=str)
