@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyfuse3
@@ -172,7 +173,8 @@ class SnapshotOperations(Operations):
     async def _open_frozen_file(self, inode: int, flags: int) -> FileInfo:
         if _writes(flags):
             raise FUSEError(errno.EROFS)
-        opened = SnapshotFile(*self._split(inode), self._files)
+        tree, ino = self._split(inode)
+        opened = SnapshotFile(partial(self._snapshots.tree, tree.number), ino, self._files)
         return FileInfo(fh=self._open_frozen.add(opened), keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

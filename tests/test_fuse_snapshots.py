@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -96,4 +97,25 @@ async def test_a_real_one_of_an_older_volume_comes_first(tmp_path: Path) -> None
         assert (await ops.lookup(ROOT, b".snapshots", CTX)).st_ino == node(DIRECTORY, ROOT)
         with pytest.raises(FUSEError):
             await ops.rmdir(ROOT, b".snapshots", CTX)
+        ops.left()
+
+
+async def test_only_some_files_of_snapshots_are_open_at_a_time(tmp_path: Path) -> None:
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=["ibp://127.0.0.1:1"], owner=(0, 0))
+    async with open_volume(paths, read_key_file(paths.key)) as volume:
+        snapshots = volume.parts.snapshots
+        ino = volume.names.create(ROOT, b"file", NewInode(stat.S_IFREG | 0o644, 0, 0)).ino
+        for number in range(1, 13):
+            await snapshots.create(str(number))
+        describe = volume.services.describe
+        ops = SnapshotOperations(volume.names, volume.parts.files, MountOptions(), describe, snapshots)
+        opened = (await ops.open(node(1, ino), os.O_RDONLY, CTX)).fh
+        for _ in range(2):
+            for number in range(1, 13):
+                assert (await ops.lookup(node(number, ROOT), b"file", CTX)).st_ino == node(number, ino)
+            assert len(snapshots._open) == 8
+            assert await ops.read(opened, 0, 10) == b""
+        await snapshots.delete("1")
+        await refused(errno.ESTALE, ops.read(opened, 0, 10))
         ops.left()

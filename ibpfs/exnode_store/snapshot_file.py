@@ -101,7 +101,6 @@ class SnapshotTree:
     def __init__(self, path: Path, number: int, name: str, live: Database, ledger: Ledger) -> None:
         self.number = number
         self.name = name
-        self.closed = False
         self._live = live
         self._ledger = ledger
         self._db = Database(path, read_only=True)
@@ -162,5 +161,4 @@ class SnapshotTree:
         return found
 
     def close(self) -> None:
-        self.closed = True
         self._db.close()

@@ -7,6 +7,7 @@ pin; both are taken away by the next owner.
 import logging
 import time
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ UNFINISHED, SNAPSHOT = "unfinished snapshot", "snapshot"
 MOST = (1 << 15) - 2
 DIRECTORY = MOST + 1
 _LOOKED_AT = 1000
+#: Files of snapshots that are open at a time; each takes a connection of SQLite, and memory.
+_MOST_OPEN = 8
 
 
 def node(number: int, ino: int) -> int:
@@ -43,7 +46,7 @@ class Snapshots:
         self._db = db
         self._ledger = ledger
         self._directory = directory
-        self._open: dict[int, SnapshotTree] = {}
+        self._open: OrderedDict[int, SnapshotTree] = OrderedDict()  # the one that was asked for last is the last
         self._turn = trio.Lock()
 
     def recover(self) -> None:
@@ -77,13 +80,17 @@ class Snapshots:
         raise NotFound(f"there is no snapshot {name}")
 
     def tree(self, number: int) -> SnapshotTree:
-        """NotFound; VolumeError when its file is missing or damaged."""
+        """To be used at once: it may be closed while the caller waits. NotFound; VolumeError when its file is missing
+        or damaged."""
         known = self._open.get(number)
         if known is None:
             pin = next((one for one in self.all() if one.id == number), None)
             if pin is None:
                 raise NotFound(f"there is no snapshot {number} any more")
             known = self._open[number] = SnapshotTree(self._path(number), number, pin.name, self._db, self._ledger)
+        self._open.move_to_end(number)
+        while len(self._open) > _MOST_OPEN:
+            self._open.popitem(last=False)[1].close()
         return known
 
     def _path(self, number: int) -> Path:
