@@ -82,7 +82,7 @@ def mail(
 
 def _with_words(asked: Invocation) -> Invocation:
     """What a sendmail is to be called with."""
-    words = ["-i", *(["-f", asked.sender] if asked.sender else []), *(["-t"] if asked.reads_recipients else [])]
+    words = ["-i", *([] if asked.sender is None else ["-f", asked.sender]), *(["-t"] if asked.reads_recipients else [])]
     return Invocation((*words, "--", *asked.recipients), asked.recipients, asked.sender, asked.reads_recipients,
                       asked.ignores_dots)  # fmt: skip
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import IO
 
 from ibpfs.errors import IbpfsError, UsageError
-from ibpfs.mail.delivery import Envelope, NotDelivered, Program, Smarthost
+from ibpfs.mail.completing import completed
+from ibpfs.mail.delivery import Envelope, NotDelivered, Program, Smarthost, default_sender
 from ibpfs.mail.handling import Deferred, Handled, handle, take_back
-from ibpfs.mail.recipients import recipients_of, without_blind_copies
+from ibpfs.mail.recipients import recipients_of, sender_of, without_blind_copies
+from ibpfs.mail.rewriting import line_end
 from ibpfs.mail.sendmail_words import Invocation
 from ibpfs.mail.settings import Settings
 from ibpfs.mail.spooled import cut_at_dot, mapped, open_spool
@@ -31,26 +33,38 @@ class Sending:
         with sysexits(), received(source, self.invocation) as data:
             sharer = MountSharer(self.settings)
             next_hop = self.settings.next_hop
-            envelope, wanted = self._envelope(data, next_hop)
+            envelope = self._envelope(data, next_hop)
             handled = handle(data, self.settings.rules, sharer, defer=self.settings.on_error == "defer")
             try:
-                message = _without_blind_copies(handled.message) if wanted else handled.message
-                next_hop.deliver(message, envelope)
-            except BaseException:
-                take_back(handled.shares, sharer)
+                next_hop.deliver(self._ready(handled.message, envelope, next_hop), envelope)
+            except BaseException as error:
+                if not (isinstance(error, NotDelivered) and error.unsure):
+                    take_back(handled.shares, sharer)
                 raise
             return Handled(b"", handled.shares, handled.said)
 
-    def _envelope(self, data: Buffer, next_hop: Program | Smarthost) -> tuple[Envelope, bool]:
-        """And whether blind copies are ours to take out: a sendmail that is told -t does so itself."""
+    def _envelope(self, data: Buffer, next_hop: Program | Smarthost) -> Envelope:
         asked = self.invocation
-        recipients = asked.recipients
-        taken = isinstance(next_hop, Smarthost) and asked.reads_recipients
-        if taken:
-            recipients = tuple(dict.fromkeys([*recipients, *recipients_of(data[: scan(data).body])]))
-        elif not recipients and not asked.reads_recipients:
+        sender, recipients = asked.sender, asked.recipients
+        if not recipients and not asked.reads_recipients:
             raise UsageError("no recipients: name them, or -t for those in the message")
-        return Envelope(asked.sender, recipients, asked.words), taken
+        if isinstance(next_hop, Smarthost):
+            header = data[: scan(data).body]
+            if asked.reads_recipients:
+                recipients = tuple(dict.fromkeys([*recipients, *recipients_of(header)]))
+            sender = sender_of(header) if sender is None else sender
+        return Envelope(sender, recipients, asked.words)
+
+    def _ready(self, message: Buffer, envelope: Envelope, next_hop: Program | Smarthost) -> Buffer:
+        """As an SMTP server wants it, and a sendmail makes it: no blind copies, and all fields that must be there."""
+        if isinstance(next_hop, Program):
+            return message
+        body = scan(message).body
+        header = message[:body]
+        if self.invocation.reads_recipients:
+            header = without_blind_copies(header)
+        sender = (envelope.sender or "").strip("<>") or default_sender()
+        return completed(header, sender, self.invocation.name, line_end(message)) + message[body:]
 
 
 @contextmanager
@@ -63,11 +77,6 @@ def received(source: IO[bytes], asked: Invocation) -> Iterator[Buffer]:
             cut_at_dot(file)
         with mapped(file) as data:
             yield data
-
-
-def _without_blind_copies(message: Buffer) -> bytes:
-    body = scan(message).body
-    return without_blind_copies(message[:body]) + message[body:]
 
 
 @contextmanager

@@ -55,11 +55,16 @@ def sendmail(words: list[str]) -> None:
 
 
 def _pass_on(settings: Settings, asked: Invocation) -> None:
+    with sysexits():
+        _become(settings, asked)
+
+
+def _become(settings: Settings, asked: Invocation) -> None:
     next_hop = settings.next_hop
     if not isinstance(next_hop, Program):
         raise UsageError("with a smarthost, ibpfs-sendmail sends messages and does nothing else")
     try:
-        os.execv(next_hop.path, [next_hop.path, *asked.words])
+        os.execve(next_hop.path, [next_hop.path, *asked.words], next_hop.environment())
     except OSError as error:
         raise ExitWith(f"{next_hop.path}: {error.strerror}", os.EX_TEMPFAIL) from None
 

@@ -19,14 +19,21 @@ from ibpfs.mail.spooled import pieces
 from ibpfs.mail.structure import Buffer
 
 _SECONDS = 300.0
+#: In the environment of a sendmail that we have called.
+_MARK = "IBPFS_SENDMAIL_CALLED"
 
 
 class NotDelivered(IbpfsError):
-    """Nobody has the message; `exit` is a number of sysexits.h."""
+    """Nobody has the message, or, if `unsure`, perhaps the next one; `exit` is a number of sysexits.h."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, *, unsure: bool = False) -> None:
         super().__init__(message)
         self.exit = code
+        self.unsure = unsure
+
+
+class NoAnswer(smtplib.SMTPServerDisconnected):
+    """All of a message went out, and the server never said whether it has it."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,23 @@ class Program:
     path: str
 
     def deliver(self, message: Buffer, envelope: Envelope) -> None:
+        environment = self.environment()
         try:
-            process = subprocess.Popen([self.path, *envelope.words], stdin=subprocess.PIPE)
+            process = subprocess.Popen([self.path, *envelope.words], stdin=subprocess.PIPE, env=environment)
         except OSError as error:
             raise NotDelivered(f"{self.path}: {error.strerror}", os.EX_TEMPFAIL) from None
         with process:
             broken = _fill(process, message)
+        if process.returncode < 0:
+            raise NotDelivered(f"{self.path}: was killed by signal {-process.returncode}", os.EX_TEMPFAIL, unsure=True)
         if process.returncode or broken:
-            code = process.returncode if process.returncode > 0 else os.EX_TEMPFAIL
-            raise NotDelivered(f"{self.path}: ended with {process.returncode}", code)
+            raise NotDelivered(f"{self.path}: ended with {process.returncode}", process.returncode or os.EX_TEMPFAIL)
+
+    def environment(self) -> dict[str, str]:
+        """Ours, with a mark by which a sendmail that is ourselves is told. NotDelivered: we are that one."""
+        if _MARK in os.environ:
+            raise NotDelivered(f"{self.path}: is ibpfs-sendmail itself; set sendmail in mail.toml", os.EX_CONFIG)
+        return {**os.environ, _MARK: "1"}
 
 
 def _fill(process: subprocess.Popen[bytes], message: Buffer) -> bool:
@@ -87,7 +102,9 @@ class Smarthost:
 
     def deliver(self, message: Buffer, envelope: Envelope) -> None:
         with naming(f"{self.host}:{self.port}"), self._connected() as server:
-            require(server.mail(envelope.sender or default_sender(), _options(server, message)), "the sender")
+            sender = default_sender() if envelope.sender is None else envelope.sender
+            options = _options(server, message, (sender, *envelope.recipients))
+            require(server.mail(sender, options), "the sender")
             for recipient in envelope.recipients:
                 require(server.rcpt(recipient), recipient)
             require(send_data(server, pieces(message)), "the message")
@@ -108,9 +125,16 @@ class Smarthost:
             yield server
 
 
-def _options(server: smtplib.SMTP, message: Buffer) -> list[str]:
+def _options(server: smtplib.SMTP, message: Buffer, addresses: Iterable[str]) -> list[str]:
     options = [f"SIZE={len(message)}"] if server.has_extn("size") else []
-    return [*options, "BODY=8BITMIME"] if server.has_extn("8bitmime") else options
+    if server.has_extn("8bitmime"):
+        options.append("BODY=8BITMIME")
+    for address in addresses:
+        if not address.isascii():
+            if not server.has_extn("smtputf8"):
+                raise NotDelivered(f"{address}: takes no addresses that are not ASCII", os.EX_UNAVAILABLE)
+            return [*options, "SMTPUTF8"]
+    return options
 
 
 def send_data(server: smtplib.SMTP, parts: Iterable[bytes]) -> tuple[int, bytes]:
@@ -120,7 +144,10 @@ def send_data(server: smtplib.SMTP, parts: Iterable[bytes]) -> tuple[int, bytes]
         return code, text
     for piece in stuffed(parts):
         server.send(piece)
-    return server.getreply()
+    try:
+        return server.getreply()
+    except OSError as error:
+        raise NoAnswer(str(error)) from error
 
 
 def require(reply: tuple[int, bytes], what: str) -> None:
@@ -142,7 +169,10 @@ def naming(place: str) -> Iterator[None]:
     try:
         yield
     except NotDelivered as error:
-        raise NotDelivered(f"{place}: {error}", error.exit) from None
+        raise NotDelivered(f"{place}: {error}", error.exit, unsure=error.unsure) from None
+    except NoAnswer:
+        text = "did not say whether it has the message"
+        raise NotDelivered(f"{place}: {text}", os.EX_TEMPFAIL, unsure=True) from None
     except smtplib.SMTPAuthenticationError as error:
         raise NotDelivered(f"{place}: refuses user or password ({error.smtp_code})", os.EX_NOPERM) from None
     except smtplib.SMTPResponseException as error:

@@ -17,7 +17,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from ibpfs.mail.dots import END, Unstuffer, may_continue
 from ibpfs.mail.handling import Deferred, Handled, Sharer, take_back
-from ibpfs.mail.next_hop import AGAIN, NextHop, Reply
+from ibpfs.mail.next_hop import AGAIN, UNSURE, NextHop, Reply
 from ibpfs.mail.spooled import mapped, open_spool
 from ibpfs.mail.structure import Buffer
 
@@ -166,7 +166,7 @@ def _rewrite_and_send(one: Filter, file: IO[bytes], hop: NextHop) -> Reply:
             _log.warning("a message was passed on as it was: %s", handled.trouble)
         reply = hop.data(handled.message)
         _log.info("%d bytes, links %s: %d", len(data), [one.id for one in handled.shares], reply[0])
-        if reply[0] // 100 != 2:
+        if reply[0] // 100 != 2 and reply != UNSURE:
             take_back(handled.shares, one.sharer)
         return reply
 

@@ -6,13 +6,15 @@ import smtplib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ibpfs.mail.delivery import send_data
+from ibpfs.mail.delivery import NoAnswer, send_data
 from ibpfs.mail.spooled import pieces
 from ibpfs.mail.structure import Buffer
 
 Reply = tuple[int, bytes]
 #: Whatever goes wrong on the way: the one before us keeps the message and tries again.
 AGAIN: Reply = (451, b"4.4.1 the next mail server does not answer; try again later")
+#: It may have it: what the message links to has to stay.
+UNSURE: Reply = (451, b"4.4.2 the next mail server did not say whether it has the message; try again later")
 _SECONDS = 120.0
 
 
@@ -72,6 +74,9 @@ class NextHop:
             return question(self._server)
         except UnicodeEncodeError:
             return 553, b"5.6.7 an address that is not ASCII, without SMTPUTF8"
+        except NoAnswer:
+            self.close()
+            return UNSURE
         except (smtplib.SMTPException, OSError):
             self.close()
             return AGAIN

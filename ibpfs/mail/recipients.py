@@ -28,5 +28,15 @@ def recipients_of(header: bytes) -> list[str]:
     return list(dict.fromkeys(usable))
 
 
+def sender_of(header: bytes) -> str | None:
+    """Return whom the message is from, as far as one address tells; None otherwise."""
+    message = email.message_from_bytes(header[:_LONGEST].rstrip(b"\r\n") + b"\n\n")
+    for name in ("resent-sender", "resent-from", "sender", "from"):
+        found = [address for _, address in getaddresses([str(message.get(name, ""))]) if "@" in address]
+        if len(found) == 1 and not re.search(r"[\s\0]", found[0]):
+            return found[0]
+    return None
+
+
 def without_blind_copies(header: bytes) -> bytes:
     return BLIND_COPIES.sub(b"", header)

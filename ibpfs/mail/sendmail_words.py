@@ -20,11 +20,12 @@ class Invocation:
     reads_recipients: bool = False  # -t
     ignores_dots: bool = False  # -i, -oi
     other_mode: bool = False  # nothing is sent
+    name: str = ""  # -F
 
 
 def parse_words(words: list[str]) -> Invocation:
     """Return what they mean; never refuses any."""
-    sender, reads, dots, other, place = None, False, False, False, 0
+    sender, name, reads, dots, other, place = None, "", False, False, False, 0
     while place < len(words):
         word = words[place]
         if word == "--" or not word.startswith("-") or word == "-":
@@ -42,6 +43,7 @@ def parse_words(words: list[str]) -> Invocation:
             if not value and letter not in _ATTACHED_ONLY and place < len(words):
                 value, place = words[place], place + 1
             sender = value if letter in "fr" else sender
+            name = value if letter == "F" else name
             dots = dots or (letter == "o" and value.startswith("i"))
             other = other or letter in "qQ" or (letter == "b" and value not in _DELIVERS)
-    return Invocation(tuple(words), tuple(words[place:]), sender, reads, dots, other)
+    return Invocation(tuple(words), tuple(words[place:]), sender, reads, dots, other, name)

@@ -48,6 +48,7 @@ class Mailbox:
     taken: list[tuple[str | None, list[str], bytes]] = field(default_factory=list)
     options: list[list[str]] = field(default_factory=list)
     doors: list[SMTP] = field(default_factory=list)
+    is_silent: bool = False  # takes a message, and goes without a word
 
     async def handle_RCPT(
         self, server: Any, session: Session, envelope: Envelope, address: str, options: list[str]
@@ -63,6 +64,8 @@ class Mailbox:
         assert isinstance(envelope.content, bytes)
         self.taken.append((envelope.mail_from, list(envelope.rcpt_tos), envelope.content))
         self.options.append(list(envelope.mail_options))
+        if self.is_silent:
+            self.hang_up()
         return "250 taken"
 
     def hang_up(self) -> None:

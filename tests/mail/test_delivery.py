@@ -68,6 +68,12 @@ def test_all_get_it_or_nobody(answers: dict[str, str], code: int) -> None:
     assert not mailbox.taken
 
 
+def test_a_server_that_does_not_say_whether_it_took_it() -> None:
+    with pytest.raises(NotDelivered, match="did not say") as caught:
+        deliver(Mailbox(is_silent=True))
+    assert (caught.value.exit, caught.value.unsure) == (os.EX_TEMPFAIL, True)
+
+
 def test_no_server() -> None:
     with pytest.raises(NotDelivered, match=r"127\.0\.0\.1:1: ") as caught:
         Smarthost("127.0.0.1", 1).deliver(MESSAGE, ENVELOPE)

@@ -111,6 +111,20 @@ def test_a_message_that_is_not_taken_is_not_ours(answer: str) -> None:
     assert links.revoked == [link(0).locator.id]
 
 
+def test_a_message_that_was_perhaps_taken_keeps_its_links() -> None:
+    """The next server has it, and never said so: what it will deliver must not point to nothing."""
+
+    def client(port: int) -> None:
+        with pytest.raises(smtplib.SMTPDataError) as caught:
+            send(port)
+        assert caught.value.smtp_code == 451
+
+    links = Links()
+    assert len(through(client, Mailbox(is_silent=True), links).taken) == 1
+    assert len(links.files) == 1
+    assert not links.revoked
+
+
 def test_no_next_server() -> None:
     async def run() -> None:
         one = Filter(("127.0.0.1", 1), lambda data: Handled(data), Links())

@@ -1,9 +1,12 @@
 """ibpfs mail and ibpfs-sendmail where there is no volume: nothing is lost, and callers learn what happened."""
 
 import asyncio
+import email
 import os
 import subprocess
 import sys
+from email.header import decode_header, make_header
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -116,6 +119,55 @@ def test_standard_output(sender: Sender) -> None:
     assert sender.call("ibpfs", "mail", "--stdout")[2] == LETTER
 
 
+def through_a_server(sender: Sender, *words: str, message: bytes) -> tuple[tuple[int, str, bytes], Mailbox]:
+    mailbox = Mailbox()
+
+    async def run() -> tuple[int, str, bytes]:
+        async with mailbox.serving() as port:
+            sender.configure(smarthost=f"127.0.0.1:{port}", security="none")
+            return await asyncio.to_thread(partial(sender.call, "ibpfs-sendmail", *words, message=message))
+
+    return asyncio.run(run()), mailbox
+
+
+@pytest.mark.parametrize(
+    ("words", "envelope"),
+    [([], "ada@x.example"), (["-f", "eve@x.example"], "eve@x.example"), (["-f", ""], "<>"), (["-f", "<>"], "<>")],
+)
+def test_a_server_is_told_whom_the_message_is_from(sender: Sender, words: list[str], envelope: str) -> None:
+    letter = b"From: Ada <ada@x.example>\nDate: today\nMessage-ID: <1@x>\nSubject: x\n\nhello\n"
+    (code, _, _), mailbox = through_a_server(sender, *words, "ben@y.example", message=letter)
+    assert code == 0
+    assert [(one, message) for one, _, message in mailbox.taken] == [(envelope, letter.replace(b"\n", b"\r\n"))]
+
+
+def test_a_server_gets_the_fields_that_a_sendmail_would_add(sender: Sender) -> None:
+    for letter in (b"hello\n", b"\nhello\n", b"From ada Thu Nov 26 10:00:00 2026\nSubject: x\n\nhello\n"):
+        words = ("-F", "Ada Ü", "-f", "ada@x.example", "ben@y.example")
+        (code, _, _), mailbox = through_a_server(sender, *words, message=letter)
+        assert code == 0
+        found = email.message_from_bytes(mailbox.taken[0][2])
+        assert found.get_payload() == "hello\r\n"
+        assert email.utils.parseaddr(str(make_header(decode_header(found["From"])))) == ("Ada Ü", "ada@x.example")
+        assert email.utils.parsedate_to_datetime(found["Date"])
+        assert found["Message-ID"].endswith("@x.example>")
+
+
+def test_addresses_that_are_not_ascii(sender: Sender) -> None:
+    (code, _, _), mailbox = through_a_server(sender, "-f", "jürgen@x.example", "bärbel@y.example", message=LETTER)
+    assert code == 0
+    assert mailbox.taken[0][:2] == ("jürgen@x.example", ["bärbel@y.example"])
+    assert "SMTPUTF8" in mailbox.options[0]
+
+
+def test_a_sendmail_that_is_ourselves_is_told_and_ends(sender: Sender) -> None:
+    for words in (["ben@y.example"], ["-bp"]):
+        sender.configure(sendmail=str(BIN / "ibpfs-sendmail"))
+        code, said, _ = sender.call("ibpfs-sendmail", *words)
+        assert code == os.EX_CONFIG
+        assert "is ibpfs-sendmail itself" in said
+
+
 def test_a_server_instead_gets_the_message_without_blind_copies(sender: Sender) -> None:
     mailbox = Mailbox()
     letter = b"To: ben@y.example\nBcc: eve@y.example\nSubject: x\n\nhello\n"
@@ -127,6 +179,12 @@ def test_a_server_instead_gets_the_message_without_blind_copies(sender: Sender) 
             assert (await asyncio.to_thread(sender.call, "ibpfs-sendmail", *words, message=letter))[:2] == (0, "")
 
     asyncio.run(run())
+    ((envelope_sender, recipients, message),) = mailbox.taken
+    assert (envelope_sender, recipients) == ("ada@x.example", ["ben@y.example", "eve@y.example"])
     without = letter.replace(b"Bcc: eve@y.example\n", b"").replace(b"\n", b"\r\n")
-    assert mailbox.taken == [("ada@x.example", ["ben@y.example", "eve@y.example"], without)]
+    assert message.endswith(without)
+    assert b"eve" not in message
+    found = email.message_from_bytes(message)
+    assert sorted(found) == ["Date", "From", "Message-Id", "Subject", "To"]
+    assert found["From"] == "ada@x.example"
     assert sender.call("ibpfs-sendmail", "-bp")[0] == os.EX_USAGE
