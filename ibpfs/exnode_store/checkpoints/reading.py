@@ -1,8 +1,10 @@
 """Reading record logs back with read capabilities alone: the root's last word, and the checkpoints of a log."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ibpfs.errors import DataError, IbpfsError
 from ibpfs.exnode_store.checkpoints.commits import Commit, Place, digest_of, parse_commit, parse_places
@@ -99,6 +101,35 @@ class Found:
     silent: set[str] = field(default_factory=set)
 
 
+#: Gets a commit, and its batches of pages one by one.
+Apply = Callable[[Commit, Iterable[bytes]], Awaitable[None]]
+
+
+class Batches:
+    """The pages of a checkpoint whose commit has not been read yet, in a file without a name: they may be many."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed by `close`)
+        self._lengths: list[int] = []
+
+    def add(self, batch: bytes) -> None:
+        self._file.write(batch)
+        self._lengths.append(len(batch))
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for length in self._lengths:
+            yield self._file.read(length)
+
+    def clear(self) -> None:
+        self._lengths.clear()
+        self._file.seek(0)
+        self._file.truncate()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class LogReader:
     """Reads the records of one log one by one, each from the first copy that has it sound."""
 
@@ -131,14 +162,21 @@ class LogReader:
             raise DamagedLog(damage)
         return None
 
-    async def read(self, start: int, apply: Callable[[Commit, Iterable[bytes]], None] | None = None, *,
-                   previous: bytes | None = None) -> Found:  # fmt: skip
-        """Follow the chain from an offset. `apply` gets each commit and its batches of pages, once they are complete.
+    async def read_into(self, start: int, apply: Apply, directory: Path) -> Found:
+        """Follow the chain from where a full checkpoint begins. `apply` gets each commit and its batches of pages, once
+        they are complete; until then they are in a file in `directory`."""
+        batches = Batches(directory)
+        try:
+            return await self.read(start, apply, batches)
+        finally:
+            batches.close()
 
-        `previous`: the digest of the commit before; None: the log begins with a full one.
-        """
+    async def read(self, start: int, apply: Apply | None = None, batches: Batches | None = None, *,
+                   previous: bytes | None = None) -> Found:  # fmt: skip
+        """Follow the chain from an offset. `previous`: the digest of the commit before; None: the log begins with a
+        full one."""
         found, at, number = Found(stop=start), start, None
-        batches: list[bytes] = []
+        is_whole = True
         content = hashlib.sha256()
         try:
             while (read := await self.record(at)) is not None:
@@ -148,19 +186,22 @@ class LogReader:
                 number, at = record.number, record.stop
                 if record.kind == PAGES:
                     content.update(raw)
-                    batches.append(record.body)
+                    is_whole = False
+                    if batches is not None:
+                        batches.add(record.body)
                 elif record.kind == COMMIT:
                     commit = parse_commit(record.body)
                     _check(commit, content.digest(), previous)
-                    if apply is not None:
-                        apply(commit, batches)
+                    if apply is not None and batches is not None:
+                        await apply(commit, batches)
+                        batches.clear()
                     previous = digest_of(record.body)
                     found.commits.append((commit, record.body))
                     found.stop = at
-                    batches, content = [], hashlib.sha256()
+                    is_whole, content = True, hashlib.sha256()
                 else:
                     raise DamagedLog(f"record {record.number} is of an unknown kind")
-            if batches:
+            if not is_whole:
                 found.damage = "the last checkpoint was not finished"
         except DataError as error:
             found.damage = str(error)

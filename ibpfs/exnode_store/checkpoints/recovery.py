@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -159,11 +159,11 @@ class Recoverer:
         if start is None:
             return Found(damage="no depot has its log")
 
-        def apply(commit: Commit, batches: Sequence[bytes]) -> None:
+        async def apply(commit: Commit, batches: Iterable[bytes]) -> None:
             for batch in batches:
                 pages.apply(batch, commit.page_size, file)
 
-        found = await LogReader(copies, LogSeal(key, told.log)).read(start, apply)  # type: ignore[arg-type]
+        found = await LogReader(copies, LogSeal(key, told.log)).read_into(start, apply, Path(file.name).parent)
         if found.damage and found.commits:
             self.notes.append(f"what follows the last whole checkpoint is left out ({found.damage})")
         return found

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -73,12 +73,19 @@ class Retained:
         start = await find_start(readers, log, notes)
         if start is None:
             raise DataError(f"it does not come back: {'; '.join(notes)}")
-        read: list[tuple[Commit, list[bytes]]] = []
-        reader = LogReader(readers, LogSeal(self._key, log))
-        found = await reader.read(start, lambda commit, batches: read.append((commit, list(batches))))
-        if found.damage or not read:
-            raise DataError(f"it does not come back: {found.damage or 'its depots do not answer'}")
-        await trio.to_thread.run_sync(_write_file, path, *read[-1])
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        made = path.with_suffix(".new")
+
+        async def write(commit: Commit, batches: Iterable[bytes]) -> None:
+            await trio.to_thread.run_sync(_write_file, made, commit, batches)
+
+        try:
+            found = await LogReader(readers, LogSeal(self._key, log)).read_into(start, write, path.parent)
+            if found.damage or not found.commits:
+                raise DataError(f"it does not come back: {found.damage or 'its depots do not answer'}")
+            put_in_place(made, path)
+        finally:
+            made.unlink(missing_ok=True)
         _log.info("%s was lost and came back from the depots", path)
 
     def _copies(self, name: str) -> list[Copy]:
@@ -114,9 +121,7 @@ class Retained:
         )  # fmt: skip
 
 
-def _write_file(path: Path, commit: Commit, batches: Sequence[bytes]) -> None:
-    made = path.with_suffix(".new")
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+def _write_file(made: Path, commit: Commit, batches: Iterable[bytes]) -> None:
     with made.open("wb") as file:
         made.chmod(0o600)
         for batch in batches:
@@ -124,7 +129,6 @@ def _write_file(path: Path, commit: Commit, batches: Sequence[bytes]) -> None:
         file.truncate(commit.pages * commit.page_size)
         file.flush()
         os.fsync(file.fileno())
-    put_in_place(made, path)
 
 
 def image_of(descriptor: int, path: Path) -> Image:

@@ -1,5 +1,11 @@
 """Record logs as bytes: what goes in comes out; what was changed, cut or made up gives one clear error."""
 
+import hashlib
+import os
+import tracemalloc
+from collections.abc import Iterable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,6 +169,29 @@ async def test_a_pages_record_that_is_left_out_is_noticed() -> None:
     body = commit(1, bytes(32), digest_of(first + second), full=True).dump()
     found = await LogReader([held(first + SEAL.seal(COMMIT, 3, body))], SEAL).read(0)
     assert (found.commits, found.damage) == ([], "record 2 is missing")
+
+
+async def test_a_long_checkpoint_takes_little_memory(tmp_path: Path) -> None:
+    batches = [os.urandom(1 << 20) for _ in range(24)]
+    records = [SEAL.seal(PAGES, number, batch) for number, batch in enumerate(batches, 1)]
+    body = commit(1, bytes(32), digest_of(b"".join(records)), full=True).dump()
+    copy = held(b"".join(records) + SEAL.seal(COMMIT, len(records) + 1, body))
+    read = hashlib.sha256()
+
+    async def apply(_: Commit, pages: Iterable[bytes]) -> None:
+        for batch in pages:
+            read.update(batch)
+
+    tracemalloc.start()
+    try:
+        found = await LogReader([copy], SEAL).read_into(0, apply, tmp_path)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(found.commits), found.damage) == (1, "")
+    assert read.digest() == hashlib.sha256(b"".join(batches)).digest()
+    assert most < 10 << 20
+    assert list(tmp_path.iterdir()) == []
 
 
 @given(st.integers(0, 3000))
