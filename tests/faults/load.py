@@ -170,8 +170,8 @@ class Load:
 def main(directory: str, journal: str, seed: str, source: str) -> None:
     load = Load(Path(directory), Path(journal), int(seed), Path(source))
     steps = int(os.environ.get("IBPFS_LOAD_STEPS", "1000000"))
-    load.say("begun")
     signal.signal(signal.SIGTERM, lambda *_: setattr(load, "is_told_to_end", True))
+    load.say("begun")
     try:
         for number in range(steps):
             if load.is_told_to_end:

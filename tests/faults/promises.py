@@ -48,6 +48,10 @@ class Promises:
             failed = [] if what == "begun" else failed + words if what == "failed" else failed
         return failed
 
+    def begun(self) -> int:
+        """How many loads have."""
+        return sum(json.loads(line)[0] == "begun" for line in self.journal.read_text().splitlines())
+
     def synced(self) -> int:
         """How many files had an fsync that returned."""
         return sum(json.loads(line)[0] == "synced" for line in self.journal.read_text().splitlines())

@@ -55,10 +55,10 @@ def compacting(volume: Volume) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def ended(load: subprocess.Popen[bytes]) -> None:
+def ended(load: subprocess.Popen[bytes], seconds: float = 30) -> None:
     """Wait for what works on a mount that is gone."""
     try:
-        load.wait(30)
+        load.wait(seconds)
     finally:
         if load.poll() is None:
             load.kill()

@@ -31,6 +31,8 @@ _FRESH = 20
 _VERIFIED = 10
 #: Servers that are killed within a minute: after one more or two a supervisor gives up, as it should.
 _LIMIT = 4
+#: Seconds for what others work at to come to an end, however busy the machine is.
+_PATIENCE = 120
 _VICTIMS = ["mount", "server", "depot", "warmer"]
 _EXPECTED = "torn and dropped|does not answer|append refused|wait in the spool|allocation|segment|depot|not released"
 
@@ -47,9 +49,11 @@ class Place:
 
     def one_kill(self, place: Path, promises: Promises) -> None:
         victim = self.dice.choice(_VICTIMS)
+        begun = promises.begun()
         load = promises.start(place, self.dice.randrange(1 << 30))
         warmer = self._warm()
         try:
+            until(lambda: promises.begun() > begun, 60, "the load")
             time.sleep(self.dice.uniform(0.2, 1.5))
             getattr(self, f"_kill_{victim}")(warmer)
             if victim in ("depot", "warmer"):
@@ -57,8 +61,8 @@ class Place:
                 assert load.poll() is None, f"the load saw the end of a {victim}"
                 load.send_signal(signal.SIGTERM)
         finally:
-            ended(load)
-            ended(warmer)
+            ended(load, _PATIENCE)
+            ended(warmer, _PATIENCE)
         ends = {0}
         if victim in ("mount", "server"):
             ends.add(-signal.SIGBUS)  # SQLite had mapped a file of a mount that is gone
