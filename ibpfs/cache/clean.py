@@ -60,6 +60,7 @@ class CleanCache:
 
     def __init__(self, directory: Path, limit: int, min_free: float) -> None:
         self._directory = directory
+        self._prefix = os.fspath(directory)
         self._limit = limit
         self._min_free = min_free
         self._lock = threading.Lock()  # over index and names; never held while bytes are read or written
@@ -170,7 +171,7 @@ class CleanCache:
         self._lose(key, block)
         return None
 
-    def _read_file(self, path: Path, block: _Block, begin: int, end: int, *, wait: bool) -> Buffer:
+    def _read_file(self, path: str, block: _Block, begin: int, end: int, *, wait: bool) -> Buffer:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             now = time.time()
@@ -203,9 +204,9 @@ class CleanCache:
             return False
 
     def _write(self, key: Key, block: _Block | None, pieces: Sequence[Buffer], begin: int, end: int) -> bool:
-        path = self._path(key)
         if begin and block is not None:
             return self._extend(key, block, pieces, begin, end)
+        path = Path(self._path(key))
         temporary = path.with_name(f"{path.name}.{next(self._temporary)}.tmp")
         try:
             _write_new(temporary, pieces, end)
@@ -276,7 +277,7 @@ class CleanCache:
 
     def _unlink(self, key: Key) -> None:
         with contextlib.suppress(OSError):
-            self._path(key).unlink()
+            os.unlink(self._path(key))  # noqa: PTH108
 
     def _add(self, key: Key, block: _Block) -> None:
         self._blocks[key] = block
@@ -298,8 +299,9 @@ class CleanCache:
             self._warned = True
             _log.warning("the cache in %s cannot keep what is read or written: %s", self._directory, reason)
 
-    def _path(self, key: Key) -> Path:
-        return self._directory / f"{key[0] & 0xFF:02x}" / f"{key[0]}.{key[1]}"
+    def _path(self, key: Key) -> str:
+        # As text: a Path costs 12 us, half of what it takes to write a small block behind another.
+        return f"{self._prefix}/{key[0] & 0xFF:02x}/{key[0]}.{key[1]}"
 
     def _scan(self) -> None:
         try:
@@ -356,7 +358,7 @@ def _write_new(path: Path, pieces: Sequence[Buffer], size: int) -> None:
         os.close(descriptor)
 
 
-def _write_behind(path: Path, pieces: Sequence[Buffer], begin: int, end: int) -> None:
+def _write_behind(path: str, pieces: Sequence[Buffer], begin: int, end: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         _write_all(descriptor, pieces, begin, end)

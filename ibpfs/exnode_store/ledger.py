@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ibpfs.exnode_store.attributes import MAX_SIZE
+from ibpfs.exnode_store.attributes import COLUMNS, MAX_SIZE
 from ibpfs.exnode_store.compaction import is_half_dead
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.extents import ExtentMap, Piece
@@ -193,13 +193,16 @@ class Ledger(Pinned):
 
     def _settle(self, ino: int, settlement: Settlement, allocated: int, size: int) -> None:
         """With so many bytes more that are allocated, and at least this size."""
-        self._db.update_inode(
-            "allocated = allocated + ?, size = max(size, ?),"
+        rows = self._db.execute_remembered(
+            "UPDATE inodes SET allocated = allocated + ?, size = max(size, ?),"
             " mtime_ns = coalesce(?, mtime_ns), ctime_ns = max(ctime_ns, coalesce(?, ctime_ns)),"
-            " version = max(version + 1, ?), spooled = max(spooled, coalesce(?, spooled)), seq = ?",
+            " version = max(version + 1, ?), spooled = max(spooled, coalesce(?, spooled)), seq = ?"
+            f" WHERE ino = ? RETURNING {COLUMNS}",
             (allocated, size, settlement.mtime_ns, settlement.ctime_ns, settlement.version, settlement.settled,
              self._db.seq, ino),
-        )  # fmt: skip
+        ).fetchall()  # fmt: skip
+        for row in rows:
+            self._db.remembered.keep(ino, row)  # the file is closed next, or asked for
         if settlement.settled is not None:
             self._drop_voids(ino)
 

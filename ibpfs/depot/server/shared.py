@@ -25,14 +25,17 @@ class Gate:
     def __init__(self) -> None:
         self.writing = trio.Lock()
         self.reading = trio.Lock()
-        self._moved = trio.Event()
+        self._moved: trio.Event | None = None  # while somebody waits
 
     def tell(self) -> None:
         """Something came or went."""
-        self._moved.set()
-        self._moved = trio.Event()
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
 
     async def wait(self) -> None:
+        if self._moved is None:
+            self._moved = trio.Event()
         await self._moved.wait()
 
 
@@ -74,7 +77,7 @@ class Shared:
         self.manners = self.courier.manners = replace(self.manners, least=settings.min_rate)
 
     def gate(self, allocation: Allocation) -> Gate:
-        return self.gates.setdefault(allocation.id, Gate())
+        return self.gates.get(allocation.id) or self.gates.setdefault(allocation.id, Gate())
 
     def tell_deleted(self, allocation: Allocation) -> None:
         if (gate := self.gates.get(allocation.id)) is not None:

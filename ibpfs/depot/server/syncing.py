@@ -62,9 +62,12 @@ _Unit = int | str  # a descriptor, or the path of a directory
 class _Request:
     unsynced: Unsynced
     token: trio.lowlevel.TrioToken
+    task: trio.lowlevel.Task
     left: int
-    done: trio.Event = field(default_factory=trio.Event)
     error: OSError | None = None
+
+    def end(self) -> None:
+        self.token.run_sync_soon(trio.lowlevel.reschedule, self.task)
 
 
 _Piece = tuple[_Request, _Unit]
@@ -101,13 +104,13 @@ class SyncThreads:
         """
         if not unsynced:
             return
-        request = _Request(unsynced, trio.lowlevel.current_trio_token(), len(unsynced))
+        now = trio.lowlevel
+        request = _Request(unsynced, now.current_trio_token(), now.current_task(), len(unsynced))
         with self._wake:
             self._waiting.extend((request, unit) for unit in unsynced.units)
             self._wake.notify(request.left)
         began = time.perf_counter()
-        with trio.CancelScope(shield=True):
-            await request.done.wait()
+        await trio.lowlevel.wait_task_rescheduled(_not_to_be_cancelled)
         self.durations.add(time.perf_counter() - began)
         if request.error is not None:
             raise request.error
@@ -119,7 +122,7 @@ class SyncThreads:
                 finished = _ticked_off(pieces, error)
             for request in finished:
                 request.unsynced.close()
-                request.token.run_sync_soon(request.done.set)
+                request.end()
 
     def _next(self) -> list[_Piece]:
         """One's share of what waits; all of it when that is much."""
@@ -129,6 +132,10 @@ class SyncThreads:
             waiting = len(self._waiting)
             share = waiting if waiting > MANY else min(waiting, waiting // WORKERS + 1)
             return [self._waiting.popleft() for _ in range(share)]
+
+
+def _not_to_be_cancelled(_raise_cancel: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
 
 
 def _ticked_off(pieces: list[_Piece], error: OSError | None) -> list[_Request]:
