@@ -7,17 +7,21 @@ import shutil
 import subprocess
 import threading
 import time
+from base64 import encodebytes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email import message_from_bytes
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from ibpfs.exnode_store.sharing.links import Link
 from ibpfs.mail.links import links_in
 from ibpfs_tools.thunderbird import SOURCES
 from tests.gateway import browser as chromium
 from tests.gateway.conftest import GatewayProcess
+from tests.gateway.tap import Tap
 from tests.mail.letters import CORPUS
 
 from .mail_server import MailServer
@@ -279,28 +283,82 @@ def test_from_mutt_to_a_browser(
     monkeypatch.setattr(chromium, "PATIENCE", 600.0)
     writer = Writer(directory / "ada", "ibpfs-sendmail")
     gateway, browser = GatewayProcess(directory, "--allow", "127.0.0.0/8"), chromium.Browser(directory)
-    try:
-        writer.settings(volume=shared.root, sendmail=server.sendmail, on_error="defer", gateway=gateway.url)
-        with Watch() as watch:
-            with server.running():
-                writer.send(file)
-                (message,) = server.arrived("ben")
-            (link,) = links_in(message)
-            fetched(message, directory)
-        assert link.startswith(f"{gateway.url}s/")
-        browser.go(link)
-        browser.click("#found:not([hidden]) #download")
-        assert browser.downloaded(file.name).read_bytes() == file.read_bytes()
-    finally:
-        browser.close()
-        assert gateway.stop() == 0
-    assert any(b"ibpfs-sendmail" in line for line in watch.seen)
-    secret, plain = link.partition("#")[2].encode(), file.read_bytes()[5000:5064]
-    stored = [path for path in (shared.root / "depot").rglob("*") if path.is_file()]
+    with Tap("127.0.0.1", int(gateway.url.rstrip("/").rpartition(":")[2])) as wire:
+        url = f"http://127.0.0.1:{wire.port}/"
+        try:
+            writer.settings(volume=shared.root, sendmail=server.sendmail, on_error="defer", gateway=url)
+            with Watch() as watch:
+                with server.running():
+                    writer.send(file)
+                    (message,) = server.arrived("ben")
+                (link,) = links_in(message)
+                fetched(message, directory)
+                assert link.startswith(f"{url}s/")
+                browser.go(link)
+                browser.click("#found:not([hidden]) #download")
+                assert browser.downloaded(file.name).read_bytes() == file.read_bytes()
+        finally:
+            browser.close()
+            assert gateway.stop() == 0
     logs = [gateway.log, server.base / "log", *(shared.root / "log").iterdir()]
-    for told in (*watch.seen, *(path.read_bytes() for path in (*stored, *logs))):
-        assert secret not in told
-        assert plain not in told
+    stored = [path for path in (shared.root / "depot").rglob("*") if path.is_file()]
+    places = {
+        "a command line": b"\n".join(watch.seen),
+        "the gateway's traffic": wire.heard,
+        **{str(path): path.read_bytes() for path in (*logs, *stored)},
+    }
+    opened = Link.parse(link)
+    secret, content = opened.fragment.secret, file.read_bytes()
+    assert secret is not None
+    secrets = [link.partition("#")[2].encode(), secret, secret.hex().encode()]
+    plain = [content[place : place + 48] for place in range(0, len(content) - 48, len(content) // 9)]
+    names = [file.name.encode(), quote(file.name).encode()]
+    assert found_in(places, [*secrets, *plain]) == []
+    assert found_in({place: data for place, data in places.items() if place != "a command line"}, names) == []
+    # That it would find them: each place has what it should have, and the search sees it.
+    assert found_in(places, [b"ibpfs-sendmail"])[0] == "a command line"
+    assert "the gateway's traffic" in found_in(places, [opened.locator.render().encode()])
+    assert len(wire.heard) > len(content)
+    assert sum(map(len, places.values())) - len(wire.heard) > len(content)
+    (shared.root / "log" / "planted").write_bytes(b"a word, " + plain[4] + b", another")
+    planted = {str(path): path.read_bytes() for path in (shared.root / "log").iterdir()}
+    assert found_in(planted, plain) == [str(shared.root / "log" / "planted")]
+    (shared.root / "log" / "planted").unlink()
+
+
+def found_in(places: dict[str, bytes], words: list[bytes]) -> list[str]:
+    """In which of them any of the words stands."""
+    return [place for place, data in places.items() if any(word in data for word in words)]
+
+
+def test_what_other_programs_say_to_sendmail(shared: Volume, server: MailServer, directory: Path) -> None:
+    """Recipients in the message, lines that end in CRLF, options of delivery reports, a dialogue."""
+    writer = Writer(directory / "ada", "ibpfs-sendmail")
+    writer.settings(volume=shared.root, sendmail=server.sendmail, threshold="20k", on_error="defer")
+
+    def sendmail(*words: str, message: bytes) -> str:
+        return run("ibpfs-sendmail", *words, input=message.decode(), env=writer.environment()).stdout
+
+    file = random.Random(3).randbytes(60_000)
+    message = (
+        b"From: ada@example.net\nTo: ben@example.net\nBcc: carl@example.net\nMIME-Version: 1.0\n"
+        b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/plain\n\nhello\n.\n..dots\n"
+        b"--b\nContent-Type: application/pdf; name*0*=utf-8''%C3%9C; name*1=b.pdf\n"
+        b"Content-Transfer-Encoding: base64\nContent-Disposition: attachment\n\n" + encodebytes(file) + b"--b--\n"
+    )
+    with server.running():
+        sendmail("-t", "-oi", message=message.replace(b"\n", b"\r\n"))
+        (to,), (blind,) = server.arrived("ben"), server.arrived("carl")
+        sendmail("-bm", "-oem", "-N", "failure", "-V", "abc", "-R", "hdrs", "-F", "Ada X", "--", "ada@example.net",
+                 message=b"Subject: s\n\nbody\n.\nbehind the end\n")  # fmt: skip
+        (plain,) = server.arrived("ada")
+        assert "ESMTP Postfix" in sendmail("-bs", message=b"QUIT\r\n")
+    assert texts(to)[0] == texts(blind)[0] == "hello\n.\n..dots"
+    assert b"Bcc" not in to + blind
+    received = fetched(blind, directory)
+    assert (received.name, received.read_bytes()) == ("Üb.pdf", file)
+    assert message_from_bytes(plain)["From"].startswith("Ada X <")
+    assert texts(plain)[0].strip() == "body"
 
 
 def test_git_send_email(shared: Volume, server: MailServer, directory: Path) -> None:
