@@ -101,12 +101,12 @@ def survives_until(db: Database, now: float) -> float | None:
 
 #: As above, of each coded segment: its Kth different shard, in the order of how long they last, is what it lasts for.
 _SHARDS_END = (
-    "SELECT count(r.segment), coalesce(max(r.permanent), 0), max(r.end) FROM coded c LEFT JOIN"
-    " (SELECT segment, permanent, end,"
+    "SELECT there >= k, permanent, end FROM (SELECT k, permanent, end, count(*) OVER (PARTITION BY segment) AS there,"
     " row_number() OVER (PARTITION BY segment ORDER BY permanent DESC, end DESC) AS place"
-    " FROM (SELECT segment, count(*) > count(lease_end) AS permanent, max(lease_end) AS end FROM replicas"
-    " WHERE suspect = 0 AND shard IS NOT NULL GROUP BY segment, shard)) r"
-    " ON r.segment = c.segment AND r.place = c.k GROUP BY c.segment"
+    " FROM (SELECT r.segment, c.k, count(*) > count(r.lease_end) AS permanent, max(r.lease_end) AS end"
+    " FROM coded c JOIN replicas r ON r.segment = c.segment WHERE r.suspect = 0 GROUP BY r.segment, r.shard))"
+    " WHERE place = min(k, there) UNION ALL SELECT 0, 0, NULL FROM coded"
+    " WHERE segment NOT IN (SELECT segment FROM replicas WHERE suspect = 0)"
 )
 
 

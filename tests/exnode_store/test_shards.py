@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from ibpfs.errors import DataError
+from ibpfs.exnode_store.findings import Findings
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.recoding import LARGE
 from tests.cache.stack import Stack, run_stack
@@ -110,6 +111,9 @@ async def test_with_too_few_depots_the_copies_stay(tmp_path: Path) -> None:
     async with six_depots(tmp_path, code="5+2") as six, run_stack(six.paths, warming=False) as now:
         await write(now)
         assert await now.warmer.recoding.code_some(100) == 0
+        assert "5+2 needs 7 depots that answer and have room, and there are 6" in now.warmer.recoding.trouble()
+        found = await Findings(now.db, now.ledger, now.depots, now.warmer, "volume").collect()
+        assert [one.code for one in found if one.code == "code-waits"]
         assert coded_segments(now) == []
         assert await read(now) == DATA
         assert not now.db.value("SELECT count(*) FROM pending")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .running import run
+from .running import BIN, run, until
 from .test_recover import RESTORE
 from .volumes import Depot, Session, Volume
 
@@ -92,6 +93,33 @@ def test_recovered_without_the_depots_that_have_the_bytes_as_they_are(session: S
         run("ibpfs", "recover", volume.root, "--from", string)
         volume.mount()
         assert (volume / "large").read_bytes() == CONTENT
+
+
+def test_killed_while_shards_are_made(session: Session) -> None:
+    with session.volume("--copies", "2", "--code", "2+1", depots=3) as volume:
+        volume.expect("depot|allocation|segment")
+        (volume / "large").write_bytes(CONTENT)
+        volume.flush()
+        volume.umount()
+        for _ in range(2):
+            process = subprocess.Popen([BIN / "ibpfs", "warm", volume.root], stdout=subprocess.DEVNULL)
+            until(lambda process=process: process.poll() is not None or count(volume, "pending"))
+            process.send_signal(signal.SIGKILL)
+            process.wait(20)
+        assert count(volume, "pending") or count(volume, "coded")
+        run("ibpfs", "warm", volume.root)
+        assert count(volume, "coded")
+        assert not count(volume, "pending")
+        volume.mount()
+        assert (volume / "large").read_bytes() == CONTENT
+        volume.umount()
+        assert "clean" in volume.fsck("--data", "-n").stdout
+
+
+def count(volume: Volume, table: str) -> int:
+    with closing(sqlite3.connect(volume.root / "exnode_store.sqlite")) as db:
+        rows: int = db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    return rows
 
 
 def test_links_and_exports_name_whole_copies(session: Session, directory: Path) -> None:
