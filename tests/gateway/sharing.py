@@ -1,6 +1,7 @@
 """A share as a sender makes it, put on a depot by hand: what the gateway hands out must be readable as documented."""
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -86,7 +87,12 @@ async def _make(text: str, files: Mapping[str, bytes], options: Mapping[str, obj
     secret = os.urandom(32)
     stretched = b"" if stretching is None else stretching.stretch(str(passphrase))
     key = record_key(secret, public.share, stretched)
-    entry = make_entry(signer, 1, public, to_json(content), key, os.urandom(12))
+    clear = to_json(content)
+    if callable(changing := options.get("changing")):
+        row = json.loads(clear)
+        changing(row)
+        clear = json.dumps(row).encode()
+    entry = make_entry(signer, 1, public, clear, key, os.urandom(12))
     record = await client.allocate(len(entry) + 4096, LEASE)
     await client.store(record.write.wire_key, [entry])
     locator = Locator(public.share, expires, (Place(address, record.read.wire_key),))

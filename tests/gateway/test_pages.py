@@ -5,8 +5,12 @@ import os
 import random
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
+
+import pytest
 
 from ibpfs.depot.address import Address
 from tests.depot.conftest import DepotProcess
@@ -135,6 +139,63 @@ def test_a_whole_that_is_not_what_was_shared(browser: Browser, gateway: GatewayP
         browser.click("#found:not([hidden]) #download")
         assert "not what was shared" in state(browser)
     assert {path for path in browser.downloads.iterdir() if path.suffix != ".crdownload"} == before
+
+
+def at(*path: Any, value: Any) -> Callable[[Any], None]:
+    """Puts `value` there."""
+
+    def change(row: Any) -> None:
+        for step in path[:-1]:
+            row = row[step]
+        row[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "changing",
+    [
+        at("entries", 1, "path", value=["..", "x"]),
+        at("entries", 1, "path", value=["..", "..", "etc", "x"]),
+        at("entries", 1, "path", value=["a/../../x"]),
+        at("entries", 1, "path", value=["a\x1b[2J"]),
+        at("entries", 1, "path", value=[]),
+        at("entries", 1, "size", value=-1),
+        at("entries", 1, "size", value=1 << 53),
+        at("entries", 1, "parts", value=[[0, 7, 5, 0]]),
+        at("entries", 1, "parts", value=[[0, 7, 0, 1 << 40]]),
+        at("entries", 1, "type", value="device"),
+        at("entries", value=[]),
+        at("slices", 0, 3, value=0),
+        at("slices", 0, 2, value=1 << 50),
+        at("runs", 0, 1, value=[[7, "k/1", 0]]),
+        at("name", value="../x"),
+        at("size", value=1),
+        at("depots", value=None),
+    ],
+)
+def test_a_record_that_means_harm(
+    browser: Browser, gateway: GatewayProcess, depot: DepotProcess, changing: Callable[[Any], None]
+) -> None:
+    share = make_share(depot.address, {"a": b"content", "b": b"more"}, changing=changing)
+    browser.go(address(gateway, share))
+    assert "makes no sense" in state(browser)
+    assert browser.run("return document.querySelector('#found').hidden")
+
+
+def test_names_that_are_not_what_they_seem(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    for name, harmless in [("photo\u202egnp.exe", "photognp.exe"), ("no\udcff utf.bin", "no\ufffd utf.bin")]:
+        share = make_share(depot.address, {name: b"content"})
+        browser.go(address(gateway, share))
+        browser.wait_for("!document.querySelector('#found').hidden")
+        assert browser.text("#name") == harmless
+        browser.click("#download")
+        browser.wait_for("document.querySelector('#state').textContent.startsWith('Done')")
+    share = make_share(depot.address, {"..\\..\\evil": b"content", "b": b"b"}, name="slashes")
+    browser.go(address(gateway, share))
+    browser.click("#found:not([hidden]) #download")
+    with zipfile.ZipFile(browser.downloaded("slashes.zip")) as archive:
+        assert ".._.._evil" in [entry.orig_filename.removeprefix("slashes/") for entry in archive.infolist()]
 
 
 def test_plain_http_from_another_host(

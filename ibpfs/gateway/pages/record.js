@@ -1,5 +1,6 @@
 // A share's record: fetched as it lies on the depots, opened here.
 
+import { checked } from "./checking.js";
 import { wait } from "./contents.js";
 import { Trouble, bytes, decode, join, sha256 } from "./link.js";
 
@@ -63,8 +64,9 @@ export async function openRecord(link, record, passphrase) {
   } catch {
     throw new Trouble(link.passphrase ? "passphrase" : "key");
   }
-  const content = JSON.parse(new TextDecoder().decode(clear));
-  if (content.format !== FORMAT) throw new Trouble("newer");
+  const said = JSON.parse(new TextDecoder().decode(clear));
+  if (said.format !== FORMAT) throw new Trouble("newer");
+  const content = checked(said);
   return { ...content, sender: await checkedSender(content.sender, record.public.key) };
 }
 
