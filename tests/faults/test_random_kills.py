@@ -123,7 +123,8 @@ class Place:
 
     def verify(self) -> None:
         """Everything that is stored; a warmer that is not mounted is killed in the middle first."""
-        self.volume.umount()
+        done = run("umount.ibpfs", self.volume.mountpoint, code=None)
+        assert done.returncode == 0, done.stderr + self.volume.log()[-20_000:]
         words = [BIN / "ibpfs", "warm", "--quiet", "--all", self.volume.root]
         warmer = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(self.dice.uniform(0.1, 1.0))
