@@ -21,6 +21,7 @@ from ibpfs.depot.tls_socket import TlsSocket
 READ_SIZE = 64 * 1024
 SENDFILE_SIZE = 1 << 20
 SOCKET_BUFFER = 1 << 20
+_SHORT = 64 * 1024
 
 
 class PeerGone(Exception):
@@ -126,7 +127,7 @@ class Peer:
             if not self.in_flight.change(0, held):
                 raise PeerGreedy("too much waits to be sent")
             with memoryview(data) as rest:
-                sent = 0
+                sent = 0 if more else self._send_now(rest)
                 while sent < held:
                     with self._bounded(limit):
                         count = await self._sock.send(rest[sent:], flags)
@@ -134,6 +135,19 @@ class Peer:
                     sent += count
         finally:
             self.in_flight.change(held, 0)
+
+    def _send_now(self, data: memoryview) -> int:
+        """Short replies without a turn of the event loop: 25 us of a small STORE. 0: not so."""
+        if len(data) > _SHORT or not isinstance(self._sock, trio.socket.SocketType):
+            return 0
+        try:
+            count = os.write(self._sock.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise PeerGone(str(error)) from None
+        self._went(count)
+        return count
 
     async def send_file(self, fd: int, offset: int, length: int, limit: float | None) -> None:
         """From the page cache to the socket without passing through Python, but for TLS."""
