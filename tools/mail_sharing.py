@@ -39,7 +39,7 @@ class MountSharer:
             path = directory / name
             written = _write(path, pieces)
             if written != size:
-                raise VolumeError(f"{name}: {written} bytes of {size} were written")
+                raise VolumeError(f"{written} bytes of {size} of a file were written")
             found = call(
                 VolumePaths(Path(entry.source)), "share", ino=path.stat().st_ino,
                 path=f"/{path.relative_to(entry.mountpoint)}", name=name, note="", passphrase=None, recipients=[],

@@ -44,6 +44,7 @@ class Handled:
 def handle(data: Buffer, rules: Rules, sharer: Sharer, *, defer: bool) -> Handled:
     """Return the message with links for files; on any trouble the original, or Deferred where `defer` says so."""
     shares: list[Shared] = []
+    plan: Plan | None = None
     try:
         plan = make_plan(data, scan(data), rules)
         if not plan.attachments:
@@ -56,12 +57,20 @@ def handle(data: Buffer, rules: Rules, sharer: Sharer, *, defer: bool) -> Handle
         if not isinstance(error, IbpfsError | OSError):
             _log.exception("a message could not be rewritten")
         take_back(shares, sharer)
-        reason = str(error) or type(error).__name__
+        reason = _reason(error, plan)
         if defer:
             raise Deferred(f"not sent: {reason}") from error
         return Handled(data, said=(f"sent as it was: {reason}",), trouble=reason)
     said = tuple(f"{one.name} ({one.size} bytes) goes as link {one.id}" for one in shares)
     return Handled(result, tuple(shares), (*said, *_kept(plan)))
+
+
+def _reason(error: Exception, plan: Plan | None) -> str:
+    """In a line, without the name of a file on its way: it is read in the logs of mail servers."""
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+    for one in plan.attachments if plan is not None else ():
+        text = text.replace(f"/{one.name}", "/...")
+    return " ".join(text.split())
 
 
 def _share(data: Buffer, attachment: Attachment, sharer: Sharer) -> Shared:

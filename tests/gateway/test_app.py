@@ -4,12 +4,15 @@ import http.client
 import json
 import socket
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from ibpfs.depot.address import Address
 from ibpfs.errors import UsageError
+from ibpfs.exnode_store.sharing.links import Locator, Place
 from ibpfs.gateway.app import base_of
 from tests.depot.conftest import DepotProcess
 
@@ -131,13 +134,32 @@ def test_no_other_method(gateway: GatewayProcess, share: MadeShare, method: str)
     assert headers["allow"]
 
 
-def test_depots_that_nobody_allowed(depot: DepotProcess, share: MadeShare, tmp_path_factory: Any) -> None:
-    strict = GatewayProcess(tmp_path_factory.mktemp("strict"))
-    try:
-        status, _, body = ask(strict, "GET", f"/record/{share.link.locator.render()}")
-        assert (status, json.loads(body)) == (403, {"error": "refused"})
-    finally:
-        assert strict.stop() == 0
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """One that speaks to public depots alone."""
+    started = GatewayProcess(tmp_path_factory.mktemp("strict"))
+    yield started
+    assert started.stop() == 0
+
+
+def test_depots_that_nobody_allowed(strict: GatewayProcess, share: MadeShare) -> None:
+    status, _, body = ask(strict, "GET", f"/record/{share.link.locator.render()}")
+    assert (status, json.loads(body)) == (403, {"error": "refused"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "0.0.0.0", "2130706433"])
+def test_a_link_is_no_way_into_the_gateways_own_network(
+    share: MadeShare, strict: GatewayProcess, depot: DepotProcess, host: str
+) -> None:
+    """Anybody can make a link that names any place: nothing there hears of it."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as inside:
+        place = Place(Address(host, inside.getsockname()[1]), share.link.locator.places[0].read)
+        locator = Locator(share.link.locator.share, share.link.locator.expires, (place,)).render()
+        assert ask(strict, "GET", f"/record/{locator}")[0] in (403, 502)
+        assert ask(strict, "POST", "/load", wanted(share, locator=locator, depot=str(place.address)))[0] in (403, 502)
+        inside.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            inside.accept()
 
 
 def test_a_path_of_its_own(share: MadeShare, tmp_path_factory: Any) -> None:

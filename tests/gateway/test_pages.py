@@ -260,6 +260,22 @@ def test_nothing_on_the_wire_tells(browser: Browser, gateway: GatewayProcess, de
     assert [one for one in told if one in wires] == []
 
 
+def test_a_gateway_that_is_away_for_a_while(browser: Browser, depot: DepotProcess, tmp_path: Path) -> None:
+    """The page goes on where it was, by itself."""
+    gateway = GatewayProcess(tmp_path, "--allow", "127.0.0.0/8")
+    share = make_share(depot.address, {"longer.bin": CONTENT})
+    browser.go(address(gateway, share))
+    browser.wait_for("!document.querySelector('#found').hidden")
+    assert gateway.stop() == 0
+    browser.click("#download")
+    browser.wait_for("document.querySelector('#progress-text').textContent.startsWith('waiting')")
+    again = GatewayProcess(tmp_path, "--allow", "127.0.0.0/8", "--listen", urlsplit(gateway.url).netloc)
+    try:
+        assert browser.downloaded("longer.bin").read_bytes() == CONTENT
+    finally:
+        assert again.stop() == 0
+
+
 def test_a_depot_that_is_away_for_a_while(browser: Browser, gateway: GatewayProcess, tmp_path: Path) -> None:
     depot = DepotProcess(tmp_path / "store", "--listen", "127.0.0.1:0", "--capacity", "1G")
     share = make_share(depot.address, {"long.bin": CONTENT})

@@ -1,7 +1,10 @@
 """A message on its way, when all is well and when it is not."""
 
+import errno
+
 import pytest
 
+from ibpfs.errors import VolumeError
 from ibpfs.mail.handling import Deferred, handle, take_back
 from ibpfs.mail.planning import Rules
 
@@ -33,6 +36,28 @@ def test_the_original_goes_and_links_are_taken_back(fails_at: int) -> None:
     assert handled.message is TWO_FILES
     assert handled.said == ("sent as it was: no volume is mounted",)
     assert links.revoked == [link(number).locator.id for number in range(fails_at)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/mnt/.ibpfs-mail/mail-1/same.pdf"),
+        VolumeError("/.ibpfs-mail/mail-1/same.pdf: cannot be shared:\nit is too large"),
+    ],
+)
+def test_no_name_of_a_file_gets_into_logs(error: Exception) -> None:
+    class Full(Links):
+        def share(self, *_: object) -> None:  # type: ignore[override]
+            raise error
+
+    handled = handle(TWO_FILES, RULES, Full(), defer=False)
+    assert handled.message is TWO_FILES
+    assert "same" not in handled.trouble
+    assert "\n" not in handled.trouble
+    assert "No space left" in handled.trouble or "too large" in handled.trouble
+    with pytest.raises(Deferred) as caught:
+        handle(TWO_FILES, RULES, Full(), defer=True)
+    assert "same" not in str(caught.value)
 
 
 def test_or_nothing_goes() -> None:
