@@ -390,6 +390,7 @@ class Flusher:
             while self._carrying:
                 await self._landed.wait()
             await self._transfer.close_old(every=True)
+        self.retention.settle(every=True)  # copies may have been made up just now: nothing of them is to be left
         with suppress(OSError):
             await self._db.sync()
         return not self.dirty_bytes

@@ -176,9 +176,10 @@ class Retention:
         if not group.slices:
             del self._groups[one.segment]
 
-    def settle(self) -> None:
-        """Let go of what has all its copies, and of what no file refers to any more."""
-        searched = list(islice(self._groups, _SEARCHED))
+    def settle(self, *, every: bool = False) -> None:
+        """Let go of what has all its copies, and of what no file refers to any more: that is found by and by, or in
+        `every` segment now."""
+        searched = list(islice(self._groups, None if every else _SEARCHED))
         for segment in searched:
             self._groups.move_to_end(segment)
         replicas = self._ledger.replicas  # gives the same list as long as nothing changes

@@ -96,6 +96,25 @@ async def test_a_kill_leaves_what_is_retained(volume: VolumePaths) -> None:
         assert await now.files.read(ino, 0, len(TEXT)) == TEXT
 
 
+async def test_copies_that_were_made_up_just_now_leave_nothing_at_the_end(volume: VolumePaths) -> None:
+    """Nor does what was deleted just now."""
+    async with depot(volume, "one"), run_stack(volume, warming=False) as now:
+        for number in range(6):
+            await stored(now, TEXT[: 1000 * (number + 1)], b"%d" % number)
+            await now.transfer.close_old(every=True)  # each in a segment of its own
+        assert now.files.retained_bytes > 0
+        for number in range(5):
+            now.files.unlinked(now.names.unlink(1, b"%d" % number))
+        with trio.fail_after(10):
+            await now.files._reaper.done()
+        async with depot(volume, "two"):
+            await answers(now, 2)
+            await now.warmer.repair(most=None)
+            assert now.warmer.under_replicated_bytes == 0
+            assert await now.flusher.finish(0.0)
+        assert now.files.retained_bytes == now.flusher._spool.records == 0
+
+
 async def test_bytes_whose_only_depot_is_wiped_go_to_another(volume: VolumePaths) -> None:
     async with run_stack(volume) as now, depot(volume, "two", wiped=False):
         await answers(now, 1)
