@@ -1,6 +1,7 @@
 """ibpfs gateway: a web server through which browsers open links."""
 
 import logging
+import resource
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def gateway(
     """
     log_to_terminal()
     logging.getLogger().setLevel(logging.WARNING if quiet else logging.INFO)
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each visitor has some connections
 
     import trio  # slow to import, as all of it, and needed here only
 

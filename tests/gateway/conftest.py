@@ -20,11 +20,11 @@ PROGRAM = Path(sys.executable).with_name("ibpfs")
 class GatewayProcess:
     """A real `ibpfs gateway`."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, before: tuple[str, ...] = ()) -> None:
         self.log = directory / "gateway.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [PROGRAM, "gateway", "--listen", "127.0.0.1:0", *options], stdout=subprocess.PIPE, stderr=log,
+                [*before, PROGRAM, "gateway", "--listen", "127.0.0.1:0", *options], stdout=subprocess.PIPE, stderr=log,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
         assert self.process.stdout is not None

@@ -76,6 +76,8 @@ async def _make(text: str, files: Mapping[str, bytes], options: Mapping[str, obj
     stretching = None
     if passphrase is not None:
         stretching = Stretching("pbkdf2-sha256", os.urandom(16), {"iterations": 10_000})
+        if options.get("for_browsers") is False:
+            stretching = Stretching.make(os.urandom(16), for_browsers=False)
     public = Public(public_bytes(signer), now, expires, (address,), stretching)
     sender = Ed25519PrivateKey.generate()
     content = Content(

@@ -183,6 +183,21 @@ def test_who_asks_too_often_is_told_to_wait(share: MadeShare, tmp_path_factory: 
         assert slow.stop() == 0
 
 
+def test_many_connections_that_say_nothing(tmp_path_factory: Any) -> None:
+    """More than a shell usually lets a program have."""
+    limited = ("prlimit", "--nofile=64:4096")
+    crowded = GatewayProcess(tmp_path_factory.mktemp("crowded"), before=limited)
+    place = urlsplit(crowded.url)
+    lines = [socket.create_connection((place.hostname or "", place.port or 0), timeout=10) for _ in range(200)]
+    try:
+        assert ask(crowded, "GET", "/")[0] == 200
+    finally:
+        for line in lines:
+            line.close()
+        assert crowded.stop() == 0
+    assert "Too many open files" not in crowded.log.read_text()
+
+
 def test_a_taken_port_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         words = [PROGRAM, "gateway", "--listen", f"127.0.0.1:{taken.getsockname()[1]}"]

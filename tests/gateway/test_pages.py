@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from ibpfs.depot.address import Address
+from ibpfs.exnode_store.sharing.links import Fragment, Link
 from tests.depot.conftest import DepotProcess
 
 from .browser import Browser
@@ -196,6 +197,41 @@ def test_names_that_are_not_what_they_seem(browser: Browser, gateway: GatewayPro
     browser.click("#found:not([hidden]) #download")
     with zipfile.ZipFile(browser.downloaded("slashes.zip")) as archive:
         assert ".._.._evil" in [entry.orig_filename.removeprefix("slashes/") for entry in archive.infolist()]
+
+
+def test_what_browsers_cannot_open(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """It is said at once, and the command is there."""
+    argon2 = make_share(depot.address, {"x": b"content"}, passphrase="p", for_browsers=False)
+    share = make_share(depot.address, {"x": b"content"})
+    wrapped = Link(share.link.locator, Fragment(wrapped=bytes(200)))
+    for link, said in ((argon2.link, "passphrase is of a kind"), (wrapped, "for certain recipients")):
+        browser.go(link.render(gateway.url))
+        assert said in state(browser)
+        assert browser.text("#name") == "A browser cannot open this link"
+        assert browser.run("return document.querySelector('#command').open")
+        assert link.render() in browser.run("return document.querySelector('#line').value")
+
+
+def test_without_a_service_worker(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """As in private windows: small files are collected in memory, large ones are for `ibpfs get`."""
+    hidden = "Object.defineProperty(Navigator.prototype, 'serviceWorker', { get: () => undefined });"
+    added = browser.devtools("Page.addScriptToEvaluateOnNewDocument", source=hidden)
+    try:
+        browser.go(address(gateway, make_share(depot.address, {"collected.bin": CONTENT})))
+        browser.click("#found:not([hidden]) #download")
+        assert browser.downloaded("collected.bin").read_bytes() == CONTENT
+        huge = make_share(depot.address, {"huge.bin": b"x"}, changing=grow)
+        browser.go(address(gateway, huge))
+        browser.click("#found:not([hidden]) #download")
+        assert "cannot save so large a file" in state(browser)
+        assert browser.run("return document.querySelector('#command').open")
+    finally:
+        browser.devtools("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+
+
+def grow(row: Any) -> None:
+    """To 2 GiB, nearly all of it a hole."""
+    row["size"] = row["entries"][0]["size"] = 2 << 30
 
 
 def test_plain_http_from_another_host(

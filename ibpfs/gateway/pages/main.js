@@ -13,7 +13,9 @@ const HEADINGS = {
   cut: "This link was cut off",
   damaged: "This link is damaged",
   expired: "This link has expired",
+  argon2: "A browser cannot open this link",
   insecure: "This page cannot open it here",
+  recipients: "A browser cannot open this link",
   key: "The key is wrong",
   nonsense: "There is nothing to open here",
   offline: "The gateway cannot be reached",
@@ -238,6 +240,7 @@ async function begin() {
   const link = await readLink(locator, fragment);
   if (link.recipients) throw new Trouble("recipients");
   const record = await fetchRecord(link);
+  if (link.passphrase && record.public.passphrase?.name !== "pbkdf2-sha256") throw new Trouble("argon2");
   if (link.passphrase) return askPassphrase(link, record);
   return openWith(link, record, "");
 }
