@@ -20,6 +20,7 @@ import trio
 from ibpfs.errors import NoSpace, VolumeError
 from ibpfs.exnode_store import frozen
 from ibpfs.exnode_store.schema import ADDED_TABLES, FEATURES, FORMAT, TABLES
+from ibpfs.exnode_store.wal_sync import WalSync
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Database:
         self._transaction = _Transaction(self)
         self._synced_seq = self.seq
         self._sync_trouble = 0  # errno of the first sync that failed
-        self._directory_synced = False  # the WAL's own name, once
+        self._wal = WalSync(path)
         self._sync_lock = trio.Lock()
         self._checkpoint_lock = trio.Lock()
         # Kept as long as the connection: closing one of the main file takes SQLite's locks away.
@@ -191,11 +192,10 @@ class Database:
             self.check_syncs()
             covered = self.seq
             try:
-                await trio.to_thread.run_sync(_sync_wal, self.path, not self._directory_synced)
+                await self._wal.sync()
             except OSError as error:
                 self._sync_trouble = error.errno or errno.EIO
                 raise
-            self._directory_synced = True
             self._synced_seq = max(self._synced_seq, covered)
 
     def check_syncs(self) -> None:
@@ -247,6 +247,7 @@ class Database:
             _log.info("%s: the WAL stays beside it: %s", self.path, error)
         finally:
             self._connection.close()
+            self._wal.close()
             os.close(self._descriptor)
 
     def __enter__(self) -> "Database":
@@ -368,21 +369,6 @@ def _connect(path: Path, read_only: bool, *, page_size: int | None = None) -> sq
 def _refusal(error: sqlite3.OperationalError) -> OSError:
     code = errno.ENOSPC if "full" in str(error) else errno.EIO
     return OSError(code, f"the exNode store cannot be written: {error}")
-
-
-def _sync_wal(path: Path, directory_too: bool) -> None:
-    # The WAL has no locks of SQLite's on it, so a second descriptor of it may be closed (of the main file, not).
-    descriptor = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
-    if directory_too:
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _passive_checkpoint(path: Path) -> int:

@@ -167,7 +167,7 @@ async def test_those_who_wait_share_a_sync(store: Database, monkeypatch: pytest.
 async def test_a_sync_does_not_cover_what_was_committed_after_it_began(
     store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, real = trio.Event(), os.fdatasync
+    begun, real, token = trio.Event(), os.fdatasync, trio.lowlevel.current_trio_token()
 
     def commit_meanwhile() -> None:
         with store.transaction():
@@ -177,7 +177,7 @@ async def test_a_sync_does_not_cover_what_was_committed_after_it_began(
     def slow(descriptor: int) -> None:
         real(descriptor)
         if not begun.is_set():
-            trio.from_thread.run_sync(commit_meanwhile)
+            trio.from_thread.run_sync(commit_meanwhile, trio_token=token)
 
     monkeypatch.setattr(os, "fdatasync", slow)
     with store.transaction():

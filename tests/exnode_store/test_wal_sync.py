@@ -1,0 +1,66 @@
+"""Syncs of the WAL: what they promise, and that their thread ends."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from ibpfs.exnode_store.wal_sync import WalSync
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "wal-sync"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "store-wal").write_bytes(b"frames")
+    return tmp_path / "store"
+
+
+async def test_the_thread_ends_with_its_object(path: Path) -> None:
+    before = set(threads())
+    syncs = WalSync(path)
+    await syncs.sync()
+    (thread,) = set(threads()) - before
+    syncs.close()
+    with trio.fail_after(20):
+        await trio.to_thread.run_sync(thread.join)
+
+
+async def test_a_refusal_reaches_who_waits_and_later_ones_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = WalSync(path)
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(5, "the disk refuses")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", refuse)
+        with pytest.raises(OSError, match="the disk refuses"):
+            await syncs.sync()
+    await syncs.sync()
+    syncs.close()
+
+
+async def test_a_sync_that_runs_is_waited_for_even_by_who_was_cancelled(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs, may_end, ended = WalSync(path), threading.Event(), threading.Event()
+
+    def slow(_descriptor: int) -> None:
+        may_end.wait(20)
+        ended.set()
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(syncs.sync)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ended.is_set()
+        may_end.set()
+    assert ended.is_set()
+    syncs.close()
