@@ -144,7 +144,9 @@ async def _rooms(
         await checkpoints.check()
         transfer = Transfer(db, ledger, depots)
         imports = Imports(db, ledger, keys, config.uuid)
-        reader = SliceReader(ledger.segment_length, transfer, imports, clean)
+        same_disk = _same_disk(clean.directory, paths.depot)
+        beside = transfer.is_own if same_disk else (lambda _: False)
+        reader = SliceReader(ledger.segment_length, transfer, imports, clean, is_beside=beside)
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
         sealer = _sealer(config, keys, db)
         retention = Retention(ledger, transfer, spool, sealer)
@@ -210,6 +212,13 @@ def _cache_settings(
         embedded_alone = not db.value("SELECT count(*) FROM depots WHERE NOT embedded AND role != 'removed'")
         limit = min(disk.f_blocks * disk.f_frsize // 10, GIB if embedded_alone else 50 * GIB)
     return directory, limit, options.min_free
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    try:
+        return one.stat().st_dev == other.stat().st_dev
+    except OSError:
+        return False
 
 
 def _limits(paths: VolumePaths, options: MountOptions) -> Limits:

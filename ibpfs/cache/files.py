@@ -205,7 +205,7 @@ class FileCache:
             readahead = self._readaheads[inode.ino] = Readahead()
         for start, end in readahead.note(offset, stop - offset):
             for piece in extents.find(start, min(end, inode.size)):
-                self._reader.prefetch(piece.source, piece.offset, piece.offset + piece.stop - piece.start)
+                self._reader.prefetch(piece.source, piece.offset, piece.offset + piece.stop - piece.start, stream=True)
 
     async def _read(self, ino: int, extents: ExtentMap[SliceRef], offset: int, stop: int) -> bytes:
         file = self._flusher.files.get(ino)

@@ -88,10 +88,11 @@ class SliceReader:
         keys: SliceKeys,
         cache: CleanCache,
         frame_memory: int = FRAME_MEMORY,
+        is_beside: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._source = source
         self._keys = keys
-        self._blocks = BlockReader(segment_length, source, cache)
+        self._blocks = BlockReader(segment_length, source, cache, is_beside)
         self._memory = FrameMemory(frame_memory)
 
     async def read(self, ref: StoredSlice, start: int, stop: int) -> bytes:
@@ -108,10 +109,13 @@ class SliceReader:
         held = [frame for frame in frames.values() if frame is not None]
         return _cut(held, start - first * form.frame_size, stop - start)
 
-    def prefetch(self, ref: StoredSlice, start: int, stop: int) -> None:
-        """Have the stored bytes of [start, stop) of the slice brought into the cache soon; returns at once."""
+    def prefetch(self, ref: StoredSlice, start: int, stop: int, *, stream: bool = False) -> None:
+        """Have the stored bytes of [start, stop) of the slice brought into the cache soon; returns at once.
+
+        `stream`: they are wanted once, in a moment, and memory will do.
+        """
         begin, end = ref.form.stored_span(*ref.form.frame_span(start, min(stop, ref.form.length)))
-        self._blocks.prefetch(ref.segment, ref.segment_offset + begin, ref.segment_offset + end)
+        self._blocks.prefetch(ref.segment, ref.segment_offset + begin, ref.segment_offset + end, stream=stream)
 
     async def serve(self) -> None:
         """Load ahead, for ever; the owner runs this as a task."""

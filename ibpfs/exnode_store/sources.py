@@ -139,6 +139,12 @@ class Sources:
         depots = [self._depots.find(replica.depot) for replica in self._ledger.replicas(segment)]
         return all(depot is None or not depot.answers or depot.is_far for depot in depots)
 
+    def is_own(self, segment: int) -> bool:
+        """Whether the volume's own depot has all of it, and answers."""
+        depots = [self._depots.find(replica.depot) for replica in self._ledger.replicas(segment)]
+        own = any(depot is not None and depot.embedded and depot.answers for depot in depots)
+        return own and self._ledger.coded(segment) is None
+
     def is_lost(self, segment: int) -> bool:
         """Whether too few replicas are left that can be read: others are suspect, or their depots away for long."""
         known = {depot.id: depot for depot in self._depots}

@@ -174,7 +174,7 @@ async def test_without_a_disk_the_last_blocks_stay_in_memory(diskless: Bench) ->
     assert len(diskless.source.loads) == 2
     for at in range(0, 19 * BLOCK, BLOCK):
         await diskless.read(at, at + 10)
-    assert len(diskless.reader._held) == 12
+    assert len(diskless.reader._held) == 16
     diskless.reader.drop()
     await diskless.read(18 * BLOCK, 18 * BLOCK + 10)
     assert len(diskless.source.loads) == 20
@@ -320,3 +320,37 @@ async def test_a_first_look_that_one_replica_cannot_answer_is_answered_by_the_ot
     bench.source.far, bench.source.short = True, {1}
     assert await bench.read(10, 20) == DATA[10:20]
     assert [replica for replica, _ in bench.source.reports] == [1]
+
+
+async def test_a_stream_from_the_depot_on_the_same_disk_is_not_copied_there(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache")
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        bench.reader.prefetch(1, 0, 8 * BLOCK, stream=True)
+        await wait_all_tasks_blocked()
+        for at in range(0, 8 * BLOCK, BLOCK // 2):
+            assert await bench.read(at, at + BLOCK // 2) == DATA[at : at + BLOCK // 2]
+        nursery.cancel_scope.cancel()
+    assert bench.cache.used == 0
+    assert len(bench.source.loads) == 8
+    assert await bench.read(9 * BLOCK, 9 * BLOCK + 10) == DATA[9 * BLOCK : 9 * BLOCK + 10]  # not a stream
+    await until_cached(bench.cache, 1, 9 * BLOCK, 9 * BLOCK + 10)
+
+
+async def test_what_memory_cannot_hold_for_its_readers_goes_to_the_disk(tmp_path: Path) -> None:
+    blocks = 40
+    bench = Bench(tmp_path / "cache")
+    bench.source.segments[1] = bytearray(DATA * 3)[: blocks * BLOCK]
+    bench.reader = BlockReader(lambda _: blocks * BLOCK, bench.source, bench.cache, lambda _: True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        for number in range(blocks):
+            bench.reader.prefetch(1, number * BLOCK, (number + 1) * BLOCK, stream=True)
+            while len(bench.source.loads) <= number:
+                await trio.sleep(0.001)
+        for number in range(blocks):
+            await bench.read(number * BLOCK, number * BLOCK + 10)
+        nursery.cancel_scope.cancel()
+    assert len(bench.source.loads) == blocks
+    assert bench.cache.used > 0
