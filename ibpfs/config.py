@@ -94,6 +94,11 @@ class VolumePaths:
         return self.run / "directory_below"
 
     @property
+    def safe(self) -> Path:
+        """Is there when the last mount left nothing in the spool but what lacks copies beyond min_copies."""
+        return self.run / "safe"
+
+    @property
     def log(self) -> Path:
         return self.root / "log"
 

@@ -160,8 +160,8 @@ def _times(paths: VolumePaths, now: Callable[[], float] = time.time) -> Iterator
 
 
 def _spool(paths: VolumePaths) -> Iterator[Finding]:
-    if is_held(paths.lock):
-        return  # its owner is asked
+    if is_held(paths.lock) or paths.safe.exists():
+        return  # its owner is asked; or copies are lacking, and nothing else
     files = [path.stat() for path in paths.spool.glob("*.spool")]
     waiting = sum(one.st_size for one in files)
     if files and max(one.st_mtime for one in files) < time.time() - _SPOOL:

@@ -138,6 +138,7 @@ async def _rooms(
     clean.forget_above(ledger.last_segment)
     snapshots = Snapshots(db, ledger, paths.snapshots)
     snapshots.recover()
+    paths.safe.unlink(missing_ok=True)
     spool = Spool(paths.spool, keys, config.uuid)
     async with volume_depots(paths, db) as depots, trio.open_nursery() as nursery:
         checkpoints = Checkpoints(db, ledger, depots, paths.run)
@@ -184,7 +185,9 @@ async def _rooms(
             yield names, Parts(paths, db, ledger, depots, clean, flusher, files, warmer, compactor, imports, upkeep,
                                snapshots, checkpoints, recovery_key, sharing,
                                TrashCommands(db, names, files.trash), transfer.hedging)  # fmt: skip
-            await flusher.finish(0.0)
+            if await flusher.finish(0.0):
+                with suppress(OSError):
+                    paths.safe.touch()
         finally:
             nursery.cancel_scope.cancel()
             spool.close()

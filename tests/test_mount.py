@@ -10,12 +10,15 @@ import trio
 
 from ibpfs import kernel
 from ibpfs.config import Secret, VolumePaths, read_key_file
-from ibpfs.errors import UsageError, VolumeError, WrongKey
+from ibpfs.errors import IbpfsError, UsageError, VolumeError, WrongKey
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.kernel import mount_entries
 from ibpfs.mount import open_volume, serve
 from ibpfs.mount_options import MountOptions
+from ibpfs_tools.umount import _check_spool
+
+from .cache.stack import run_depot
 
 
 @pytest.fixture
@@ -46,9 +49,32 @@ async def test_the_spool_is_taken_over(paths: VolumePaths, caplog: pytest.LogCap
         ino = volume.names.create(1, b"file", NewInode(0o100600, 0, 0)).ino
         await volume.parts.files.write(ino, 0, b"x" * 5000)
     assert list(paths.spool.glob("*.spool"))
+    with pytest.raises(IbpfsError, match="bytes wait in the spool"):
+        _check_spool(paths)
     async with open_volume(paths, secret) as volume:
         assert await volume.parts.files.read(ino, 0, 5001) == b"x" * 5000
     assert "4.9 KiB of an earlier mount wait in the spool" in caplog.text
+
+
+async def test_what_lacks_copies_does_not_wait_to_be_uploaded(tmp_path: Path) -> None:
+    """It stays in the spool until they stand, but is where fsync and umount.ibpfs promise it to be."""
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[f"unix:{tmp_path}/{name}/depot.sock" for name in ("one", "two")])
+    secret = read_key_file(paths.key)
+    async with run_depot(tmp_path / "one"):
+        async with open_volume(paths, secret) as volume:
+            ino = volume.names.create(1, b"file", NewInode(0o100600, 0, 0)).ino
+            await volume.parts.files.write(ino, 0, b"x" * 5000)
+            await volume.services.flush(lambda *_: None)
+        assert list(paths.spool.glob("*.spool"))
+        _check_spool(paths)
+        async with open_volume(paths, secret) as volume:
+            assert not paths.safe.exists()  # who is killed now leaves none, either
+            async with run_depot(tmp_path / "two"):
+                with trio.fail_after(60):
+                    while volume.parts.files.spool_bytes:
+                        await trio.sleep(0.05)
+        assert list(paths.spool.glob("*.spool")) == []
 
 
 async def test_the_second_owner_waits_for_the_first(paths: VolumePaths) -> None:

@@ -102,8 +102,9 @@ def _wait(paths: VolumePaths) -> None:
 
 
 def _check_spool(paths: VolumePaths) -> None:
-    """What was written between the flush and the end has been uploaded by the owner, or waits here."""
-    if any(paths.spool.glob("*.spool")):
+    """What was written between the flush and the end has been uploaded by the owner, or waits here; beside it there may
+    be what lacks copies, which the flush has told."""
+    if any(paths.spool.glob("*.spool")) and not paths.safe.exists():
         raise IbpfsError(f"{paths.root}: unmounted, but bytes wait in the spool; the next mount uploads them")
 
 
