@@ -151,7 +151,8 @@ class Load:
         if not (repository / ".git" / "HEAD").exists():
             repository.mkdir(exist_ok=True)
             self.run_git("init", "-q")
-        (repository / ".git" / "index.lock").unlink(missing_ok=True)
+        for lock in (repository / ".git").rglob("*.lock"):  # of one that a kill has ended
+            lock.unlink(missing_ok=True)
         for source in self.dice.sample(self.sources, 5):
             shutil.copy(source, repository / self.fresh())
         self.run_git("add", "-A")

@@ -58,7 +58,7 @@ class Place:
             getattr(self, f"_kill_{victim}")(warmer)
             if victim in ("depot", "warmer"):
                 time.sleep(self.dice.uniform(0.1, 0.6))
-                assert load.poll() is None, f"the load saw the end of a {victim}"
+                assert load.poll() is None, self._said(promises, f"the load saw the end of a {victim}")
                 load.send_signal(signal.SIGTERM)
         finally:
             ended(load, _PATIENCE)
@@ -67,9 +67,12 @@ class Place:
         if victim in ("mount", "server"):
             ends.add(-signal.SIGBUS)  # SQLite had mapped a file of a mount that is gone
         else:
-            assert not promises.failures(), promises.failures()
+            assert not promises.failures(), self._said(promises, f"the load saw the end of a {victim}")
         assert load.returncode in ends, f"the load was told something wrong, or broke ({victim})"
         self.killed[victim] += 1
+
+    def _said(self, promises: Promises, what: str) -> str:
+        return f"{what}: {promises.failures()}\n{self.volume.log()[-20_000:]}"
 
     def _warm(self) -> "subprocess.Popen[bytes]":
         words = [BIN / "ibpfs", "warm", "--quiet", "--all", "--with", self._capability]
