@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 #: Told (bytes done, bytes in all, what is done).
 Told = Callable[[int, int, str], None]
 #: Segments that are made into shards before it is looked which are next.
-_CODED_AT_ONCE = 20
+_CODED_AT_ONCE = 4
 #: Seconds that depots have to answer before they are left out.
 _ANSWER = 6.0
 
@@ -66,9 +66,8 @@ class Upkeep:
         renewed["verified"] = await self._warmer.scrubbing.catch_up()
         async with self._warmer.turn:
             await self._make_up(told)
-            if self._draining is not None:
-                await self._code()
         if self._draining is not None:
+            await self._code()
             await self._draining.go_on()
         await self._release()
         await self._db.sync()
@@ -80,7 +79,7 @@ class Upkeep:
         done = await settling.go_on(told)
         async with self._warmer.turn:
             await self._make_up(told)
-            await self._code()
+        await self._code()
         await self._release()
         await self._db.sync()
         return done and not self._ledger.under_replicated_bytes()
@@ -168,11 +167,13 @@ class Upkeep:
                 break
 
     async def _code(self) -> None:
-        """Make shards of what is large and is to be stored so."""
+        """Make shards of what is large and is to be stored so; repairs have their turn in between."""
+        done = _CODED_AT_ONCE
         if self._transfer.policies.codes(used=False):
             await self._transfer.close_old(every=True)
-        while await self._warmer.recoding.code_some(_CODED_AT_ONCE):
-            pass
+        while done:
+            async with self._warmer.turn:
+                done = await self._warmer.recoding.code_some(_CODED_AT_ONCE)
 
     async def _release(self) -> None:
         if self._draining is None:

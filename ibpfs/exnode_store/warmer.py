@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 RELEASE_EVERY = 1.0
 LOOK_EVERY = 5.0
 #: Segments that one look makes into shards; the rest is for the next.
-_CODED_PER_LOOK = 8
+_CODED_PER_LOOK = 4
 
 
 @contextmanager
