@@ -65,7 +65,8 @@ def write_warm_capability(home: Path, target: Path, facts: dict[str, str]) -> di
     _check_place(target, facts["uuid"])
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     known = {"uuid": facts["uuid"], "digest_seed": facts["digest_seed"], "format": str(FORMAT), _KIND: _WARM}
-    known["features"] = SHARDS if SHARDS in facts.get("features", "").split() else ""
+    if SHARDS in facts.get("features", "").split():
+        known["features"] = SHARDS
     try:
         create_database(temporary, known)
         with closing(sqlite3.connect(temporary, isolation_level=None)) as db:
