@@ -11,7 +11,7 @@ from typing import Any
 _ARGUMENTS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--host-resolver-rules=MAP *.example 127.0.0.1", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--ignore-certificate-errors",
 ]  # fmt: skip
 PATIENCE = 60.0
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -30,7 +30,8 @@ class Browser:
         self._port = self._find_port()
         preferences = {"download.default_directory": str(self.downloads), "download.prompt_for_download": False}
         options = {"args": [*_ARGUMENTS, f"--user-data-dir={home / 'profile'}"], "prefs": preferences}
-        wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
+        named = {"browserName": "chrome", "acceptInsecureCerts": True, "goog:chromeOptions": options}
+        wanted = {"capabilities": {"alwaysMatch": named}}
         self._session = self._ask("POST", "", wanted)["sessionId"]
 
     def _find_port(self) -> int:

@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,10 +26,12 @@ def share(depot: DepotProcess) -> MadeShare:
     return make_share(depot.address, {"file": b"some bytes" * 1000})
 
 
-def ask(gateway: GatewayProcess, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    gateway: GatewayProcess, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc, timeout=10)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body)
-    connection.request(method, path, data)
+    connection.request(method, path, data, headers or {})
     reply = connection.getresponse()
     answer = reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
     connection.close()
@@ -181,6 +184,34 @@ def test_who_asks_too_often_is_told_to_wait(share: MadeShare, tmp_path_factory: 
         assert 429 in found
     finally:
         assert slow.stop() == 0
+
+
+def test_whom_requests_are_counted_of(share: MadeShare, tmp_path_factory: Any) -> None:
+    """What stands last in X-Forwarded-For, and only behind a proxy: else it is a visitor's own word."""
+
+    def refused(started: GatewayProcess, *forwarded: str) -> list[bool]:
+        try:
+            return [ask(started, "GET", "/", headers={"X-Forwarded-For": one})[0] == 429 for one in forwarded]
+        finally:
+            assert started.stop() == 0
+
+    many = [f"192.0.2.{number}" for number in range(40)]
+    direct = GatewayProcess(tmp_path_factory.mktemp("direct"), "--rate", "1")
+    assert any(refused(direct, *many))
+    assert any("127.0.0.1 GET front 429" in line for line in direct.log.read_text().splitlines())
+    behind = GatewayProcess(tmp_path_factory.mktemp("behind"), "--rate", "1", "--behind-proxy")
+    assert not any(refused(behind, *many))
+    behind = GatewayProcess(tmp_path_factory.mktemp("behind"), "--rate", "1", "--behind-proxy")
+    assert any(refused(behind, *(f"{one}, 198.51.100.1" for one in many)))
+
+
+def test_a_certificate_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "none.pem").write_text("nothing\n")
+    words = [PROGRAM, "gateway", "--listen", "127.0.0.1:0", "--certificate", tmp_path / "none.pem"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no certificate with its key" in done.stderr
 
 
 def test_many_connections_that_say_nothing(tmp_path_factory: Any) -> None:

@@ -272,6 +272,24 @@ def test_on_a_phone_and_without_a_mouse(browser: Browser, gateway: GatewayProces
         browser.devtools("Emulation.clearDeviceMetricsOverride")
 
 
+def test_https_from_another_host(
+    browser: Browser, depot: DepotProcess, certificate: Path, tmp_path: Path
+) -> None:
+    """As most people run it; HTTP/2, and a path before it."""
+    words = ("--allow", "127.0.0.0/8", "--certificate", str(certificate), "--public-url", "https://gate.example/files/")
+    secure = GatewayProcess(tmp_path, *words)
+    try:
+        assert secure.url.startswith("https://")
+        share = make_share(depot.address, {"secure.bin": CONTENT})
+        browser.go(share.link.render(secure.url.replace("127.0.0.1", "gate.example") + "files/"))
+        browser.click("#found:not([hidden]) #download")
+        assert browser.downloaded("secure.bin").read_bytes() == CONTENT
+        protocols = "performance.getEntriesByType('resource').map((one) => one.nextHopProtocol)"
+        assert browser.run(f"return [...new Set({protocols})]") == ["h2"]
+    finally:
+        assert secure.stop() == 0
+
+
 def test_nothing_on_the_wire_tells(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
     """Between browser and gateway, and between gateway and depot: no key, no name, no byte in clear."""
     name, note = "quarterly figures.csv", "for your eyes"
