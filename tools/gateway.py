@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ibpfs.depot.capability import render_place
+from ibpfs.errors import UsageError
 from ibpfs_tools.commands import command
 from ibpfs_tools.depot_types import Place
 from ibpfs_tools.logs import log_to_terminal
@@ -26,6 +27,7 @@ all that it hands out is sealed.
 @click.option("--public-url", metavar="URL", help="How it is reached from outside; its path is that of all pages.")
 @click.option("--allow", multiple=True, metavar="NETWORK[:PORT[-PORT]]",
               help="Depots that it may speak to beside those on public addresses; may be given several times.")
+@click.option("--allowed-only", is_flag=True, help="Speak to no other depots than those of --allow.")
 @click.option("--behind-proxy", is_flag=True,
               help="Whom to count requests of stands last in X-Forwarded-For. Only where a proxy always writes it.")
 @click.option("--rate", type=click.FloatRange(min=1), default=100, show_default=True, metavar="N",
@@ -36,8 +38,8 @@ all that it hands out is sealed.
               help="Its private key, where the certificate's file has none.")
 @click.option("-q", "--quiet", is_flag=True, help="No line for each request.")
 def gateway(
-    listen: tuple[str, int], public_url: str | None, allow: tuple[str, ...], behind_proxy: bool, rate: float,
-    certificate: Path | None, key: Path | None, quiet: bool,
+    listen: tuple[str, int], public_url: str | None, allow: tuple[str, ...], allowed_only: bool, behind_proxy: bool,
+    rate: float, certificate: Path | None, key: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Let browsers open links: a page that fetches, opens and saves what was shared.
 
@@ -55,9 +57,11 @@ def gateway(
     from ibpfs.gateway.limits import Limits
     from ibpfs.gateway.serving import Settings, serve
 
+    if allowed_only and not allow:
+        raise UsageError("--allowed-only: say with --allow which depots it may speak to")
     settings = Settings(
-        listen, public_url, [Places.parse(text) for text in allow], behind_proxy, Limits(rate=rate, burst=4 * rate),
-        certificate, key,
+        listen, public_url, [Places.parse(text) for text in allow], allowed_only, behind_proxy,
+        Limits(rate=rate, burst=4 * rate), certificate, key,
     )  # fmt: skip
     trio.run(serve, settings, partial(_tell, "https" if certificate else "http"))
 

@@ -34,8 +34,9 @@ class TooBusy(IbpfsError):
 class Relay:
     """Connections to depots, kept for the next load."""
 
-    def __init__(self, allowed: Sequence[Places]) -> None:
+    def __init__(self, allowed: Sequence[Places], *, allowed_only: bool = False) -> None:
         self._allowed = allowed
+        self._allowed_only = allowed_only
         self._clients: OrderedDict[Address, DepotClient] = OrderedDict()
         self._running: Counter[Ip | Address] = Counter()
 
@@ -56,7 +57,7 @@ class Relay:
         except (OSError, UnicodeError):
             raise DepotUnreachable(f"{depot}: there is no such host") from None
         for *_, place in found:
-            if permits(plain_ip(str(place[0])), depot.port, self._allowed):
+            if permits(plain_ip(str(place[0])), depot.port, self._allowed, allowed_only=self._allowed_only):
                 return Address(str(place[0]), depot.port, secure=depot.secure)
         raise NotPermitted(f"{depot}: this gateway does not speak to it")
 

@@ -29,11 +29,13 @@ _LOOKUPS = 200
 
 @dataclass(frozen=True)
 class Settings:
-    """`listen`: host and port; `allowed`: where it goes beside public addresses; certificate and key: PEM files."""
+    """`listen`: host and port; `allowed`: where it goes beside public addresses, or, with `allowed_only`, instead;
+    certificate and key: PEM files."""
 
     listen: tuple[str, int]
     public_url: str | None = None
     allowed: Sequence[Places] = ()
+    allowed_only: bool = False
     behind_proxy: bool = False
     limits: Limits = field(default_factory=Limits)
     certificate: Path | None = None
@@ -42,7 +44,7 @@ class Settings:
 
 async def serve(settings: Settings, ready: Callable[[tuple[str, int]], None]) -> None:
     """Answer until SIGTERM or SIGINT. `ready` is told host and port. Raises UsageError, CannotListen."""
-    relay = Relay(settings.allowed)
+    relay = Relay(settings.allowed, allowed_only=settings.allowed_only)
     gateway = Gateway(relay, settings.limits, settings.public_url, behind_proxy=settings.behind_proxy)
     trio.to_thread.current_default_thread_limiter().total_tokens = _LOOKUPS
     listener = listen_tcp(*settings.listen)

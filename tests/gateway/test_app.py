@@ -165,6 +165,19 @@ def test_a_link_is_no_way_into_the_gateways_own_network(
             inside.accept()
 
 
+def test_no_public_depots_either(share: MadeShare, tmp_path_factory: Any) -> None:
+    own = GatewayProcess(tmp_path_factory.mktemp("own"), "--allowed-only", "--allow", "127.0.0.0/8")
+    place = Place(Address("192.88.99.1", 6714), share.link.locator.places[0].read)  # public, and answers nobody
+    elsewhere = Locator(share.link.locator.share, share.link.locator.expires, (place,))
+    try:
+        assert ask(own, "GET", f"/record/{share.link.locator.render()}")[0] == 200
+        assert ask(own, "GET", f"/record/{elsewhere.render()}")[0] == 403
+    finally:
+        assert own.stop() == 0
+    done = subprocess.run([PROGRAM, "gateway", "--allowed-only"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 def test_a_path_of_its_own(share: MadeShare, tmp_path_factory: Any) -> None:
     below = GatewayProcess(tmp_path_factory.mktemp("below"), "--public-url", "https://example.org/files", "--quiet")
     try:

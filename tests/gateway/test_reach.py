@@ -25,6 +25,11 @@ def test_nothing_private(ip: str) -> None:
     assert not permits(ip_address(ip), 6714, [])
 
 
+def test_a_gateway_for_own_depots_alone() -> None:
+    assert permits(ip_address("10.1.2.3"), 6714, ALLOWED, allowed_only=True)
+    assert not permits(ip_address("8.8.8.8"), 6714, ALLOWED, allowed_only=True)
+
+
 def test_what_the_operator_allows() -> None:
     assert permits(ip_address("10.1.2.3"), 6714, ALLOWED)
     assert not permits(ip_address("10.1.2.3"), 6715, ALLOWED)
