@@ -72,6 +72,22 @@ def test_a_record_as_it_lies_on_the_depot(gateway: GatewayProcess, share: MadeSh
     assert body.startswith(b"IBPr")
 
 
+def test_looking_changes_nothing(gateway: GatewayProcess, share: MadeShare) -> None:
+    """Programs that look at the links of a mail do so often, in any way, on one connection."""
+    connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc, timeout=10)
+    locator = share.link.locator.render()
+    found: dict[str, set[bytes]] = {"GET": set(), "HEAD": set()}
+    for path in (f"/record/{locator}", f"/s/{locator}"):
+        for method in ("HEAD", "GET", "HEAD", "GET"):
+            connection.request(method, path)
+            reply = connection.getresponse()
+            body = reply.read()
+            assert (reply.status, len(body)) == (200, int(reply.headers["content-length"]) if method == "GET" else 0)
+            found[method].add(body)
+    connection.close()
+    assert (len(found["GET"]), found["HEAD"]) == (2, {b""})
+
+
 def test_a_mangled_link_is_told(gateway: GatewayProcess, share: MadeShare) -> None:
     locator = share.link.locator.render()
     for text in (locator[:-1], "B" + locator[1:], "x" * 5000):

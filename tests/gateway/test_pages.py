@@ -1,5 +1,6 @@
 """Links opened in a real browser."""
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -129,6 +130,19 @@ def test_each_trouble_has_its_own_words(browser: Browser, gateway: GatewayProces
     for rest in (".", ">", ")%3E", "&amp;utm=1"):
         browser.go(address(gateway, kept) + rest)
         browser.wait_for("!document.querySelector('#found').hidden")
+
+
+def test_a_link_that_ends_while_it_is_open(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """Its bytes are gone at once, and the page finds out why."""
+    ended, lost = make_share(depot.address, {"x": b"content"}), make_share(depot.address, {"x": b"content"})
+    for share, said in ((ended, "The sender has revoked this link."), (lost, "on no depot any more")):
+        browser.go(address(gateway, share))
+        browser.wait_for("!document.querySelector('#found').hidden")
+        if share is ended:
+            revoke(share)
+        delete(dataclasses.replace(share, manage=share.manage[:1]))
+        browser.click("#download")
+        assert said in state(browser)
 
 
 def test_a_whole_that_is_not_what_was_shared(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:

@@ -60,6 +60,34 @@ def test_a_message_with_a_file_and_one_without() -> None:
     assert mailbox.options[1] == ["BODY=8BITMIME"]
 
 
+def test_two_connections_at_once_are_two_transactions() -> None:
+    def client(port: int) -> None:
+        with smtplib.SMTP("127.0.0.1", port, timeout=60) as one, smtplib.SMTP("127.0.0.1", port, timeout=60) as other:
+            for server, name in ((one, "one"), (other, "other")):
+                server.ehlo()
+                assert server.mail(f"{name}@example.org")[0] == 250
+            for server, name in ((other, "other"), (one, "one")):
+                assert server.rcpt(f"to-{name}@example.net")[0] == 250
+            for server, name in ((one, "one"), (other, "other")):
+                assert server.data(f"Subject: {name}\r\n\r\n".encode())[0] == 250
+
+    assert through(client).taken == [
+        (f"{name}@example.org", [f"to-{name}@example.net"], f"Subject: {name}\r\n\r\n".encode())
+        for name in ("one", "other")
+    ]
+
+
+def test_a_size_that_is_told_beforehand() -> None:
+    def client(port: int) -> None:
+        with smtplib.SMTP("127.0.0.1", port, timeout=60) as server:
+            server.ehlo()
+            assert server.esmtp_features["size"] == "1000"
+            assert server.mail("ada@example.org", ["SIZE=1001"])[0] == 552
+            assert server.mail("ada@example.org", ["SIZE=1000"])[0] == 250
+
+    assert not through(client, limits=Limits(message=1000)).taken
+
+
 def test_several_messages_in_one_connection() -> None:
     def client(port: int) -> None:
         with smtplib.SMTP("127.0.0.1", port, timeout=60) as server:

@@ -13,11 +13,12 @@ const FINAL = ["revoked", "expired", "mangled"];
 export const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 export class Contents {
-  // `told(text)` hears why nothing arrives at the moment.
-  constructor(link, content, told) {
+  // `told(text)` hears why nothing arrives at the moment; `why()` throws the reason why nothing ever will, if it has one.
+  constructor(link, content, told, why) {
     this.link = link;
     this.content = content;
     this.told = told;
+    this.why = why;
     this.keys = new Map();
     this.stopped = false;
   }
@@ -107,7 +108,10 @@ export class Contents {
         hopeless &&= found.error === "unknown" || found.error === "refused";
         this.told(found.error === "busy" ? "" : "waiting for the connection ...");
       }
-      if (hopeless) throw new Trouble("lost");
+      if (hopeless) {
+        await this.why();
+        throw new Trouble("lost");
+      }
       await wait(PAUSES[Math.min(round, PAUSES.length - 1)]);
     }
   }

@@ -157,7 +157,8 @@ function listFiles(link, content, files) {
 
 async function download(link, content, entry) {
   const total = entry ? entry.size : content.size;
-  const contents = new Contents(link, content, (text) => (at("progress-text").dataset.waiting = text));
+  const told = (text) => (at("progress-text").dataset.waiting = text);
+  const contents = new Contents(link, content, told, () => fetchRecord(link));
   const stop = () => contents.stop();
   at("stop").addEventListener("click", stop);
   setBusy(true);
