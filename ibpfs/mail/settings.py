@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ibpfs.depot.address import Address
 from ibpfs.errors import UsageError
 from ibpfs.mail.delivery import Program, Smarthost
 from ibpfs.mail.planning import Rules
@@ -53,6 +54,8 @@ class Settings:
         if not self.smarthost:
             return Program(self.sendmail)
         host, port = parse_host(self.smarthost, 465 if self.security == "tls" else 587)
+        if self.security == "none" and self.user and not Address(host).is_local:
+            raise UsageError(f"{host}: a password goes through TLS alone; security is tls or starttls")
         password = _password(Path(self.password_file)) if self.password_file else ""
         return Smarthost(host, port, self.security, self.user, password, self.ca_file or None)
 

@@ -73,3 +73,11 @@ def test_hosts() -> None:
     assert parse_host("host:26", 25) == ("host", 26)
     assert parse_host("[::1]:26", 25) == ("::1", 26)
     assert parse_host("[::1]", 25) == ("::1", 25)
+
+
+def test_a_password_goes_through_tls_or_nowhere() -> None:
+    settings = {"security": "none", "user": "ada"}
+    with pytest.raises(UsageError, match="TLS"):
+        assert Settings(smarthost="mail.example:25", **settings).next_hop
+    for host in ("localhost:25", "127.0.0.1", "[::1]:25"):
+        assert isinstance(Settings(smarthost=host, **settings).next_hop, Smarthost)
