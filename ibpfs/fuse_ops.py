@@ -34,8 +34,7 @@ PREFERRED_SIZE = 128 * 1024
 BLOCK_SIZE = 4096
 #: Entries taken from the store at a time; a reply holds 20 to 30.
 _DIRECTORY_STEP = 32
-_LATEST_NS = (1 << 63) - 1
-_DAY_NS = 24 * 3600 * 1_000_000_000
+_LATEST_NS, _DAY_NS = (1 << 63) - 1, 24 * 3600 * 1_000_000_000
 
 INFO_ATTRIBUTE = b"user.ibpfs.info"
 
@@ -267,7 +266,10 @@ class Operations(pyfuse3.Operations):
         self._files.opened(ino)
         return FileInfo(fh=self._open.add(OpenFile(ino, touched=bool(flags & os.O_NOATIME))), keep_cache=True)
 
-    @answered("read")
+    def _read_now(self, fh: int, off: int, size: int) -> bytes | None:
+        return self._files.read_now(self._open[fh].ino, off, size) if self._open[fh].touched else None
+
+    @answered("read", at_once=_read_now)
     async def read(self, fh: int, off: int, size: int) -> bytes:
         opened = self._open[fh]
         if not opened.touched:

@@ -106,6 +106,9 @@ async def test_a_deadline_is_eio(caplog: pytest.LogCaptureFixture, autojump_cloc
     assert ops.deadlines == Deadlines(2.0, 2.0)
 
     class Slow:
+        def read_now(self, ino: int, offset: int, size: int) -> None:
+            return
+
         async def read(self, *_: int) -> bytes:
             await trio.sleep(3600)
             return b""

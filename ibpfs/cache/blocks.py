@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from ibpfs.cache.clean import BLOCK, CleanCache, Key, by_block
+from ibpfs.cache.clean import BLOCK, Buffer, CleanCache, Key, by_block
 from ibpfs.cache.first_looks import FirstLooks, following
 from ibpfs.errors import DataError, IbpfsError
 
@@ -190,6 +190,14 @@ class BlockReader:
                 _log.debug("not loaded ahead: %s", error)
             except Exception:
                 _log.exception("loading block %d of segment %d ahead failed", number, segment)
+
+    def at_hand(self, segment: int, start: int, stop: int) -> Buffer | None:
+        """The bytes [start, stop) as memory or the cache has them, if the disk need not be waited for."""
+        parts = [self._at_hand((segment, number), begin, end) for number, begin, end in by_block(start, stop)]
+        found = [part.data for part in parts if part is not None]
+        if len(found) < len(parts):
+            return None
+        return found[0] if len(found) == 1 else b"".join(found)
 
     def _at_hand(self, key: Key, begin: int, end: int) -> Part | None:
         start = key[1] * BLOCK + begin

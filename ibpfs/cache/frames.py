@@ -18,7 +18,9 @@ __all__ = ["FrameMemory", "Loaded", "SliceReader", "StoredSlice", "StoredSource"
 
 _log = logging.getLogger(__name__)
 
-FRAME_MEMORY = 32 * 1024 * 1024
+FRAME_MEMORY = 64 * 1024 * 1024
+#: Frames of a read of so many are not kept in memory: the kernel keeps what streams.
+_STREAMED = 4
 #: What a frame costs beside its bytes: key, dictionary entry, object.
 _FRAME_OVERHEAD = 256
 
@@ -109,6 +111,22 @@ class SliceReader:
         held = [frame for frame in frames.values() if frame is not None]
         return _cut(held, start - first * form.frame_size, stop - start)
 
+    def read_now(self, ref: StoredSlice, start: int, stop: int) -> bytes | None:
+        """As `read`, of bytes in one frame, where nothing need be waited for; else None, and so for what is damaged."""
+        form = ref.form
+        number, skip = divmod(start, form.frame_size)
+        if skip + stop - start > form.frame_size:
+            return None
+        frame = self._memory.get(ref.row, number)
+        if frame is None and form.function != PLAIN_XXH3:
+            body = self._blocks.at_hand(ref.segment, *_body_span(ref, number))
+            key = self._keys.slice_key(form.epoch, form.slice_id) if form.is_sealed else b""
+            if body is not None:
+                with contextlib.suppress(FrameError):
+                    (frame,) = unseal(form, key, number, body)
+                    self._memory.put(ref.row, number, frame)
+        return None if frame is None else frame[skip : skip + stop - start]
+
     def prefetch(self, ref: StoredSlice, start: int, stop: int, *, stream: bool = False) -> None:
         """Have the stored bytes of [start, stop) of the slice brought into the cache soon; returns at once.
 
@@ -138,7 +156,7 @@ class SliceReader:
             frames = _open(ref, key, numbers, stored)
             if bad := [number for number in numbers if number not in frames]:
                 frames |= await self._repair(ref, key, bad, self._giver(ref, bad, stored))
-        for number, frame in frames.items():
+        for number, frame in frames.items() if len(frames) < _STREAMED else ():
             self._memory.put(ref.row, number, frame)
         return frames
 

@@ -15,7 +15,7 @@ from ibpfs.cache.frames import FrameMemory, SliceReader
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.keys import make_keys
 from ibpfs.exnode_store.ledger_rows import SliceRef
-from ibpfs.exnode_store.sealing import AES_256_GCM, CHACHA20_POLY1305, HEADER, PLAIN_XXH3
+from ibpfs.exnode_store.sealing import AES_256_GCM, CHACHA20_POLY1305, FRAME_SIZE, HEADER, PLAIN_XXH3
 
 from .library import Library, until_cached
 
@@ -285,6 +285,30 @@ async def test_prefetched_bytes_need_no_source(desk: Desk) -> None:
         nursery.cancel_scope.cancel()
     desk.source.dead = {1, 2}
     assert await desk.reader.read(ref, 0, len(DATA)) == DATA
+
+
+async def test_what_is_at_hand_is_read_without_waiting(desk: Desk) -> None:
+    data = os.urandom(3 * FRAME_SIZE)
+    ref = desk.library.write(data)
+    assert desk.reader.read_now(ref, 10, 20) is None
+    await desk.reader.read(ref, 0, 1)
+    again = desk.another_reader()
+    loads = len(desk.source.loads)
+    assert again.read_now(ref, FRAME_SIZE, FRAME_SIZE + 4096) == data[FRAME_SIZE : FRAME_SIZE + 4096]
+    assert again.read_now(ref, 2 * FRAME_SIZE - 1, 2 * FRAME_SIZE) == data[2 * FRAME_SIZE - 1 : 2 * FRAME_SIZE]
+    assert again.read_now(ref, FRAME_SIZE - 1, FRAME_SIZE + 1) is None  # of two frames
+    assert len(desk.source.loads) == loads
+
+
+async def test_damage_in_the_cache_is_never_read_at_once(desk: Desk) -> None:
+    data = os.urandom(FRAME_SIZE)
+    ref = desk.library.write(data)
+    await desk.reader.read(ref, 0, 1)
+    (path,) = (path for path in desk.cache.directory.rglob("*") if path.is_file())
+    stored = bytearray(path.read_bytes())
+    stored[1000] ^= 1
+    path.write_bytes(stored)
+    assert desk.another_reader().read_now(ref, 10, 20) is None
 
 
 def test_frame_memory_is_bounded_and_keeps_what_is_used() -> None:
