@@ -76,7 +76,7 @@ class Promises:
     def check(self, directory: Path) -> int:
         """Compare; returns how many files were held to their promise."""
         files, rows, revisions = self.read()
-        wrong = [name for name, digest in files.items() if digest_of(directory / name) != digest]
+        wrong = [(name, found) for name, digest in files.items() if (found := digest_of(directory / name)) != digest]
         assert not wrong, f"{len(wrong)} of {len(files)} closed files are not what was written: {wrong[:5]}"
         if rows:
             self._check_rows(directory / "rows.sqlite", rows)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.running import BIN, is_alive, kill_and_wait, run, until
+from tests.mounted.test_supervised import answers
 from tests.mounted.volumes import MakeVolume, Session, Volume
 
 from .promises import Promises
@@ -100,7 +101,9 @@ class Place:
         until(lambda: self._served_by() not in (None, pid), 60, "another server")
 
     def _served_by(self) -> int | None:
-        """None also while a server is being replaced: nobody answers then."""
+        """None also while a server is being replaced: nobody answers then, and later a dead mount is above the new."""
+        if not answers(self.volume.mountpoint):
+            return None
         done = run("ibpfs", "status", "--json", self.volume.root, code=None)
         return json.loads(done.stdout)["pid"] if done.returncode == 0 else None
 
