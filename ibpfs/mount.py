@@ -151,7 +151,7 @@ async def _rooms(
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
         sealer = _sealer(config, keys, db)
         retention = Retention(ledger, transfer, spool, sealer)
-        flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer, retention)
+        flusher = Flusher(db, ledger, transfer, spool, memory, clean, sealer, retention, beside)
         files = FileCache(db, names, ledger, transfer, spool, memory, reader, flusher, _limits(paths, options))
         checkpoints.snapshots = snapshots.files
         checkpoints.dirty = lambda: [

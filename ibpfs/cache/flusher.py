@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import trio
 
-from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.clean import BLOCK, CleanCache
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
 from ibpfs.cache.retention import RetainedSlice, Retention
@@ -34,7 +34,6 @@ _BACKOFF = (0.1, 2.0)
 #: Put into the clean cache without a thread: 40 us for 4 KiB, which a hop takes, too, while an fsync waits beside it.
 _CACHED_AT_ONCE = 64 * 1024
 
-
 #: File, flight, form, digest, and where in what is appended the slice begins.
 _Sealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, bytes, int]
 
@@ -44,7 +43,7 @@ class Flusher:
 
     def __init__(
         self, db: Database, ledger: Ledger, transfer: Transfer, spool: Spool, memory: RecordMemory, clean: CleanCache,
-        sealer: Sealer, retention: Retention,
+        sealer: Sealer, retention: Retention, is_beside: Callable[[int], bool] = lambda _: False,
     ) -> None:  # fmt: skip
         self._db = db
         self._ledger = ledger
@@ -54,11 +53,11 @@ class Flusher:
         self._clean = clean
         self._sealer = sealer
         self.retention = retention
+        self._is_beside = is_beside  # whether a segment lies on the disk of the clean cache anyway
         self._queue = UploadQueue(transfer.policy)
         self.files = self._queue.files
-        self.dirty_bytes = 0
+        self.dirty_bytes = self._failures = 0
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
-        self._failures = 0
         self._carrying = 0  # batches under way; each holds a segment until its end
         self._caching: set[trio.Event] = set()  # what was stored and is being put into the clean cache; set when it is
         self._lost: dict[int, str] = {}  # files of which bytes could not be read back from the spool, until told
@@ -318,13 +317,14 @@ class Flusher:
             self.retention.keep(taken, row)
             self.retention.give_back(taken)
             self._land(batch)
+            self._tell()
+            if length >= len(slices) * BLOCK and self._is_beside(row):  # a stream passes by, as when it is read
+                return
             if length <= _CACHED_AT_ONCE:
-                self._tell()
                 self._clean.append(row, offset, pieces)
                 return
             cached = trio.Event()
             self._caching.add(cached)
-            self._tell()
             try:
                 # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
                 await trio.to_thread.run_sync(self._clean.append, row, offset, pieces)

@@ -248,3 +248,20 @@ async def test_a_file_that_goes_while_a_truncation_is_finished_is_not_forgotten(
         assert now.db.value("SELECT count(*) FROM mappings")
         now.files.unlinked(now.names.unlink(1, b"gone"))
         await wait_until_gone(now, gone)
+
+
+async def test_a_stream_to_the_depot_on_the_same_disk_is_not_copied_into_the_cache(
+    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(4 * 1024 * 1024)
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        monkeypatch.setattr(now.flusher, "_is_beside", now.transfer.is_own)
+        large, small = now.create(b"large").ino, now.create(b"small").ino
+        await now.files.write(large, 0, data)
+        await now.files.flush()
+        assert now.transfer.is_own(1)
+        assert now.flusher._clean.used == 0
+        await now.files.write(small, 0, b"small")
+        await now.files.flush()
+        assert await now.files.read(large, 0, len(data)) == data
+        assert await now.files.read(small, 0, 10) == b"small"
