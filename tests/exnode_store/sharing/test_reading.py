@@ -134,7 +134,7 @@ async def test_opening(tmp_path: Path) -> None:
         with pytest.raises(BadRecord, match="for none"):
             await opened(depots, entry(clear=to_json(content)), passphrase=True)
         with pytest.raises(BadRecord, match="not theirs"):
-            await opened(depots, entry(clear=to_json(CONTENT)))
+            await opened(depots, entry(clear=to_json(replace(content, sender=Sender(SIGNED.key, bytes(64))))))
         with pytest.raises(ShareGone, match="has expired"):
             await opened(depots, entry(clear=to_json(content), public=replace(PUBLIC, expires=5)))
         hostile = to_json(content).replace(b'"report.pdf"', b'"../../x"')
