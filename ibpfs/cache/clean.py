@@ -300,7 +300,7 @@ class CleanCache:
             _log.warning("the cache in %s cannot keep what is read or written: %s", self._directory, reason)
 
     def _path(self, key: Key) -> str:
-        # As text: a Path costs 12 us, half of what it takes to write a small block behind another.
+        # As text: a Path costs 2.5 us, and what an fsync stored is kept with one each.
         return f"{self._prefix}/{key[0] & 0xFF:02x}/{key[0]}.{key[1]}"
 
     def _scan(self) -> None:

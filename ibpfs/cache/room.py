@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
 #: Where there is much more room than that, so many writes of so many bytes in all are let through, for so many seconds,
-#: before it is looked at again: a look costs 8 us of a small write's 40.
+#: before it is looked at again: a look costs 4 us of a small write's 30.
 _GRANT_WRITES, _GRANT_BYTES, _GRANT_TIME = 64, 1024 * 1024, 1.0
 _MUCH_MORE = 64
 #: Seconds that a write waits for room on a full local disk, or on full depots that are to be given some back; sooner

@@ -44,12 +44,9 @@ _ASIDE = ".unreadable"
 FILE_SIZE = 64 * 1024 * 1024
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One write in the spool, never changed. Compared by identity: it is the source in maps of dirty extents.
-
-    Not frozen: that costs 1.5 us of each write's 14.
-    """
+    """One write in the spool. Compared by identity: it is the source in maps of dirty extents."""
 
     file: "SpoolFile"
     position: int  # of the record's header in the file

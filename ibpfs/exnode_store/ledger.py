@@ -28,7 +28,7 @@ _Mapping = tuple[int, int, int, int, int]  # start, stop, slice, slice_offset, c
 @dataclass(slots=True)
 class _Sums:
     """What a transaction does to rows that many of its mappings have in common: 256 random writes into one slice change
-    its row, and the inode's, once. It was a third of the cost of such a write."""
+    its row, and the inode's, once, where each took five statements more."""
 
     allocated: Counter[int] = field(default_factory=Counter)  # bytes, by inode
     size: dict[int, int] = field(default_factory=dict)  # at least, by inode

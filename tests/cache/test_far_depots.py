@@ -122,3 +122,22 @@ async def test_a_sequential_reader_has_many_blocks_under_way(tmp_path: Path) -> 
             assert await stack.files.read(ino, at, MIB // 4) == bytes([at // MIB]) * (MIB // 4)
         assert relay.most >= 4, "loads under way at once"
         stack.files.closed(ino)
+
+
+async def test_an_fsync_that_gave_up_takes_nothing_with_it(tmp_path: Path) -> None:
+    async with far_volume(tmp_path) as (stack, relay):
+        (ino,) = await written(stack, 1)
+        for number in range(3):
+            await stack.files.write(ino, number * len(FILE), FILE)
+            before = relay.turns
+            with trio.move_on_after(30) as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stack.files.fsync, ino)
+                    while relay.turns == before:
+                        await trio.sleep(0.001)
+                    nursery.cancel_scope.cancel()
+            assert not scope.cancelled_caught
+        with trio.fail_after(30):
+            await stack.files.fsync(ino)
+        assert not stack.files.dirty_bytes
+        assert await stack.files.read(ino, 0, 4 * len(FILE)) == 3 * FILE
