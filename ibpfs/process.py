@@ -24,6 +24,7 @@ def prepare_process() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_NAME, b"ibpfs", 0, 0, 0)
-    libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
-    libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    if hasattr(libc, "mallopt"):  # of glibc
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
     sys.setswitchinterval(_SWITCH_INTERVAL)

@@ -354,3 +354,18 @@ async def test_what_memory_cannot_hold_for_its_readers_goes_to_the_disk(tmp_path
         nursery.cancel_scope.cancel()
     assert len(bench.source.loads) == blocks
     assert bench.cache.used > 0
+
+
+async def test_a_block_is_written_behind_its_reader_unless_it_is_dropped_first(bench: Bench) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        await wait_all_tasks_blocked()
+        assert await bench.read(10, 20) == DATA[10:20]
+        assert bench.cache.used == 0
+        bench.reader.drop()
+        await wait_all_tasks_blocked()
+        assert bench.cache.used == 0
+        assert await bench.read(10, 20) == DATA[10:20]
+        await until_cached(bench.cache, 1, 0, BLOCK)
+        nursery.cancel_scope.cancel()
+    assert len(bench.source.loads) == 2
