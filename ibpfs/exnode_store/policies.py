@@ -91,17 +91,12 @@ class Policies:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._usual: Policy | None = None
-        self._known: dict[int, Policy] = {}  # each upload asks for one: 4 us
 
     def get(self, number: int) -> Policy:
         """The policy; the volume's default where there is no such row."""
-        if number in self._known:
-            return self._known[number]
         row = self._db.row(f"SELECT {_COLUMNS} FROM policies WHERE id = ?", (number,))
-        if row is not None:
-            self._known[number] = _policy(*row)
-            return self._known[number]
-        row = self._db.row(f"SELECT {_COLUMNS} FROM policies WHERE id = 1")
+        if row is None:
+            row = self._db.row(f"SELECT {_COLUMNS} FROM policies WHERE id = 1")
         assert row is not None
         return _policy(*row)
 
@@ -124,16 +119,12 @@ class Policies:
         NotADirectory, UsageError."""
         depots = self._db.value("SELECT count(*) FROM depots WHERE role = 'active'")
         wanted = changed(self.of(directory), settings, depots)
-        try:
-            with self._db.transaction() as db:
-                if db.value("SELECT mode FROM inodes WHERE ino = ?", (directory,)) & 0o170000 != 0o040000:
-                    what = "only a directory has a policy of its own; a file has that of where it was made"
-                    raise NotADirectory(what)
-                policy = self._find_or_make(wanted)
-                db.execute("UPDATE inodes SET policy = ?, seq = ? WHERE ino = ?", (policy.id, db.seq, directory))
-        finally:
-            self._usual = None
-            self._known.clear()  # a row that was rolled back leaves its number to another
+        with self._db.transaction() as db:
+            if db.value("SELECT mode FROM inodes WHERE ino = ?", (directory,)) & 0o170000 != 0o040000:
+                raise NotADirectory("only a directory has a policy of its own; a file has that of where it was made")
+            policy = self._find_or_make(wanted)
+            db.execute("UPDATE inodes SET policy = ?, seq = ? WHERE ino = ?", (policy.id, db.seq, directory))
+        self._usual = None
         return policy
 
     def _find_or_make(self, wanted: Policy) -> Policy:
