@@ -207,11 +207,10 @@ class DepotStream:
 
     def _send_now(self, parts: Sequence[memoryview]) -> int:
         """A short command without a turn of the event loop, which comes before its reply: 2 us, not 6. 0: not so."""
-        fd = self._socket.fileno()
-        if isinstance(self._socket, TlsSocket) or fd < 0 or sum(map(len, parts)) > _SHORT:
+        if not isinstance(self._socket, trio.socket.SocketType) or sum(map(len, parts)) > _SHORT:
             return 0
         try:
-            return os.writev(fd, parts)
+            return os.writev(self._socket.fileno(), parts)
         except BlockingIOError:
             return 0
 
