@@ -86,7 +86,8 @@ class Reaper:
                 self._reap(list(islice(self._doomed, _TOGETHER)))
 
     async def _cut(self, ino: int) -> None:
-        while self._ledger.cut(ino):
+        # A kill may have left a truncation of which nothing is left that would settle it.
+        while self._ledger.cut(ino, idle=ino not in self._flusher.files):
             await trio.lowlevel.checkpoint()
         self._to_cut.remove(ino)
 

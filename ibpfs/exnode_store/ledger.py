@@ -316,12 +316,18 @@ class Ledger(Pinned):
         with self._db.transaction() as db:
             db.update_inode("version = max(version, ?)", (seq, ino))
 
-    def cut(self, ino: int) -> bool:
-        """Delete some more mappings that truncations have made void; True while there may be more."""
+    def cut(self, ino: int, *, idle: bool = False) -> bool:
+        """Delete some more mappings that truncations have made void; True while there may be more.
+
+        `idle`: all that the spool holds of the inode is in mappings, or void.
+        """
         with self._db.transaction() as db:
             removed = 0
             for covers, start in self.voids(ino):
                 removed += self._unmap_void(ino, covers, start, MOST_MAPPINGS - removed)
+            if idle:
+                covered = "SELECT max(covers) FROM voids v WHERE v.ino = inodes.ino"
+                db.update_inode(f"spooled = max(spooled, coalesce(({covered}), 0))", (ino,))
             if removed < MOST_MAPPINGS and self._is_settled(ino):
                 db.execute("DELETE FROM voids WHERE ino = ?", (ino,))
         self.forget_map(ino)

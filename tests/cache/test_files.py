@@ -16,6 +16,7 @@ from ibpfs.exnode_store.sealing import MAX_SLICE
 from .stack import Stack, run_depot, run_stack
 
 PIECE = 40_000
+DATA = random.Random(1).randbytes(30_000)
 
 
 @pytest.fixture(params=["sealed", "plain"])
@@ -154,6 +155,25 @@ async def test_truncating_to_the_end_of_the_world_and_back_costs_nothing(
         await now.files.drop()
         assert await now.files.read(ino, 999_999_999_999_990, 5) == b"end\0\0"
         assert now.files.inode(ino).allocated == 3
+
+
+async def test_a_truncation_that_a_kill_left_with_nothing_to_settle_it_is_finished(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot):
+        async with run_stack(volume) as now:
+            ino = now.create(b"file").ino
+            await now.files.write(ino, 0, DATA[:30_000])
+            await now.files.flush()
+            version = now.files.inode(ino).version
+            now.ledger.truncate(ino, 10_000, version + 1, spooled=True)
+            assert now.ledger.voids(ino) == [(version + 1, 10_000)]
+        async with run_stack(volume) as now:
+            with trio.fail_after(10):
+                while now.ledger.voids(ino):
+                    await trio.sleep(0.01)
+            await check(now, ino, bytearray(DATA[:10_000]))
+            await now.files.write(ino, 20_000, b"new")
+            await now.files.flush()
+            await check(now, ino, bytearray(DATA[:10_000] + bytes(10_000) + b"new"))
 
 
 async def test_without_a_depot_writes_wait_in_the_spool(volume: VolumePaths) -> None:
