@@ -6,6 +6,7 @@ A download that was killed goes on behind all that the second says; after a powe
 import fcntl
 import hashlib
 import os
+import re
 import stat
 import time
 from contextlib import suppress
@@ -23,6 +24,8 @@ _SYNC_EVERY: Final = 64 * 1024 * 1024
 _SYNCED: Final = "synced"
 #: '.NAME.part.done' has to be a name, too.
 _LONGEST_NAME: Final = 240
+#: Characters that a record begins with.
+_IDENTITY: Final = 64
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -48,6 +51,9 @@ class PartialFile:
         self._size = size
         self._unsynced = 0
         self._done: ExtentMap[None] = ExtentMap()
+        _refuse_others(self._data, self._record)
+        if not self._record.exists():  # before the data: what has no record was never ours
+            self._note_identity()
         self._file = _open_own(self._data)
         try:
             self._lock()
@@ -84,10 +90,13 @@ class PartialFile:
         return True
 
     def _begin(self) -> None:
-        self._record.unlink(missing_ok=True)
+        self._note_identity()
         os.ftruncate(self._file, 0)
         os.ftruncate(self._file, self._size)
         os.fsync(self._file)
+
+    def _note_identity(self) -> None:
+        """In place of any other record: of the file nothing is there."""
         record = os.open(self._record, _OPEN | os.O_TRUNC, 0o600)
         os.write(record, f"{self._identity}\n{_boot()}\n".encode())
         os.close(record)
@@ -169,6 +178,19 @@ def _boot() -> str:
         return _BOOT.read_text("ascii").strip()
     except OSError:
         return ""
+
+
+def _refuse_others(data: Path, record: Path) -> None:
+    """Raises VolumeError: a file of these names is there that no download made."""
+    try:
+        with os.fdopen(os.open(record, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            head = file.read(_IDENTITY + 1)
+    except FileNotFoundError:
+        if os.path.lexists(data):
+            raise VolumeError(f"{data}: no download made it; it is in the way of this one") from None
+        return
+    if head and re.fullmatch(rb"[0-9a-f]{64}\n", head) is None:
+        raise VolumeError(f"{record}: no download made it; it is in the way of this one")
 
 
 def _open_own(path: Path) -> int:

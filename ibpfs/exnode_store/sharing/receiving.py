@@ -192,6 +192,8 @@ def _own_directory(place: Path, content: Content, *, resume: bool) -> None:
     found = place.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise UsageError(f"{place}: is in the way")
+    if not label.is_file() and any(place.iterdir()):
+        raise UsageError(f"{place}: no download made it; it is in the way of this one")
     if not resume or not label.is_file() or label.read_text("ascii") != digest.hexdigest():
         shutil.rmtree(place)
         place.mkdir(mode=0o700)
