@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 #: Segments that one look repairs; the rest is for the next.
 _REPAIRS = 20
+#: What repairs in the background copy at most, in bytes per second, but for what the next loss would take.
+REPAIR_RATE = 32 * 1024 * 1024
 #: Replicas whose renewal was refused that one look considers.
 _ENDING = 200
 #: Seconds after which a replica that was found to be bad, but could not be replaced, is looked at again.
@@ -46,6 +48,20 @@ class Shortage:
 def most_endangered(shortages: Iterable[Shortage]) -> list[Shortage]:
     """In the order of repair: the one that is lost soonest first, then the one that misses most."""
     return sorted(shortages, key=lambda one: (one.spare, -one.missing, one.segment))
+
+
+def within(shortages: Sequence[Shortage], budget: float) -> list[Shortage]:
+    """Of what is to be repaired, in that order: all that the next loss would take, then so many bytes of the others, or
+    one of them."""
+    chosen: list[Shortage] = []
+    for one in shortages:
+        if one.spare > 0:
+            cost = one.length * one.missing
+            if chosen and cost > budget:
+                break
+            budget -= cost
+        chosen.append(one)
+    return chosen
 
 
 @contextmanager
@@ -127,10 +143,13 @@ class Repairing:
                 return self._ledger.replica(replica.id) is not None
         return False
 
-    async def repair(self, most: int | None = _REPAIRS, after_each: Callable[[], None] = lambda: None) -> None:
-        """Make up missing replicas of closed segments, from the sound ones, where a depot can take them."""
+    async def repair(
+        self, most: int | None = _REPAIRS, after_each: Callable[[], None] = lambda: None, *, budget: float = math.inf
+    ) -> None:
+        """Make up missing replicas of closed segments, from the sound ones, where a depot can take them; of those that
+        are in no danger yet, about `budget` bytes."""
         await self._close_ending()
-        for shortage in most_endangered(self._shortages())[:most]:
+        for shortage in within(most_endangered(self._shortages())[:most], budget):
             try:
                 await self.augment(shortage)
             except (DepotError, DepotUnreachable, DataError) as error:

@@ -22,7 +22,7 @@ from ibpfs.exnode_store.packing import MOVE_PER_LOOK, Packing
 from ibpfs.exnode_store.recoding import Recoding
 from ibpfs.exnode_store.releasing import Releasing
 from ibpfs.exnode_store.renewal import Renewal
-from ibpfs.exnode_store.repairing import Repairing
+from ibpfs.exnode_store.repairing import REPAIR_RATE, Repairing
 from ibpfs.exnode_store.scrubbing import Scrubbing
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import Verification
@@ -104,11 +104,12 @@ class Warmer:
     async def _keep_copies(self) -> None:
         await self._depots.wait_for_all(LOOK_EVERY)
         while True:
-            await trio.sleep(self._pause())
+            pause = self._pause()
+            await trio.sleep(pause)
             with _later():
                 async with self.turn:
                     await self.verify()
-                    await self.repair()
+                    await self.repair(budget=pause * REPAIR_RATE)
                     await self.recoding.code_some(_CODED_PER_LOOK)
                 await self.pack(MOVE_PER_LOOK)
 

@@ -15,7 +15,7 @@ from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.compaction import SMALL_SEGMENTS, plan_packing
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.ledger_rows import StoredRun
-from ibpfs.exnode_store.repairing import Shortage, most_endangered
+from ibpfs.exnode_store.repairing import Shortage, most_endangered, within
 from ibpfs.exnode_store.verification import chunks, neighbours
 from tests.cache.stack import Stack, run_depot, run_stack
 
@@ -25,6 +25,47 @@ KEY = Key("key", "1")
 def test_what_misses_most_is_repaired_first() -> None:
     order = most_endangered([Shortage(1, 10, 1), Shortage(2, 10, 2), Shortage(3, 10, 1)])
     assert [one.segment for one in order] == [2, 1, 3]
+
+
+shortages = st.lists(
+    st.builds(Shortage, st.integers(1, 99), st.integers(1, 1000), st.integers(1, 3), st.integers(-1, 2)), max_size=12
+)
+
+
+@given(shortages, st.integers(0, 5000))
+def test_a_look_repairs_what_is_in_danger_and_so_many_bytes_of_the_rest(found: list[Shortage], budget: int) -> None:
+    order = most_endangered(found)
+    chosen = within(order, budget)
+    assert chosen == order[: len(chosen)]
+    assert all(one in chosen for one in order if one.spare <= 0)
+    assert bool(chosen) == bool(order)
+    others = [one.length * one.missing for one in chosen if one.spare > 0]
+    assert len(chosen) == 1 or sum(others) <= budget
+    assert within(order, float("inf")) == order
+
+
+async def test_what_is_in_no_danger_is_made_up_at_its_pace(volume: VolumePaths) -> None:
+    async with two_depots(volume) as now, run_depot(volume.root.with_name("second")):
+        while now.transfer.answering() < 2:
+            await trio.sleep(0.01)
+        for number in range(3):
+            ino = now.create(b"%d" % number).ino
+            await now.files.write(ino, 0, b"x" * 50_000)
+            await now.files.flush()
+            assert await now.flusher.finish(5)
+            await now.transfer.close_old(every=True)
+        async with run_depot(volume.root.with_name("third")), now.warmer.turn:
+            now.depots.add(f"unix:{volume.root.with_name('third')}/depot.sock", {})
+            while now.transfer.answering() < 3:
+                await trio.sleep(0.01)
+            with now.db.transaction() as db:
+                db.execute("UPDATE policies SET copies = 3")
+            before = [row[:1] + row[2:] for row in now.ledger.shortages()]
+            assert len(before) == 3
+            assert {row[1:] for row in before} == {(1, 1)}
+            for left in (2, 1, 0):
+                await now.warmer.repair(budget=1.0)
+                assert len(now.ledger.shortages()) == left
 
 
 @pytest.fixture
