@@ -4,6 +4,8 @@ import errno
 import inspect
 import os
 import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.snapshots import DIRECTORY, node
 from ibpfs.fuse_ops import Operations
 from ibpfs.fuse_snapshots import SnapshotOperations
-from ibpfs.mount import open_volume
+from ibpfs.mount import OpenVolume, open_volume
 from ibpfs.mount_options import MountOptions
 
 from .test_fuse_ops import CTX, HANDLERS, ROOT, Broken, refused
@@ -26,6 +28,18 @@ CHANGES = {
     "mknod", "mkdir", "symlink", "create", "link", "unlink", "rmdir", "rename", "setattr", "setxattr", "removexattr",
 }  # fmt: skip
 WITHOUT_NODE = {"forget", "statfs", "access", "poll", "write", "fsync", "fsyncdir", "flush", "opendir"}
+
+
+@asynccontextmanager
+async def snapshot_operations(tmp_path: Path) -> AsyncIterator[tuple[OpenVolume, SnapshotOperations]]:
+    """A volume whose only depot never answers."""
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=["ibp://127.0.0.1:1"], owner=(0, 0))
+    async with open_volume(paths, read_key_file(paths.key)) as volume:
+        parts, describe = volume.parts, volume.services.describe
+        ops = SnapshotOperations(volume.names, parts.files, MountOptions(), describe, parts.snapshots)
+        yield volume, ops
+        ops.left()
 
 
 @pytest.mark.parametrize("name", [name for name in HANDLERS if name not in WITHOUT_NODE])
@@ -51,15 +65,11 @@ def test_it_answers_like_the_others(name: str) -> None:
 
 
 async def test_handles_of_other_machines_lead_up_and_down(tmp_path: Path) -> None:
-    paths = VolumePaths(tmp_path / "volume")
-    create_volume(paths, depots=["ibp://127.0.0.1:1"], owner=(0, 0))
-    async with open_volume(paths, read_key_file(paths.key)) as volume:
+    async with snapshot_operations(tmp_path) as (volume, ops):
         snapshots = volume.parts.snapshots
         directory = volume.names.create(ROOT, b"dir", NewInode(stat.S_IFDIR | 0o755, 0, 0)).ino
         await snapshots.create("one")
         volume.names.rmdir(ROOT, b"dir")
-        describe = volume.services.describe
-        ops = SnapshotOperations(volume.names, volume.parts.files, MountOptions(), describe, snapshots)
 
         async def found(parent: int, name: bytes) -> int:
             ino: int = (await ops.lookup(parent, name, CTX)).st_ino
@@ -80,36 +90,24 @@ async def test_handles_of_other_machines_lead_up_and_down(tmp_path: Path) -> Non
         await snapshots.delete("one")
         await refused(errno.ESTALE, ops.getattr(inner, CTX))
         await refused(errno.ENOENT, ops.lookup(top, b"one", CTX))
-        ops.left()
 
 
 async def test_a_real_one_of_an_older_volume_comes_first(tmp_path: Path) -> None:
-    paths = VolumePaths(tmp_path / "volume")
-    create_volume(paths, depots=["ibp://127.0.0.1:1"], owner=(0, 0))
-    async with open_volume(paths, read_key_file(paths.key)) as volume:
+    async with snapshot_operations(tmp_path) as (volume, ops):
         real = volume.names.create(ROOT, b".snapshots", NewInode(stat.S_IFDIR | 0o755, 0, 0)).ino
-        describe = volume.services.describe
-        ops = SnapshotOperations(
-            volume.names, volume.parts.files, MountOptions(), describe, volume.parts.snapshots
-        )
         assert (await ops.lookup(ROOT, b".snapshots", CTX)).st_ino == real
         await ops.rmdir(ROOT, b".snapshots", CTX)
         assert (await ops.lookup(ROOT, b".snapshots", CTX)).st_ino == node(DIRECTORY, ROOT)
         with pytest.raises(FUSEError):
             await ops.rmdir(ROOT, b".snapshots", CTX)
-        ops.left()
 
 
 async def test_only_some_files_of_snapshots_are_open_at_a_time(tmp_path: Path) -> None:
-    paths = VolumePaths(tmp_path / "volume")
-    create_volume(paths, depots=["ibp://127.0.0.1:1"], owner=(0, 0))
-    async with open_volume(paths, read_key_file(paths.key)) as volume:
+    async with snapshot_operations(tmp_path) as (volume, ops):
         snapshots = volume.parts.snapshots
         ino = volume.names.create(ROOT, b"file", NewInode(stat.S_IFREG | 0o644, 0, 0)).ino
         for number in range(1, 13):
             await snapshots.create(str(number))
-        describe = volume.services.describe
-        ops = SnapshotOperations(volume.names, volume.parts.files, MountOptions(), describe, snapshots)
         opened = (await ops.open(node(1, ino), os.O_RDONLY, CTX)).fh
         for _ in range(2):
             for number in range(1, 13):
@@ -118,4 +116,3 @@ async def test_only_some_files_of_snapshots_are_open_at_a_time(tmp_path: Path) -
             assert await ops.read(opened, 0, 10) == b""
         await snapshots.delete("1")
         await refused(errno.ESTALE, ops.read(opened, 0, 10))
-        ops.left()

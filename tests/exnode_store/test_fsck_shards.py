@@ -21,6 +21,13 @@ async def made(six: Six) -> list[int]:
     return [shards[number].depot for number in range(6)]
 
 
+async def assert_mended(six: Six) -> None:
+    assert await check(six.paths) == ([], Outcome())
+    async with run_stack(six.paths, warming=False) as now:
+        assert_whole(now)
+        assert await read(now) == DATA
+
+
 async def test_a_sound_volume_has_no_faults(tmp_path: Path) -> None:
     async with six_depots(tmp_path) as six:
         await made(six)
@@ -39,10 +46,7 @@ async def test_wrong_and_lost_shards_are_made_anew(tmp_path: Path, caplog: pytes
         assert "the depot does not have it any more: dropped" in text
         assert outcome.left == 0
         assert outcome.corrected > 1
-        assert await check(six.paths) == ([], Outcome())
-        async with run_stack(six.paths, warming=False) as now:
-            assert_whole(now)
-            assert await read(now) == DATA
+        await assert_mended(six)
 
 
 async def test_too_few_shards_are_named_with_the_file_they_are_of(
@@ -77,10 +81,7 @@ async def test_rows_are_corrected(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         lines, outcome = await check(six.paths)
         assert words in "\n".join(lines)
         assert outcome.left == 0
-        assert await check(six.paths) == ([], Outcome())
-        async with run_stack(six.paths, warming=False) as now:
-            assert_whole(now)
-            assert await read(now) == DATA
+        await assert_mended(six)
 
 
 async def test_a_shard_of_a_segment_that_is_not_coded_is_never_read_or_let_go(
