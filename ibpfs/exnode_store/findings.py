@@ -55,7 +55,7 @@ def judge_depot(one: DepotView, volume: str) -> list[Finding]:
                              f"have its operator look at it and at the way there, or: ibpfs depots drain {volume}"
                              f" {one.address}"))  # fmt: skip
     elif not one.is_up:
-        found.append(Finding("depot-down", one.address, f"nobody listens there ({one.trouble or 'no answer'})",
+        found.append(Finding("depot-down", one.address, _nobody(one),
                              f"start it again, or, if it is gone: ibpfs depots drain {volume} {one.address}"))
     elif one.refusal:
         found.append(Finding("depot-refuses", one.address, one.refusal, "ask its operator"))
@@ -69,6 +69,13 @@ def judge_depot(one: DepotView, volume: str) -> list[Finding]:
         found.append(Finding("lease-ended", one.address, f"{one.ended} of its leases have ended",
                              f"once the depot answers: ibpfs warm {volume}"))
     return found
+
+
+def _nobody(one: DepotView) -> str:
+    """The finding names the depot already, and most of the time there is no other trouble than this."""
+    cause = "nobody listens there"
+    trouble = one.trouble.removeprefix(f"{one.address}: ") or "no answer"
+    return cause if trouble == cause else f"{cause} ({trouble})"
 
 
 def clock_off(drifts: Sequence[float]) -> float | None:

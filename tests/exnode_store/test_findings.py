@@ -34,6 +34,19 @@ def test_depots(values: dict[str, object], expected: list[str]) -> None:
     assert codes(changed(**values)) == expected
 
 
+@pytest.mark.parametrize(
+    ("trouble", "cause"),
+    [
+        ("ibp://host:1: nobody listens there", "nobody listens there"),
+        ("ibp://host:1: the connection was dropped", "nobody listens there (the connection was dropped)"),
+        ("", "nobody listens there (no answer)"),
+    ],
+)
+def test_why_a_depot_is_down_is_said_once(trouble: str, cause: str) -> None:
+    (finding,) = judge_depot(changed(is_up=False, trouble=trouble), "volume")
+    assert finding.cause == cause
+
+
 def test_the_clock_is_off_when_all_leases_say_so() -> None:
     assert clock_off([]) is None
     assert clock_off([2.0, -1.0, 0.5]) is None
