@@ -23,6 +23,7 @@ from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.policies import Policies
 from ibpfs.exnode_store.recoding import Recoding
 from ibpfs.exnode_store.schema import MAX_INO
 from ibpfs.exnode_store.sharing.contents import FILE, BadContent, Content, Entry, Sender
@@ -88,6 +89,7 @@ class Sharing:
         self._shares = Shares(db, ledger, keys)
         self._placing = Placing(depots)
         self._recoding = recoding
+        self._policies = Policies(db)
         self._maker = Maker(ledger, self._placing, files.stored, imports.slice_key)
         self._keeper = Keeper(self._shares, ledger, depots, self._placing)
         self._turn = trio.Lock()
@@ -174,7 +176,9 @@ class Sharing:
             await self._recoding.make_whole({piece.source.segment for file in pieces for piece in file})
         except (DepotError, DepotUnreachable, DataError, NoSpace) as error:
             _log.info("what is stored as shards is copied for a link: %s", error)
-        await self._maker.make(pieces, asked.wishes, made)
+        # What is copied for a link is to last as the file does.
+        copies = max(asked.wishes.copies, self._policies.of(asked.ino).copies)
+        await self._maker.make(pieces, replace(asked.wishes, copies=copies), made)
         if asked.near is not None:
             await self._maker.copy_to(asked.near, made)
         await self._more_copies(asked.wishes.copies, made)
