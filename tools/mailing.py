@@ -60,9 +60,7 @@ class Sending:
         if isinstance(next_hop, Program):
             return message
         body = scan(message).body
-        header = message[:body]
-        if self.invocation.reads_recipients:
-            header = without_blind_copies(header)
+        header = without_blind_copies(message[:body])
         sender = (envelope.sender or "").strip("<>") or default_sender()
         return completed(header, sender, self.invocation.name, line_end(message)) + message[body:]
 

@@ -138,6 +138,12 @@ def _inside(path: Path) -> str:
     return f"/{inside.relative_to(entry.mountpoint)}".removesuffix("/.")
 
 
+def _nearest(path: Path) -> Path:
+    """What is still there of a path: links outlive what was shared."""
+    place = mounts.absolute(str(path))
+    return next(one for one in (place, *place.parents) if one.is_dir())
+
+
 def document(found: dict[str, Any]) -> bytes:
     """A .ibpfs file."""
     row = {"format": "ibpfs-link/1", **{key: found[key] for key in ("link", "name", "size", "expires")}}
@@ -254,7 +260,7 @@ def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as
     if bool(share_ids) == (path is not None):
         raise UsageError("say which links: their ids, or --path PATH")
     if path is not None:
-        rows = ask(mounts.volume_holding(path.parent), "share-revoke", secrets, path=_inside(path))
+        rows = ask(mounts.volume_holding(_nearest(path)), "share-revoke", secrets, path=_inside(path))
     else:
         rows = [row for one in share_ids for row in _ask_one(volume, secrets, "share-revoke", "", ids=[one])]
     if as_json:

@@ -173,8 +173,18 @@ def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
     assert (volume / "f").read_bytes() == DATA
     assert [row["id"] for row in json.loads(run("ibpfs", "share", "list", "--json", "--volume", volume.root).stdout)
             ] == [stays["id"]]  # fmt: skip
+    (volume / "f").unlink()
     run("ibpfs", "share", "revoke", "--path", volume / "f")
     assert "revoked by its sender" in refusal(directory / "c", stays["link"])
+    (volume / "one" / "two").mkdir(parents=True)
+    (volume / "one" / "two" / "f").write_bytes(b"x")
+    below = [share(volume / "one" / "two" / "f")["link"], share(volume / "one")["link"], share(volume.mountpoint)["link"]]
+    run("rm", "-r", volume / "one")
+    for place, left in ((volume / "one" / "two", 2), (volume / "one", 1), (volume.mountpoint, 0)):
+        run("ibpfs", "share", "revoke", "--path", place)
+        assert "revoked by its sender" in refusal(directory / "c", below[2 - left])
+        assert len(json.loads(run("ibpfs", "share", "list", "--json", "--volume", volume.root).stdout)) == left
+    assert "no links to it" in run("ibpfs", "share", "revoke", "--path", volume.mountpoint, code=2).stderr
 
 
 def test_expired_with_the_sender_off(wired: tuple[Volume, Gate], directory: Path) -> None:

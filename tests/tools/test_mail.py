@@ -168,14 +168,16 @@ def test_a_sendmail_that_is_ourselves_is_told_and_ends(sender: Sender) -> None:
         assert "is ibpfs-sendmail itself" in said
 
 
-def test_a_server_instead_gets_the_message_without_blind_copies(sender: Sender) -> None:
+@pytest.mark.parametrize("named", [[], ["-i", "--", "ben@y.example", "eve@y.example"]])
+def test_a_server_instead_gets_the_message_without_blind_copies(sender: Sender, named: list[str]) -> None:
+    """Whoever names the recipients: mutt with $write_bcc leaves them in."""
     mailbox = Mailbox()
     letter = b"To: ben@y.example\nBcc: eve@y.example\nSubject: x\n\nhello\n"
 
     async def run() -> None:
         async with mailbox.serving() as port:
             sender.configure(smarthost=f"127.0.0.1:{port}", security="none")
-            words = ("-t", "-f", "ada@x.example")
+            words = ("-f", "ada@x.example", *(named or ["-t"]))
             assert (await asyncio.to_thread(sender.call, "ibpfs-sendmail", *words, message=letter))[:2] == (0, "")
 
     asyncio.run(run())

@@ -108,12 +108,27 @@ def unwrap_secret(wrapped: bytes, identities: Sequence[bytes]) -> bytes:
 
     found = [one for data in identities for one in _identities(data)]
     if not found:
+        if any(_is_protected(data) for data in identities):
+            raise NoIdentity(
+                "the link is for certain recipients, and your ssh key has a passphrase, which ibpfs cannot ask for: give"
+                " a copy without one (ssh-keygen -p -f COPY), or an age key"
+            )
         raise NoIdentity("the link is for certain recipients: give the file with your age or ssh key")
     try:
         secret: bytes = pyrage.decrypt(wrapped, found)
     except pyrage.DecryptError:
         raise NoIdentity("the link is for other recipients: none of these keys opens it") from None
     return secret
+
+
+def _is_protected(data: bytes) -> bool:
+    import pyrage
+
+    try:
+        pyrage.ssh.Identity.from_buffer(data)
+    except pyrage.IdentityError as error:
+        return "decrypted" in str(error)
+    return False
 
 
 def _identities(data: bytes) -> list[Any]:

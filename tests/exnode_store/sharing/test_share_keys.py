@@ -91,6 +91,27 @@ def test_ssh_recipients() -> None:
     assert unwrap_secret(wrap_secret(SECRET, [f"{public} me@example"]), [private]) == SECRET
 
 
+PROTECTED = b"""\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABBk7OAN2Z
+yaV64qX9v+6KZQAAAAEAAAAAEAAAAzAAAAC3NzaC1lZDI1NTE5AAAAIG8WZaHYblqtr39w
+zEFFKxzyYhnT8RRpkD8ZwcwyywRlAAAAkC+GdhqrylQ3bnojTbE8zQ+BEfdqHqgqvU9RVk
+ONr1avMPzol1PvtIAJ5OkN7ig/fvKM80nPfzrmQi1Ksa8okmhIo867RtCqmZ4Utf/Oz/ka
+LEKmQ4SFn8kG8uuUICtHtxayAk+oKmXbxsdvv+ZkpDxWdukf6g1UpK0SiLOzaXhAOiEjOl
+g0bx0DYhsH77uU4Q==
+-----END OPENSSH PRIVATE KEY-----
+"""
+
+
+def test_ssh_keys_with_a_passphrase() -> None:
+    """It is said what to do; another key that opens it is enough."""
+    one = pyrage.x25519.Identity.generate()
+    wrapped = wrap_secret(SECRET, [str(one.to_public())])
+    with pytest.raises(NoIdentity, match="ssh-keygen -p"):
+        unwrap_secret(wrapped, [PROTECTED])
+    assert unwrap_secret(wrapped, [PROTECTED, str(one).encode()]) == SECRET
+
+
 @pytest.mark.parametrize("text", ["", "age1", "ssh-ed25519 AAAA", "somebody", "AGE-SECRET-KEY-1"])
 def test_no_recipients(text: str) -> None:
     with pytest.raises(UsageError):
