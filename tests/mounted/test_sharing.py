@@ -178,11 +178,12 @@ def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
     assert "revoked by its sender" in refusal(directory / "c", stays["link"])
     (volume / "one" / "two").mkdir(parents=True)
     (volume / "one" / "two" / "f").write_bytes(b"x")
-    below = [share(volume / "one" / "two" / "f")["link"], share(volume / "one")["link"], share(volume.mountpoint)["link"]]
+    shared = volume / "one" / "two" / "f", volume / "one", volume.mountpoint
+    links = [share(place)["link"] for place in shared]
     run("rm", "-r", volume / "one")
-    for place, left in ((volume / "one" / "two", 2), (volume / "one", 1), (volume.mountpoint, 0)):
+    for place, link, left in zip((shared[0].parent, *shared[1:]), links, (2, 1, 0), strict=True):
         run("ibpfs", "share", "revoke", "--path", place)
-        assert "revoked by its sender" in refusal(directory / "c", below[2 - left])
+        assert "revoked by its sender" in refusal(directory / "c", link)
         assert len(json.loads(run("ibpfs", "share", "list", "--json", "--volume", volume.root).stdout)) == left
     assert "no links to it" in run("ibpfs", "share", "revoke", "--path", volume.mountpoint, code=2).stderr
 

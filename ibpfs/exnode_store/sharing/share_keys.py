@@ -110,8 +110,8 @@ def unwrap_secret(wrapped: bytes, identities: Sequence[bytes]) -> bytes:
     if not found:
         if any(_is_protected(data) for data in identities):
             raise NoIdentity(
-                "the link is for certain recipients, and your ssh key has a passphrase, which ibpfs cannot ask for: give"
-                " a copy without one (ssh-keygen -p -f COPY), or an age key"
+                "the link is for certain recipients, and your ssh key has a passphrase, which ibpfs cannot ask for:"
+                " give a copy without one (ssh-keygen -p -f COPY), or an age key"
             )
         raise NoIdentity("the link is for certain recipients: give the file with your age or ssh key")
     try:
