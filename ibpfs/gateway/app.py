@@ -175,7 +175,7 @@ class Gateway:
         async def found() -> bytes:
             return (await self._records.newest(locator)).raw
 
-        return await self._counted(request, found)
+        return await self._counted(request, locator, found)
 
     async def _load(self, request: Request) -> Response:
         wanted = await _body(request)
@@ -191,16 +191,16 @@ class Gateway:
                 raise NotPermitted("the share's record does not name the depot")
             return await self._relay.load(depot, key, offset, length)
 
-        return await self._counted(request, found, length)
+        return await self._counted(request, locator, found, length)
 
     async def _counted(
-        self, request: Request, get: Callable[[], Awaitable[bytes | bytearray]], size: int = 0
+        self, request: Request, locator: Locator, get: Callable[[], Awaitable[bytes | bytearray]], size: int = 0
     ) -> Response:
-        """What `get` gives, within the limits of who asks, until it has gone out."""
+        """What `get` gives, within the limits of who asks and of the link, until it has gone out."""
         address = self._address(request)
-        if not self._gate.begin_load(address, trio.current_time(), size):
+        if not self._gate.begin_load(address, locator.render(), trio.current_time(), size):
             return _failure("busy", 0.5)
-        over = partial(self._gate.end_load, address, size)
+        over = partial(self._gate.end_load, address, locator.render(), size)
         try:
             data = await get()
         except BaseException:

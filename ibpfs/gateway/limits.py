@@ -1,6 +1,6 @@
-"""How much one address may ask for. Pure; the caller brings the time."""
+"""How much one address may ask for, and all for one link. Pure; the caller brings the time."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from ibpfs.depot.server.access import household, plain_ip
@@ -16,6 +16,7 @@ class Limits:
     rate: float = 100.0
     burst: float = 400.0
     loads_per_address: int = 16
+    loads_per_link: int = 64  # whatever a crowd, or somebody with many addresses, wants of one, others get theirs
     loads: int = 256
     bytes: int = 512 * 1024 * 1024
 
@@ -33,6 +34,7 @@ class Gate:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._askers: OrderedDict[str, _Asker] = OrderedDict()
+        self._links: Counter[str] = Counter()
         self._loads = 0
         self._bytes = 0
 
@@ -44,21 +46,25 @@ class Gate:
         asker.tokens -= 1
         return 0.0
 
-    def begin_load(self, address: str, now: float, size: int = 0) -> bool:
+    def begin_load(self, address: str, locator: str, now: float, size: int = 0) -> bool:
         """Whether one more, of so many bytes, may run now; then `end_load` has to follow."""
         asker = self._asker(network_of(address), now)
-        if asker.loads >= self._limits.loads_per_address or self._loads >= self._limits.loads:
+        if asker.loads >= self._limits.loads_per_address or self._links[locator] >= self._limits.loads_per_link:
             return False
-        if self._bytes + size > self._limits.bytes:
+        if self._loads >= self._limits.loads or self._bytes + size > self._limits.bytes:
             return False
         asker.loads += 1
+        self._links[locator] += 1
         self._loads += 1
         self._bytes += size
         return True
 
-    def end_load(self, address: str, size: int = 0) -> None:
+    def end_load(self, address: str, locator: str, size: int = 0) -> None:
         self._loads -= 1
         self._bytes -= size
+        self._links[locator] -= 1
+        if not self._links[locator]:
+            del self._links[locator]
         asker = self._askers.get(network_of(address))
         if asker is not None:
             asker.loads -= 1

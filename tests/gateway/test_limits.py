@@ -4,6 +4,8 @@ import time
 
 from ibpfs.gateway.limits import Gate, Limits, network_of
 
+LINK, OTHER = "AQ0123456789", "AQ9876543210"
+
 
 def test_a_burst_and_then_the_rate() -> None:
     gate = Gate(Limits(rate=2, burst=3))
@@ -16,24 +18,38 @@ def test_a_burst_and_then_the_rate() -> None:
 
 def test_loads_are_counted_while_they_run() -> None:
     gate = Gate(Limits(loads_per_address=2, loads=3))
-    assert [gate.begin_load("192.0.2.1", 0.0) for _ in range(3)] == [True, True, False]
-    assert [gate.begin_load("192.0.2.2", 0.0) for _ in range(2)] == [True, False]
-    gate.end_load("192.0.2.1")
-    assert gate.begin_load("192.0.2.2", 0.0)
-    assert not gate.begin_load("192.0.2.1", 0.0)
+    assert [gate.begin_load("192.0.2.1", LINK, 0.0) for _ in range(3)] == [True, True, False]
+    assert [gate.begin_load("192.0.2.2", LINK, 0.0) for _ in range(2)] == [True, False]
+    gate.end_load("192.0.2.1", LINK)
+    assert gate.begin_load("192.0.2.2", LINK, 0.0)
+    assert not gate.begin_load("192.0.2.1", LINK, 0.0)
+
+
+def test_a_crowd_at_one_link_leaves_room_for_others() -> None:
+    gate = Gate(Limits(loads_per_link=3, loads=4))
+    crowd = [f"192.0.2.{number}" for number in range(5)]
+    assert [gate.begin_load(one, LINK, 0.0) for one in crowd] == [True, True, True, False, False]
+    assert [gate.begin_load(one, OTHER, 0.0) for one in crowd[:2]] == [True, False]
+    gate.end_load(crowd[3], OTHER)
+    assert not gate.begin_load(crowd[3], LINK, 0.0)
+    gate.end_load(crowd[0], LINK)
+    assert gate.begin_load(crowd[3], LINK, 0.0)
+    for one in crowd[1:4]:
+        gate.end_load(one, LINK)
+    assert not gate._links
 
 
 def test_bytes_are_counted_too() -> None:
     gate = Gate(Limits(bytes=100))
-    assert gate.begin_load("192.0.2.1", 0.0, 60)
-    assert not gate.begin_load("192.0.2.2", 0.0, 60)
-    gate.end_load("192.0.2.1", 60)
-    assert gate.begin_load("192.0.2.2", 0.0, 60)
+    assert gate.begin_load("192.0.2.1", LINK, 0.0, 60)
+    assert not gate.begin_load("192.0.2.2", LINK, 0.0, 60)
+    gate.end_load("192.0.2.1", LINK, 60)
+    assert gate.begin_load("192.0.2.2", LINK, 0.0, 60)
 
 
 def test_many_addresses_are_forgotten_and_cost_no_more_than_few() -> None:
     gate = Gate(Limits(loads_per_address=1))
-    gate.begin_load("198.51.100.1", 0.0)
+    gate.begin_load("198.51.100.1", LINK, 0.0)
 
     def seconds(first: int, last: int) -> float:
         began = time.process_time()
@@ -44,8 +60,8 @@ def test_many_addresses_are_forgotten_and_cost_no_more_than_few() -> None:
     few, many = seconds(0, 5_000), seconds(5_000, 20_000)
     assert many < 30 * few  # three times as many
     assert len(gate._askers) <= 10_001
-    assert not gate.begin_load("198.51.100.1", 0.0)
-    gate.end_load("198.51.100.1")
+    assert not gate.begin_load("198.51.100.1", LINK, 0.0)
+    gate.end_load("198.51.100.1", LINK)
 
 
 def test_who_has_one_ipv6_address_has_many() -> None:
