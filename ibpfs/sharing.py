@@ -150,7 +150,7 @@ class Sharing:
                     share.aliases, share.owned = made.aliases, [*made.owned, *_records(share)]
                     await self._keeper.end(share)
                 raise
-        return self._described(share) | {"left_out": walk.left_out, "id": name}
+        return self._described(share) | {"left_out": walk.left_out, "left_out_kinds": dict(walk.unfit), "id": name}
 
     async def _begin(self, asked: _Asked, secret: bytes) -> Share:
         """Raises UsageError when it cannot be called so."""
@@ -295,6 +295,7 @@ class Sharing:
             "type": first.kind,
             "size": content.size,
             "files": content.files,
+            "links": content.links,
             "sha256": first.sha256.hex() if first.sha256 else None,
             "created": content.created,
             "expires": content.expires,

@@ -13,7 +13,8 @@ from ibpfs.errors import NameExists
 from ibpfs.exnode_store.ledger_rows import pack_key
 from ibpfs.exnode_store.lors.outputs import put_in_place
 from ibpfs.exnode_store.sealing import ForeignSlice
-from ibpfs.exnode_store.sharing.contents import FILE, Content, Entry
+from ibpfs.exnode_store.sharing.contents import DIRECTORY, FILE, Content, Entry
+from ibpfs.exnode_store.sharing.symlinks import make_links
 from ibpfs_tools.asking import ask
 from ibpfs_tools.exnodes import Pace, printable
 from ibpfs_tools.mounts import volume_holding
@@ -48,10 +49,11 @@ def _tree(paths: VolumePaths, content: Content, root: Path, pace: Pace) -> None:
         place = root.joinpath(*entry.path)
         if entry.kind == FILE:
             _file(paths, content, entry, place, pace)
-        else:
+        elif entry.kind == DIRECTORY:
             place.mkdir()
+    make_links(root, content.entries)
     for entry in reversed(content.entries):
-        if entry.kind != FILE:
+        if entry.kind == DIRECTORY:
             _touch(root.joinpath(*entry.path), entry)
 
 

@@ -106,14 +106,16 @@ def _adopt(content: Content, target: Path, pace: Pace) -> None:
 def _fetch(content: Content, output: Path | None, pace: Pace, *, force: bool, restart: bool) -> None:
     target = _target(content, output)
 
-    async def work(depots: Depots, advance: Advance) -> int:
-        return await Receiver(depots, content, advance, pace.streams).receive(
-            target, overwrite=force, resume=not restart
-        )
+    async def work(depots: Depots, advance: Advance) -> tuple[int, list[str]]:
+        receiver = Receiver(depots, content, advance, pace.streams)
+        return await receiver.receive(target, overwrite=force, resume=not restart), receiver.left_out
 
-    resumed = run(work, f"fetching {printable(target.name)}", pace, _first(content))
+    resumed, left_out = run(work, f"fetching {printable(target.name)}", pace, _first(content))
     earlier = f", {format_size(resumed)} of it earlier" if resumed else ""
     note(f"{printable(str(target))}: {format_size(content.size)}{earlier}, verified", pace)
+    if left_out:
+        note(f"{len(left_out)} symbolic links left out, which this file system cannot hold, such as"
+             f" {printable(left_out[0])}", pace)  # fmt: skip
 
 
 def _target(content: Content, output: Path | None) -> Path:
@@ -151,6 +153,7 @@ def _cat(content: Content, pace: Pace) -> None:
 
 def _tell(content: Content, pace: Pace, *, info: bool) -> None:
     what = f"{content.files} files, " if content.is_directory else ""
+    what += f"{content.links} symbolic links, " if content.links else ""
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(content.expires))
     sender = Senders().meet(content.sender.key, time.strftime("%Y-%m-%d"))
     lines = [f"{printable(content.name)}: {what}{format_size(content.size)}, until {until}, from {sender}"]

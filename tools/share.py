@@ -174,8 +174,8 @@ def _said(found: dict[str, Any]) -> Iterator[str]:
     if found["this_machine_only"]:
         yield "it names a depot of this machine alone: others cannot reach it (ibpfs depots add names another depot)"
     if found["left_out"]:
-        shown = ", ".join(printable(one) for one in found["left_out"][:5])
-        yield f"left out, being neither files nor directories: {shown} ({len(found['left_out'])} in all)"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found["left_out_kinds"].items())
+        yield f"left out: {len(found['left_out'])} ({kinds}), such as {printable(found['left_out'][0])}"
 
 
 def _when(seconds: float) -> str:

@@ -244,11 +244,23 @@ def test_directories(two: Volume, directory: Path) -> None:
     (tree / "big").write_bytes(DATA)
     (tree / ".run.sh.part").write_bytes(b"a name like that of a part")
     (tree / "link").symlink_to("big")
+    (tree / "sub" / "all").symlink_to("./..//sub/")
+    for name, target in {"passwd": "/etc/passwd", "sub/out": "../..", "sub/round": "empty/../all"}.items():
+        (tree / name).symlink_to(target)
+    os.mkfifo(tree / "sub" / "pipe")
     found = share(tree, "--name", "for you")
-    assert (found["type"], found["files"], found["left_out"]) == ("directory", 5, ["link"])
-    get(directory, found["link"])
-    (tree / "link").unlink()
-    run("diff", "-r", tree, directory / "for you")
+    assert (found["type"], found["files"], found["links"]) == ("directory", 5, 2)
+    assert sorted(found["left_out"]) == ["passwd", "sub/out", "sub/pipe", "sub/round"]
+    said = run("ibpfs", "share", tree).stderr.splitlines()
+    assert "left out: 4 (3 symbolic links that could lead out of it, 1 named pipes), such as" in said[-1]
+    assert "5 files, 2 symbolic links, " in get(directory, found["link"])
+    for name in found["left_out"]:
+        (tree / name).unlink()
+    assert (directory / "for you" / "sub" / "all").readlink() == Path("../sub")
+    run("diff", "-r", "--no-dereference", "-x", "all", tree, directory / "for you")
+    get(directory, found["link"], "--adopt", two.mountpoint, "-o", "adopted")
+    assert (two / "adopted" / "link").readlink() == Path("big")
+    run("diff", "-r", "--no-dereference", two / "adopted", directory / "for you")
     assert os.access(directory / "for you" / "run.sh", os.X_OK)
     assert (directory / "for you").stat().st_mtime_ns // 10**9 <= tree.stat().st_mtime_ns // 10**9
     assert not list(directory.glob(".for*"))

@@ -6,6 +6,7 @@ A stranger may have written it: every number, name and index is checked before a
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import Final
 
 from ibpfs.depot.address import Address
@@ -23,7 +24,7 @@ MAX_SLICES: Final = 500_000
 MAX_PARTS: Final = 1_000_000
 MAX_COPIES: Final = 16
 MAX_FRAME: Final = MAX_SLICE
-FILE, DIRECTORY = "file", "directory"
+FILE, DIRECTORY, LINK = "file", "directory", "link"
 
 
 class BadContent(ValueError):
@@ -69,7 +70,8 @@ class SharedPart:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file or directory. `path`: names below the shared one, () for itself; bytes in no part are zeros."""
+    """A file, directory or symbolic link. `path`: names below the shared one, () for itself; bytes in no part are
+    zeros; `target`: of a link alone, see check_target."""
 
     path: tuple[str, ...]
     kind: str
@@ -78,6 +80,7 @@ class Entry:
     mode: int
     sha256: bytes | None
     parts: tuple[SharedPart, ...] = ()
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,10 @@ class Content:
     @property
     def files(self) -> int:
         return sum(entry.kind == FILE for entry in self.entries)
+
+    @property
+    def links(self) -> int:
+        return sum(entry.kind == LINK for entry in self.entries)
 
     def check(self) -> None:
         """Raises BadContent."""
@@ -158,8 +165,11 @@ class Content:
         _need(self.size <= MAX_NUMBER, "is too large")
 
     def _check_entry(self, entry: Entry) -> None:
-        _need(entry.kind in (FILE, DIRECTORY), "has an entry of no kind")
-        _need(entry.kind == FILE or (entry.size == 0 and not entry.parts), "has a directory with bytes")
+        _need(entry.kind in (FILE, DIRECTORY, LINK), "has an entry of no kind")
+        _need(entry.kind == FILE or (entry.size == 0 and not entry.parts), "has a directory or link with bytes")
+        _need((entry.target is not None) == (entry.kind == LINK), "has a symbolic link to nothing")
+        if entry.target is not None:
+            check_target(entry.path, entry.target)
         _need(0 <= entry.size <= MAX_NUMBER and 0 <= entry.mode <= 0o777, "has a file of no size or mode")
         _need(abs(entry.mtime_ns) < 1 << 63, "has a time out of range")
         _need(entry.sha256 is None or len(entry.sha256) == 32, "has a hash of another length")
@@ -178,6 +188,21 @@ def check_name(name: str) -> None:
     _need(not any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name),
           "has a name with control characters")  # fmt: skip
     _need(len(_name_bytes(name)) <= MAX_NAME, "has a name that is too long")
+
+
+def check_target(path: tuple[str, ...], target: str) -> None:
+    """Whether a symbolic link at `path` leads to what is shared, whatever other links it passes. Raises BadContent.
+
+    It goes up first, not above the shared directory, then along names. An `..` behind a name would not do: the name may
+    be another link's, and `..` then leads up from wherever that points.
+    """
+    words = target.split("/")
+    names = list(dropwhile("..".__eq__, words))
+    outside = "has a symbolic link that leads out of what is shared"
+    _need(len(words) - len(names) < len(path) and ".." not in names and not target.startswith("/"), outside)
+    _need(len(_name_bytes(target)) < MAX_PATH, "has a symbolic link to a path too long")
+    for name in () if target == "." else names:
+        check_name(name)
 
 
 def _name_bytes(name: str) -> bytes:

@@ -234,7 +234,7 @@ def copy_of(one: Alias | Owned) -> Copy:
 
 def entry_of(found: Found, size: int, sha256: bytes | None, parts: Sequence[SharedPart]) -> Entry:
     if found.kind != FILE:
-        return Entry(found.path, found.kind, 0, found.mtime_ns, found.mode, None)
+        return Entry(found.path, found.kind, 0, found.mtime_ns, found.mode, None, target=found.target)
     return Entry(found.path, found.kind, size, found.mtime_ns, found.mode, sha256, tuple(parts))
 
 

@@ -22,6 +22,8 @@ from ibpfs.exnode_store.sharing.contents import (
 from ibpfs.exnode_store.sharing.links import decode, encode
 from ibpfs.exnode_store.sharing.record_log import FORMAT_NAME, MAX_DEPOTS, remote
 
+#: Of what has symbolic links: who does not know them is to refuse it, not to leave them out.
+WITH_LINKS: Final = "ibpfs-share/2"
 _BILLION: Final = 1_000_000_000
 
 
@@ -30,7 +32,7 @@ def to_json(content: Content) -> bytes:
     content.check()
     depots = {address: number for number, address in enumerate(depots_of(content.runs))}
     row = {
-        "format": FORMAT_NAME,
+        "format": WITH_LINKS if content.links else FORMAT_NAME,
         "name": content.name,
         "type": content.entries[0].kind,
         "size": content.size,
@@ -53,9 +55,11 @@ def from_json(data: bytes) -> Content:
     """Raises BadContent."""
     try:
         row: Any = json.loads(data)
-        if row["format"] != FORMAT_NAME:
+        if row["format"] not in (FORMAT_NAME, WITH_LINKS):
             raise BadContent("is of a newer ibpfs")
         content = _content(row)
+        if bool(content.links) != (row["format"] == WITH_LINKS):
+            raise BadContent("makes no sense")
     except (KeyError, TypeError, ValueError, RecursionError, UsageError, BadCapability) as error:
         if isinstance(error, BadContent):
             raise
@@ -117,13 +121,15 @@ def _entry_row(one: Entry) -> dict[str, Any]:
     }  # fmt: skip
     if one.sha256 is not None:
         row["sha256"] = one.sha256.hex()
+    if one.target is not None:
+        row["target"] = one.target
     if one.parts:
         row["parts"] = [[part.start, part.stop, part.slice, part.offset] for part in one.parts]
     return row
 
 
 def _entry(row: Any) -> Entry:
-    sha256 = row.get("sha256")
+    sha256, target = row.get("sha256"), row.get("target")
     parts = [SharedPart(*map(_number, part)) for part in row.get("parts", ())]
     return Entry(
         tuple(_text(name) for name in row["path"]),
@@ -133,6 +139,7 @@ def _entry(row: Any) -> Entry:
         _number(row["mode"]),
         None if sha256 is None else bytes.fromhex(_text(sha256)),
         tuple(parts),
+        None if target is None else _text(target),
     )
 
 

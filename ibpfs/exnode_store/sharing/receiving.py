@@ -20,8 +20,9 @@ from ibpfs.errors import DataError, NameExists, NoSpace, UsageError
 from ibpfs.exnode_store.lors.outputs import refuse_existing
 from ibpfs.exnode_store.lors.partial import PartialFile, part_of
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots, in_parallel
-from ibpfs.exnode_store.sharing.contents import FILE, Content, Entry, SharedPart
+from ibpfs.exnode_store.sharing.contents import DIRECTORY, FILE, Content, Entry, SharedPart
 from ibpfs.exnode_store.sharing.fetching import Unavailable, fetch_part
+from ibpfs.exnode_store.sharing.symlinks import make_links
 from ibpfs.quantities import format_size
 
 #: Zeros of a sparse file that are hashed; frames and their places are verified in any case.
@@ -31,7 +32,10 @@ _FILES_AT_ONCE: Final = 8
 
 
 class Receiver:
-    """One run of `ibpfs get`. After an error, what was fetched stays for the next one."""
+    """One run of `ibpfs get`. After an error, what was fetched stays for the next one.
+
+    `left_out`: symbolic links that the file system cannot hold.
+    """
 
     def __init__(self, depots: Depots, content: Content, advance: Advance, streams: int) -> None:
         self._depots = depots
@@ -39,7 +43,7 @@ class Receiver:
         self._streams = streams
         self._advance = advance
         self._counter = Counter(0, _nothing)
-        self._missing: list[Unavailable] = []
+        self.left_out: list[str] = []
 
     async def receive(self, target: Path, *, overwrite: bool, resume: bool) -> int:
         """Make `target` the file or directory; return how many bytes an earlier run had left.
@@ -109,7 +113,7 @@ class Receiver:
         root.mkdir(exist_ok=True)
         files = [entry for entry in self._content.entries if entry.kind == FILE]
         for entry in self._content.entries:
-            if entry.kind != FILE:
+            if entry.kind == DIRECTORY:
                 root.joinpath(*entry.path).mkdir(exist_ok=True)
         before = {entry.path for entry in files if root.joinpath(*entry.path).exists()}
         total = sum(map(_stored, files))
@@ -130,10 +134,12 @@ class Receiver:
 
     def _finish_tree(self, root: Path, target: Path, place: Path) -> None:
         entries = self._content.entries
-        if sum(len(names) + len(files) for _, names, files in os.walk(root)) != len(entries) - 1:
+        self.left_out = make_links(root, entries)
+        expected = len(entries) - 1 - len(self.left_out)
+        if sum(len(names) + len(files) for _, names, files in os.walk(root)) != expected:
             raise DataError(f"{target}: two of its names are one on this file system; nothing was made")
         for entry in reversed(entries):
-            if entry.kind != FILE:
+            if entry.kind == DIRECTORY:
                 with suppress(OverflowError, OSError):
                     os.utime(root.joinpath(*entry.path), ns=(time.time_ns(), entry.mtime_ns))
         _refuse(target)
@@ -185,7 +191,8 @@ def _own_directory(place: Path, content: Content, *, resume: bool) -> None:
     """Where a directory is built: ours alone, and of this very share."""
     digest = hashlib.sha256()
     for entry in content.entries:
-        digest.update(f"{entry.path} {identity(content, entry)}\n".encode("utf-8", "surrogateescape"))
+        what = f"{entry.path} {entry.kind} {entry.target} {identity(content, entry)}\n"
+        digest.update(what.encode("utf-8", "surrogateescape"))
     label = place / "share"
     with suppress(FileExistsError):
         place.mkdir(mode=0o700)

@@ -2,6 +2,9 @@
 
 import { Trouble, bytes } from "./link.js";
 
+export const FORMAT = "ibpfs-share/1";
+export const WITH_LINKS = "ibpfs-share/2";
+
 const HEADER = 40;
 const TAG = 16;
 const LARGEST_SLICE = 4 * 1024 * 1024;
@@ -9,6 +12,7 @@ const MOST_ENTRIES = 100000;
 const LONGEST_NAME = 255;
 const LONGEST_NOTE = 4096;
 const DEEPEST = 64;
+const LONGEST_TARGET = 4095;
 
 function need(fine) {
   if (!fine) throw new Trouble("nonsense");
@@ -29,8 +33,17 @@ export function checked(content) {
   entries.forEach((entry, at) => checkEntry(entry, at, slices, directories));
   need(content.type === entries[0].type);
   need(content.size === entries.reduce((sum, entry) => sum + entry.size, 0) && isNumber(content.size));
-  const named = entries.map((entry) => ({ ...entry, path: entry.path.map(harmless) }));
-  return { ...content, name: harmless(content.name), entries: named };
+  need(entries.some((entry) => entry.type === "link") === (content.format === WITH_LINKS));
+  const named = entries.map((entry) => ({ ...entry, path: entry.path.map(harmless), target: harmlessTarget(entry.target) }));
+  return { ...content, name: harmless(content.name), ...withSafeLinks(named) };
+}
+
+// Where two names may be one to whoever unpacks them, a link in place of a directory could lead elsewhere: then without any.
+function withSafeLinks(entries) {
+  const names = new Set(entries.map(({ path }) => path.join("/").normalize("NFKC").toUpperCase().toLowerCase()));
+  if (names.size === entries.length) return { entries, leftOut: 0 };
+  const others = entries.filter(({ type }) => type !== "link");
+  return { entries: others, leftOut: entries.length - others.length };
 }
 
 function checkName(name) {
@@ -41,7 +54,19 @@ function checkName(name) {
 // Without what is no Unicode, what turns the direction of writing (and .exe into .txt), and what is a slash to some.
 function harmless(name) {
   const text = new TextDecoder().decode(bytes(name));
-  return text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "").replaceAll("\\", "_") || "_";
+  const plain = text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "").replaceAll("\\", "_");
+  return ["", ".", ".."].includes(plain) ? "_" : plain;
+}
+
+const harmlessTarget = (target) => target?.split("/").map((word) => ([".", ".."].includes(word) ? word : harmless(word))).join("/");
+
+// A symbolic link goes up first, not above what is shared, then along names: see docs/sharing.md.
+function checkTarget(path, target) {
+  need(isText(target) && target.length <= LONGEST_TARGET);
+  const words = target.split("/");
+  const names = words.slice(words.every((word) => word === "..") ? words.length : words.findIndex((word) => word !== ".."));
+  need(words.length - names.length < path.length);
+  if (target !== ".") names.forEach(checkName);
 }
 
 function checkRun(run, depots) {
@@ -64,7 +89,9 @@ function checkEntry(entry, number, slices, directories) {
   path.forEach(checkName);
   need(number === 0 || directories.has(JSON.stringify(path.slice(0, -1))));
   need(Array.isArray(parts) && isNumber(size) && isNumber(entry.mode) && Number.isSafeInteger(entry.mtime));
-  need(type === "file" || (type === "directory" && size === 0 && parts.length === 0));
+  need(type === "file" || (["directory", "link"].includes(type) && size === 0 && parts.length === 0));
+  if (type === "link") checkTarget(path, entry.target);
+  else need(entry.target === undefined);
   if (type === "directory") directories.add(JSON.stringify(path));
   let at = 0;
   for (const part of parts) {

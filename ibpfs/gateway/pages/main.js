@@ -117,6 +117,7 @@ function showContent(link, content) {
   const files = content.entries.filter((entry) => entry.type === "file");
   at("name").textContent = document.title = content.name;
   at("size").textContent = content.type === "file" ? readable(content.size) : `${readable(content.size)} in ${files.length} files`;
+  if (content.leftOut) at("size").textContent += `, without ${content.leftOut} symbolic links, which ibpfs get makes`;
   at("expires").textContent = new Date(content.expires * 1000).toLocaleString();
   if (content.type === "file" && files[0].sha256) {
     at("hash").textContent = files[0].sha256;

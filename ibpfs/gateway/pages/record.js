@@ -1,6 +1,6 @@
 // A share's record: fetched as it lies on the depots, opened here.
 
-import { checked } from "./checking.js";
+import { FORMAT, WITH_LINKS, checked } from "./checking.js";
 import { wait } from "./contents.js";
 import { Trouble, bytes, decode, join, sha256 } from "./link.js";
 
@@ -8,7 +8,6 @@ const HEADER = 20;
 const SIGNATURE = 64;
 const REVOKED = 2;
 const PATIENCE = 10;
-const FORMAT = "ibpfs-share/1";
 
 export async function fetchRecord(link) {
   let response;
@@ -65,7 +64,7 @@ export async function openRecord(link, record, passphrase) {
     throw new Trouble(link.passphrase ? "passphrase" : "key");
   }
   const said = JSON.parse(new TextDecoder().decode(clear));
-  if (said.format !== FORMAT) throw new Trouble("newer");
+  if (![FORMAT, WITH_LINKS].includes(said.format)) throw new Trouble("newer");
   const content = checked(said);
   return { ...content, sender: await checkedSender(content.sender, record.public.key) };
 }

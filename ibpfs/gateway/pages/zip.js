@@ -44,10 +44,12 @@ function localHeader(name, time, day, isLarge) {
   return join(head, name, extra);
 }
 
-function centralHeader({ name, time, day, crc, size, at, mode, isDirectory }) {
+const KINDS = { file: 0o100000, directory: 0o040000, link: 0o120000 };
+
+function centralHeader({ name, time, day, crc, size, at, mode, type }) {
   const isLarge = size >= LARGE || at >= LARGE;
   const extra = isLarge ? fields([2, 1], [2, 24], [8, size], [8, size], [8, at]) : new Uint8Array();
-  const attributes = ((((isDirectory ? 0o040000 : 0o100000) | mode) << 16) | (isDirectory ? 0x10 : 0)) >>> 0;
+  const attributes = (((KINDS[type] | mode) << 16) | (type === "directory" ? 0x10 : 0)) >>> 0;
   const head = fields([4, 0x02014b50], [2, 0x32d], [2, isLarge ? 45 : 20], [2, 0x808], [2, 0], [2, time], [2, day],
     [4, crc], [4, isLarge ? LARGE : size], [4, isLarge ? LARGE : size], [2, name.length], [2, extra.length], [2, 0],
     [2, 0], [2, 0], [4, attributes], [4, isLarge ? LARGE : at]);
@@ -63,7 +65,7 @@ function end(count, size, at) {
   return join(wide, fields([4, 0x07064b50], [4, 0], [8, at + size], [4, 1]), last);
 }
 
-// `read(entry)` yields an entry's bytes; directories come before what is in them.
+// `read(entry)` yields a file's bytes; directories come before what is in them. A symbolic link's bytes are its target.
 export async function* zip(root, entries, read) {
   const written = [];
   let at = 0;
@@ -73,11 +75,11 @@ export async function* zip(root, entries, read) {
     const [time, day] = dosTime(entry.mtime);
     const isLarge = entry.size >= LARGE;
     const head = localHeader(name, time, day, isLarge);
-    const row = { name, time, day, crc: 0, size: 0, at, mode: entry.mode, isDirectory };
+    const row = { name, time, day, crc: 0, size: 0, at, mode: entry.mode, type: entry.type };
     at += head.length; // before it is handed on: then its bytes belong to somebody else
     yield head;
     if (!isDirectory) {
-      for await (const piece of read(entry)) {
+      for await (const piece of entry.type === "link" ? [bytes(entry.target)] : read(entry)) {
         row.crc = crc32(piece, row.crc);
         row.size += piece.length;
         yield piece;

@@ -8,6 +8,7 @@ from ibpfs.exnode_store.sealing import AES_256_GCM, SliceForm
 from ibpfs.exnode_store.sharing.contents import (
     DIRECTORY,
     FILE,
+    LINK,
     Content,
     Copy,
     Entry,
@@ -16,6 +17,7 @@ from ibpfs.exnode_store.sharing.contents import (
     SharedPart,
     SharedSlice,
     check_name,
+    check_target,
 )
 from ibpfs.exnode_store.sharing.links import Fragment, Link, Locator, Place
 
@@ -45,7 +47,16 @@ def is_name(text: str) -> bool:
     return True
 
 
+def fits(path: tuple[str, ...], target: str) -> bool:
+    try:
+        check_target(path, target)
+    except ValueError:
+        return False
+    return True
+
+
 names = st.text(min_size=1, max_size=20).filter(is_name)
+targets = st.lists(names, min_size=1, max_size=3).map("/".join)
 runs = st.builds(Run, st.integers(10_000, 10**12),
                  st.lists(st.builds(Copy, addresses, keys, st.integers(0, 10**9)), min_size=1, max_size=3).map(tuple),
                  )  # fmt: skip
@@ -67,6 +78,9 @@ def contents(draw: st.DrawFn) -> Content:
     paths = [(name,) for name in draw(st.lists(names, unique=True, max_size=3))] if directory else [()]
     entries = [Entry((), DIRECTORY, 0, draw(st.integers(-(10**18), 10**18)), 0o755, None)] if directory else []
     entries += [_file(path, slices) for path in paths]
+    if directory:
+        links = draw(st.dictionaries(names.map(lambda name: (name,)), targets, max_size=2))
+        entries += [Entry(path, LINK, 0, 7, 0o777, None, target=to) for path, to in links.items() if path not in paths]
     sender = Sender(draw(st.binary(min_size=32, max_size=32)), bytes(64))
     note = draw(st.text(max_size=40).filter(lambda text: text.isprintable()))
     return Content(draw(names), note, 1, 2, sender, tuple(found), slices, tuple(entries))

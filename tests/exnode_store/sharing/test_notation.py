@@ -14,6 +14,7 @@ from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.sharing.contents import (
     DIRECTORY,
     FILE,
+    LINK,
     BadContent,
     Content,
     Copy,
@@ -34,6 +35,11 @@ PART = SharedPart(0, 100, 0, 0)
 PLAIN = Entry((), FILE, 100, 1_700_000_000_123_456_789, 0o644, bytes(32), (PART,))
 CONTENT = Content("report.pdf", "", 1, 2, Sender(bytes(32), bytes(64)), (RUN,), (SLICE,), (PLAIN,))
 ROOT = Entry((), DIRECTORY, 0, 0, 0o755, None)
+D, DE = replace(ROOT, path=("d",)), replace(ROOT, path=("d", "e"))
+
+
+def link(target: str | None, *path: str) -> Entry:
+    return Entry(path, LINK, 0, 7, 0o777, None, target=target)
 
 
 @given(contents())
@@ -130,6 +136,40 @@ def test_what_makes_no_sense(change: Callable[[Any], None]) -> None:
 def test_trees_that_make_no_sense(entries: tuple[Entry, ...]) -> None:
     with pytest.raises(BadContent):
         to_json(replace(CONTENT, entries=entries))
+
+
+@pytest.mark.parametrize("entry", [link("x/y", "l"), link(".", "l"), link("..", "d", "l"),
+                                   link("../../d/e", "d", "e", "l"),
+                                   link("caf\udce9", "l"), link("...", "l"), link("a" * 255, "l")])  # fmt: skip
+def test_symbolic_links(entry: Entry) -> None:
+    """In a format of its own, which readers without them refuse as newer."""
+    content = replace(CONTENT, entries=(ROOT, D, DE, entry))
+    data = to_json(content)
+    assert json.loads(data)["format"] == "ibpfs-share/2"
+    assert from_json(data) == content
+    with pytest.raises(BadContent):
+        from_json(data.replace(b"ibpfs-share/2", b"ibpfs-share/1"))
+    with pytest.raises(BadContent, match="newer"):
+        from_json(data.replace(b"ibpfs-share/2", b"ibpfs-share/3"))
+
+
+@pytest.mark.parametrize("entry", [
+    link("/etc/passwd", "l"), link("..", "l"), link("../x", "l"), link("../..", "d", "l"),
+    link("../../../x", "d", "e", "l"),
+    link("d/..", "l"), link("d/../../x", "l"), link("d/e/l1/../..", "l"), link("../d/..", "d", "e", "l"), link("", "l"),
+    link("a//b", "l"), link("./a", "l"), link("a/.", "l"), link("a/", "l"), link("a\n", "l"), link("a\0b", "l"),
+    link("a" * 256, "l"), link("/".join(["a"] * 3000), "l"), link(None, "l"), link("x"),
+    replace(link("x", "l"), size=1), replace(D, target="x"), link("x", "no", "where"),
+])  # fmt: skip
+def test_symbolic_links_that_lead_out(entry: Entry) -> None:
+    with pytest.raises(BadContent):
+        to_json(replace(CONTENT, entries=(ROOT, *(one for one in (D, DE) if one.path != entry.path), entry)))
+
+
+def test_nothing_is_below_a_symbolic_link() -> None:
+    for below in (replace(D, path=("l", "d")), link("x", "l", "m")):
+        with pytest.raises(BadContent, match="in no directory"):
+            to_json(replace(CONTENT, entries=(ROOT, link(".", "l"), below)))
 
 
 @given(st.binary(max_size=100))
