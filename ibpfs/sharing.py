@@ -106,6 +106,7 @@ class Sharing:
         try:
             async with self._turn:
                 self._shares.drop_strays()
+                self._shares.note_leases()
             while True:
                 async with self._turn:
                     try:

@@ -167,7 +167,7 @@ def _said(found: dict[str, Any]) -> Iterator[str]:
     yield f"{printable(found['name'])}: {what}{size}, until {until}, share {found['id']}"
     if found["hold_until"] < found["expires"] - 60:
         yield (f"with this machine off it is kept until {_when(found['hold_until'])} (a depot leases for no longer);"
-               " a mount renews that")  # fmt: skip
+               " a mount renews that, and so does ibpfs warm")  # fmt: skip
     if found["copied_bytes"]:
         yield f"{format_size(found['copied_bytes'])} were copied, sealed anew, for this link"
     yield found["revocation"]

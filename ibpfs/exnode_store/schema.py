@@ -391,4 +391,22 @@ CREATE TABLE IF NOT EXISTS shards (
     seq     INTEGER NOT NULL,
     PRIMARY KEY (segment, shard)
 );
+
+-- What links that are in force have on depots, for whoever renews it: table shares is sealed. Windows on replicas, and
+-- allocations of a link's own; a lease without an end has no row.
+CREATE TABLE IF NOT EXISTS share_leases (
+    share      TEXT NOT NULL,              -- its id, as in table shares
+    depot      TEXT NOT NULL,              -- ibp[s]://HOST:PORT, perhaps none of the volume's
+    manage_key TEXT NOT NULL,
+    segment    INTEGER,                    -- that the window is on; NULL: an allocation of the link's own
+    parent_key TEXT,                       -- of a window: the manage key of the replica that it is on
+    start      INTEGER NOT NULL,           -- of a window: where in the replica's allocation it begins
+    length     INTEGER NOT NULL,           -- of the window; the size of an own allocation
+    expires    REAL NOT NULL,              -- Unix seconds at which the link ends: no lease is asked for beyond it
+    lease_end  REAL NOT NULL,              -- as it was granted last
+    told_at    REAL NOT NULL,              -- when; 0: not known
+    seq        INTEGER NOT NULL,
+    PRIMARY KEY (share, depot, manage_key)
+);
+CREATE INDEX IF NOT EXISTS share_leases_due ON share_leases (told_at + lease_end) WHERE lease_end < expires - 2;
 """

@@ -190,14 +190,15 @@ class Upkeep:
     def _renewed_since(self, began: float) -> int:
         count: int = self._db.value(
             "SELECT count(*) FROM (SELECT told_at, lease_end FROM replicas UNION ALL"
-            " SELECT told_at, lease_end FROM record_logs) WHERE told_at >= ? AND lease_end IS NOT NULL", (began,)
+            " SELECT told_at, lease_end FROM record_logs UNION ALL SELECT told_at, lease_end FROM share_leases)"
+            " WHERE told_at >= ? AND lease_end IS NOT NULL", (began,)
         )  # fmt: skip
         return count
 
     def _due_at(self, began: float) -> int:
         perhaps = [one for depot in self._depots for one in self._ledger.leased_replicas(depot.id, began)]
-        logs = self._warmer.logs.due(began) if self._warmer.logs is not None else 0
-        return logs + sum(replica.told_at < began and renewal_due(replica, began) for replica in perhaps)
+        others = self._warmer.links.due(began) + (self._warmer.logs.due(began) if self._warmer.logs is not None else 0)
+        return others + sum(replica.told_at < began and renewal_due(replica, began) for replica in perhaps)
 
     def state(self) -> dict[str, Any]:
         """What status says of copies and leases."""

@@ -1,10 +1,10 @@
 """A warm capability: the ledger without names and keys, in one file, for a machine that keeps a volume alive.
 
-The file is an exNode store of its own with the tables of depots, policies, segments, slices (where they lie, and their
-digests), replicas, and the copies of record logs; so the warmer works on it as on a volume. It renews, verifies and
-copies sealed bytes, and can read none; of the logs of checkpoints and snapshots it can do nothing but renew the leases;
-it gives nothing back. It is a snapshot: what was written since is not in it. What was added to it is taken home by
-`Merge`, which trusts nothing in it before it has been verified.
+The file is an exNode store of its own with the tables of depots, policies, segments, slices (where they lie, and
+their digests), replicas, the copies of record logs, and the leases of links; so the warmer works on it as on a
+volume. It renews, verifies and copies sealed bytes, and can read none; of the logs of checkpoints and snapshots, and
+of links, it can do nothing but renew the leases; it gives nothing back. It is a snapshot: what was written since is
+not in it. What was added to it is taken home by `Merge`, which trusts nothing in it before it has been verified.
 """
 
 import fcntl
@@ -32,6 +32,13 @@ _ROWS = 500
 
 _HERE = "SELECT id FROM home.segments WHERE state = ? AND length > 0 AND id NOT IN (SELECT segment FROM home.imported)"
 _EMBEDDED = "SELECT id FROM home.depots WHERE embedded"
+
+
+def _place(column: str) -> str:
+    """An address, however it is spoken to."""
+    return f"substr({column}, instr({column}, ':'))"
+
+
 #: Which rows of a table go into the file, and what stands there instead of what is nobody's business.
 _CONTENTS: dict[str, tuple[str, dict[str, str]]] = {
     "depots": ("NOT embedded AND role != 'removed'", {}),
@@ -53,6 +60,8 @@ _CONTENTS: dict[str, tuple[str, dict[str, str]]] = {
     "replicas": (f"segment IN here AND depot NOT IN ({_EMBEDDED})", {"write_key": "'-/0'"}),
     "record_logs": (f"length > 0 AND depot NOT IN ({_EMBEDDED})",
                     {"name": "NULL", "read_key": "'-/0'", "write_key": "'-/0'"}),
+    "share_leases": (f"(segment IS NULL OR segment IN here) AND {_place('depot')} NOT IN"
+                     f" (SELECT {_place('address')} FROM home.depots WHERE embedded)", {}),
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from ibpfs.exnode_store.releasing import Releasing
 from ibpfs.exnode_store.renewal import Renewal
 from ibpfs.exnode_store.repairing import REPAIR_RATE, Repairing
 from ibpfs.exnode_store.scrubbing import Scrubbing
+from ibpfs.exnode_store.sharing.lease_renewal import LeaseRenewal
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.verification import Verification
 
@@ -59,6 +60,7 @@ class Warmer:
         self._verification = Verification(db, ledger, transfer)
         self._releasing = Releasing(db, ledger, depots, *([checkpoints.releasable] if checkpoints else []))
         self.renewal = Renewal(ledger, depots, allocator)
+        self.links = LeaseRenewal(db, ledger, depots)
         copying = Copying(db, ledger, allocator)
         self._repairing = Repairing(ledger, depots, transfer, copying, self._verification, self.renewal)
         self.recoding = Recoding(ledger, depots, transfer, self._verification, copying)
@@ -76,6 +78,7 @@ class Warmer:
         await self.renewal.renew(every=every)
         if self.logs is not None:
             await self.logs.renew(every=every)
+        await self.links.renew(every=every)
 
     async def run(self) -> None:
         """Work until cancelled."""

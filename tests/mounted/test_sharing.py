@@ -7,8 +7,9 @@ import random
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def share(path: Path, *words: object) -> dict[str, Any]:
     return found
 
 
-def get(home: Path, link: str, *words: object, code: int = 0) -> str:
+def get(home: Path, link: str, *words: object, code: int | None = 0) -> str:
     """As somebody else; what it said."""
     home.mkdir(exist_ok=True)
     done = run(
@@ -75,8 +76,8 @@ def stored_bytes(volume: Volume) -> int:
     return sum(sizes)
 
 
-@pytest.fixture
-def wired(session: Session) -> Iterator[tuple[Volume, Gate]]:
+@contextmanager
+def listened_to(session: Session, *words: str) -> Iterator[tuple[Volume, Gate]]:
     """A volume whose only depot is behind a gate, without TLS: so that capabilities can be heard."""
     with ExitStack() as stack:
         place = socket.create_server(("127.0.0.1", 0))
@@ -85,11 +86,17 @@ def wired(session: Session) -> Iterator[tuple[Volume, Gate]]:
         gate = Gate("127.0.0.1", port)
         stack.callback(gate.close)
         depot = stack.enter_context(
-            session.depot("--listen", f"127.0.0.1:{port}", "--public", f"127.0.0.1:{gate.port}")
+            session.depot("--listen", f"127.0.0.1:{port}", "--public", f"127.0.0.1:{gate.port}", *words)
         )
         volume = stack.enter_context(session.volume("--depot", f"ibp://127.0.0.1:{gate.port}", "--no-tls"))
         volume.depots = [depot]
         yield volume, gate
+
+
+@pytest.fixture
+def wired(session: Session) -> Iterator[tuple[Volume, Gate]]:
+    with listened_to(session) as found:
+        yield found
 
 
 @pytest.fixture
@@ -199,6 +206,43 @@ def test_expired_with_the_sender_off(wired: tuple[Volume, Gate], directory: Path
     volume.umount()
     until(lambda: not answered(volume, lines), 60)
     until(lambda: "the link has expired" in refusal(directory / "b", found["link"]), 10)
+
+
+def test_links_outlive_leases_without_a_mount(session: Session, directory: Path) -> None:
+    """As long as they are to, and no longer: a LOAD that somebody captured is refused then."""
+    lease, expires = 5, 22
+    with listened_to(session, "--max-lease", f"{lease}s") as (volume, gate):
+        (volume / "f").write_bytes(DATA)
+        before, began = len(gate.heard), time.time()
+        found = share(volume / "f", "--expires", f"{expires}s")
+        assert found["hold_until"] < began + expires - lease
+        get(directory / "first", found["link"])
+        lines = answered(volume, LOADS.findall(bytes(gate.heard[before:])))
+        assert len(lines) >= 3
+        volume.umount()
+        renewed = 0
+        while time.time() < began + 2 * lease + 1:
+            renewed += warm(volume)
+            time.sleep(lease / 8)
+        assert renewed >= 2 * 3
+
+        def fetched() -> bool:
+            warm(volume, "--all")  # a whole lease is time enough, if the machine has it
+            return "ibpfs:" not in get(directory / "then", found["link"], "-q", code=None)
+
+        until(fetched, expires)
+        assert (directory / "then" / "f").read_bytes() == DATA
+        while time.time() < found["expires"] + 1:
+            warm(volume)
+            time.sleep(lease / 8)
+        warm(volume, "--all")
+        assert not answered(volume, lines)
+        assert "the link has expired" in refusal(directory / "late", found["link"])
+
+
+def warm(volume: Volume, *words: str) -> int:
+    """How many leases were renewed."""
+    return int(json.loads(run("ibpfs", "warm", "--json", volume.root, *words, code=None).stdout)["renewed"])
 
 
 def test_a_snapshot(two: Volume, directory: Path) -> None:

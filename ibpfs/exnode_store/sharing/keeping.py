@@ -14,6 +14,8 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.sharing.contents import Run, depots_of
+from ibpfs.exnode_store.sharing.lease_renewal import keep_lease, keep_replica
+from ibpfs.exnode_store.sharing.lease_rows import SLACK
 from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
 from ibpfs.exnode_store.sharing.making import copy_of, store_on
 from ibpfs.exnode_store.sharing.notation import to_json
@@ -26,10 +28,6 @@ _log = logging.getLogger(__name__)
 
 #: Room beside the first entry of a record, for those that extending it appends.
 _SPARE: Final = 4096
-#: Leases that last so long are not renewed yet.
-_AHEAD: Final = 20 * 86400.0
-#: Seconds that leases, which are asked for in whole ones, end before the share or after it.
-_SLACK: Final = 2.0
 
 
 class Keeper:
@@ -61,17 +59,17 @@ class Keeper:
     async def keep(self, share: Share) -> list[str]:
         """Lease all of it until it expires, or as long as depots do; return what some of them said."""
         troubles: list[str] = []
-        share.aliases = [await self._keep_alias(one, share.expires, troubles) for one in share.aliases]
-        share.owned = [await self._keep_owned(one, share.expires, troubles) for one in share.owned]
         for segment in self._shares.held(share_name(share.share)):
             await self._keep_segment(segment, share.expires, troubles)
+        share.aliases = [await self._keep_alias(one, share.expires, troubles) for one in share.aliases]
+        share.owned = [await self._keep_owned(one, share.expires, troubles) for one in share.owned]
         return troubles
 
     async def _keep_alias(self, alias: Alias, expires: int, troubles: list[str]) -> Alias:
-        if alias.lease_end is None or alias.lease_end >= expires - _SLACK:
+        if alias.lease_end is None or alias.lease_end >= expires - SLACK:
             return alias
         try:
-            return await self._placing.extend_alias(alias, expires)
+            return replace(alias, lease_end=await keep_lease(self._ledger, self._placing, alias.lease, expires))
         except (DepotError, DepotUnreachable) as error:
             troubles.append(f"{alias.depot}: {error}")
             return alias
@@ -79,10 +77,10 @@ class Keeper:
     async def _keep_owned(self, owned: Owned, expires: int, troubles: list[str]) -> Owned:
         if owned.kind == STALE:
             return owned
-        if owned.lease_end is None or abs(owned.lease_end - expires) <= _SLACK:
+        if owned.lease_end is None or abs(owned.lease_end - expires) <= SLACK:
             return owned  # also a first lease that is longer than the share's is cut
         try:
-            return await self._placing.keep(owned, expires)
+            return replace(owned, lease_end=await keep_lease(self._ledger, self._placing, owned.lease, expires))
         except (DepotError, DepotUnreachable) as error:
             troubles.append(f"{owned.depot}: {error}")
             return owned
@@ -90,12 +88,9 @@ class Keeper:
     async def _keep_segment(self, segment: int, expires: int, troubles: list[str]) -> None:
         for replica in self._ledger.replicas(segment):
             try:
-                end = await self._placing.keep_replica(replica, expires)
+                await keep_replica(self._ledger, self._placing, replica, expires)
             except (DepotError, DepotUnreachable) as error:
                 troubles.append(str(error))
-                continue
-            if end != replica.lease_end:
-                self._ledger.renewed(replica, end)
 
     def hold_until(self, share: Share) -> float:
         """Until when all of it is to be had if nobody renews anything."""
@@ -214,7 +209,7 @@ class Keeper:
             self._shares.save(share)
 
     async def tend(self) -> None:
-        """What the warmer's rounds are for segments, for shares."""
+        """End what has expired, and open the windows that are lacking. Leases are the warmer's."""
         now = time.time()
         for name in self._shares.names():
             share = self._shares.get(name)
@@ -224,11 +219,7 @@ class Keeper:
                 continue
             await self._drop_stale(share)
             await self.mend(share)
-            if self.hold_until(share) < min(share.expires, now + _AHEAD):
-                for trouble in await self.keep(share):
-                    _log.info("share %s: not renewed: %s", name, trouble)
-                self._shares.save(share)
 
 
 def _end(lease_end: float | None, expires: int) -> float:
-    return float(expires) if lease_end is None or lease_end >= expires - _SLACK else lease_end
+    return float(expires) if lease_end is None or lease_end >= expires - SLACK else lease_end

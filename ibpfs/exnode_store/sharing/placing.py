@@ -19,13 +19,15 @@ from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import COMMAND_LIMIT, Depot, DepotSet
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.sealing import Buffer
-from ibpfs.exnode_store.sharing.share_state import Alias, Owned
+from ibpfs.exnode_store.sharing.share_state import Alias, Lease, Owned
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Seconds of the first lease, until the store knows of an allocation.
 FIRST_LEASE: Final = 600
+#: The part of a depot's longest lease that is as good as the whole: many windows may lie on one replica.
+_NEARLY: Final = 0.9
 #: A depot moves bytes to another one, at 1 MiB/s or better.
 _LEAST_RATE: Final = 1024 * 1024
 
@@ -39,8 +41,8 @@ class Placing:
         self.without_aliases: set[str] = set()  # depots that refused one as unknown
 
     async def aclose(self) -> None:
-        for client in self._others.values():
-            await client.aclose()
+        while self._others:
+            await self._others.popitem()[1].aclose()
 
     # Which depots
 
@@ -81,6 +83,19 @@ class Placing:
                 raise
         return await self.call(address, lambda client: ask(client, longest)), time.time() + longest
 
+    async def extend(self, lease: Lease, until: float) -> float:
+        """Lease it until then, or as long as its depot does; return the lease's end. Raises DepotError,
+        DepotUnreachable."""
+
+        async def ask(client: DepotClient, seconds: int) -> None:
+            if lease.parent is None:
+                await client.change(lease.manage, max_size=lease.length, duration=seconds)
+            else:
+                await client.change_alias(lease.manage, lease.parent, lease.start, lease.length, seconds)
+
+        _, end = await self.lease(lease.depot, until - time.time(), ask)
+        return end
+
     # Windows
 
     async def alias(self, replica: Replica, offset: int, length: int, expires: float) -> Alias | None:
@@ -91,8 +106,10 @@ class Placing:
             return None
         if not replica.is_managed or replica.imported or replica.suspect:
             return None
+        # No longer than the replica: some depots refuse that. Both are leased for longer later.
+        until = expires if replica.lease_end is None else min(expires, replica.lease_end)
         try:
-            caps, end = await self.lease(address, expires - time.time(), lambda client, seconds: client.alias(
+            caps, end = await self.lease(address, until - time.time(), lambda client, seconds: client.alias(
                 replica.manage, replica.base + offset, length, seconds))  # fmt: skip
         except NotOffered:
             self.without_aliases.add(address)
@@ -103,12 +120,6 @@ class Placing:
         read, manage = caps.read.wire_key, caps.manage.wire_key
         at = replica.base + offset
         return Alias(replica.segment, address, read, manage, replica.manage, at, length, end)
-
-    async def extend_alias(self, alias: Alias, expires: float) -> Alias:
-        """Raises DepotError, DepotUnreachable."""
-        _, end = await self.lease(alias.depot, expires - time.time(), lambda client, seconds: client.change_alias(
-            alias.manage, alias.parent, alias.offset, alias.length, seconds))  # fmt: skip
-        return replace(alias, lease_end=end)
 
     async def revoke(self, alias: Alias) -> None:
         """The window closes at once. Raises DepotError, DepotUnreachable."""
@@ -151,12 +162,6 @@ class Placing:
         await self.call(source, send, limit)
         return owned
 
-    async def keep(self, owned: Owned, expires: float) -> Owned:
-        """Lease it until then, or as long as its depot does. Raises DepotError, DepotUnreachable."""
-        _, end = await self.lease(owned.depot, expires - time.time(), lambda client, seconds: client.change(
-            owned.manage, max_size=owned.size, duration=seconds))  # fmt: skip
-        return replace(owned, lease_end=end)
-
     async def delete(self, owned: Owned) -> None:
         """Raises DepotError, DepotUnreachable."""
         try:
@@ -165,10 +170,12 @@ class Placing:
             _log.debug("depot %s: an allocation of a link had ended already", owned.depot)
 
     async def keep_replica(self, replica: Replica, expires: float) -> float | None:
-        """Lease a replica until then, or as long as its depot does; return until when it is leased now."""
-        if replica.lease_end is None or replica.lease_end >= expires or not replica.is_managed:
-            return replica.lease_end
+        """Lease a replica until then, or about as long as its depot does; return until when it is leased now."""
         depot = self._depots.get(replica.depot)
+        longest = depot.status.max_lease if depot.status else None
+        enough = min(expires, time.time() + _NEARLY * longest) if longest else expires
+        if replica.lease_end is None or replica.lease_end >= enough or not replica.is_managed:
+            return replica.lease_end
         # The address is how `call` finds it, also the embedded one's, whose socket it then goes to.
         _, end = await self.lease(depot.address, expires - time.time(), lambda client, seconds: client.change(
             replica.manage, duration=seconds))  # fmt: skip

@@ -25,6 +25,19 @@ _LARGEST: Final = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """What is to be known to renew it: of a window on a replica of `segment`, whose manage key is `parent`, or of an
+    allocation of a share's own, which `length` is the size of."""
+
+    depot: str
+    manage: Key
+    length: int
+    segment: int | None = None
+    parent: Key | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Owned:
     """An allocation made for the share: a copy of its record, or of one of its runs. `lease_end` None: permanent."""
 
@@ -35,6 +48,10 @@ class Owned:
     manage: Key
     size: int
     lease_end: float | None
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(self.depot, self.manage, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +66,10 @@ class Alias:
     offset: int
     length: int
     lease_end: float | None
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(self.depot, self.manage, self.length, self.segment, self.parent, self.offset)
 
 
 @dataclass

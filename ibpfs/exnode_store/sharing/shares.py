@@ -1,19 +1,24 @@
 """The shares of a volume as its store has them, and the segments that they hold. Knows no depot."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from ibpfs.depot.capability import Key
 from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.sharing.contents import BadContent
+from ibpfs.exnode_store.sharing.lease_rows import LeaseRows
 from ibpfs.exnode_store.sharing.links import share_name
-from ibpfs.exnode_store.sharing.share_state import Share
+from ibpfs.exnode_store.sharing.share_state import Alias, Owned, Share
 
+T = TypeVar("T", Alias, Owned)
 _NONCE = 12
 #: As table held_segments calls the reason.
 _KIND = "share"
@@ -26,6 +31,7 @@ class Shares:
         self._db = db
         self._ledger = ledger
         self._keys = keys
+        self._leases = LeaseRows(db)
 
     def names(self) -> list[str]:
         """The ids of all, those that expire first first."""
@@ -36,16 +42,20 @@ class Shares:
             yield self.get(name)
 
     def get(self, name: str) -> Share:
-        """UsageError when there is none of that id."""
+        """UsageError when there is none of that id. Its leases end as table share_leases has it."""
         sealed = self._db.value("SELECT record FROM shares WHERE id = ?", (name,))
         if sealed is None:
             raise UsageError(f"{name[:40]}: no share of this volume (see ibpfs share list)")
         try:
             epoch = int.from_bytes(sealed[:4], "big")
             nonce, data = sealed[4 : 4 + _NONCE], sealed[4 + _NONCE :]
-            return Share.from_bytes(AESGCM(self._keys.shares_key(epoch)).decrypt(nonce, data, name.encode()))
+            share = Share.from_bytes(AESGCM(self._keys.shares_key(epoch)).decrypt(nonce, data, name.encode()))
         except (InvalidTag, BadContent, ValueError, KeyError):
             raise VolumeError(f"{name}: what is known of this share is damaged") from None
+        ends = self._leases.ends(name)
+        share.aliases = [_with_end(one, ends) for one in share.aliases]
+        share.owned = [_with_end(one, ends) for one in share.owned]
+        return share
 
     def save(self, share: Share) -> None:
         name, epoch, nonce = share_name(share.share), self._keys.epoch, os.urandom(_NONCE)
@@ -56,6 +66,7 @@ class Shares:
                 " record = excluded.record, expires = excluded.expires, seq = excluded.seq",
                 (name, epoch.to_bytes(4, "big") + nonce + data, share.expires, db.seq),
             )
+        self._leases.note(name, share, self._ledger.now())
 
     def hold(self, name: str, segments: Collection[int], until: int) -> None:
         """They stay where they are, and whole, until then."""
@@ -68,12 +79,24 @@ class Shares:
     def forget(self, name: str) -> None:
         """The share has ended, and nothing of it is left on depots."""
         self._ledger.let_go_of(_KIND, name)
+        self._leases.forget(name)
         with self._db.transaction() as db:
             db.execute("DELETE FROM shares WHERE id = ?", (name,))
 
     def drop_strays(self) -> None:
-        """Segments held for shares that were never written down."""
+        """Segments held for shares that were never written down, and leases of those that are gone."""
         known = set(self.names())
         for name, _, _ in self._ledger.held(_KIND):
             if name not in known:
                 self._ledger.let_go_of(_KIND, name)
+        for name in self._leases.strays():
+            self._leases.forget(name)
+
+    def note_leases(self) -> None:
+        """Of shares of a program that did not keep table share_leases; when those were told is not known."""
+        for name, share in zip(self.names(), self.all(), strict=True):
+            self._leases.note(name, share, 0.0)
+
+
+def _with_end(one: T, ends: Mapping[tuple[str, Key], float]) -> T:
+    return replace(one, lease_end=ends.get((one.depot, one.manage), one.lease_end))

@@ -1,0 +1,115 @@
+"""Renewing the leases of links until each expires, by whoever has a volume or warm capability open. Needs no keys."""
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, ErrorCode, LeaseTooLong
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.sharing.lease_rows import SLACK, LeaseRow, LeaseRows
+from ibpfs.exnode_store.sharing.placing import Placing
+from ibpfs.exnode_store.sharing.share_state import Lease
+
+_log = logging.getLogger(__name__)
+
+#: Parts of what is left of a lease, and of a whole one, after which a depot that did not renew it is asked again.
+_PATIENCE, _LEAST_PATIENCE = 0.25, 0.05
+#: Seconds; at least.
+_SHORTEST = 1.0
+
+
+async def keep_lease(ledger: Ledger, placing: Placing, lease: Lease, expires: float) -> float:
+    """Lease it until its link expires, or as long as depots do; return the lease's end.
+
+    A window's replica is leased for as long first: no window outlasts it. Raises DepotError, DepotUnreachable;
+    CapabilityNotFound also when there is no such replica any more.
+    """
+    if lease.segment is None:
+        return await placing.extend(lease, expires)
+    parent = next((one for one in ledger.replicas(lease.segment) if one.manage == lease.parent), None)
+    if parent is None:
+        raise CapabilityNotFound(ErrorCode.CAP_NOT_FOUND, "its replica was let go of")
+    end = await keep_replica(ledger, placing, parent, expires)
+    if end is None:
+        return await placing.extend(lease, expires)
+    try:
+        return await placing.extend(lease, min(expires, end))
+    except LeaseTooLong:  # than the replica's, by the time that passed
+        return await placing.extend(lease, min(expires, end - SLACK))
+
+
+async def keep_replica(ledger: Ledger, placing: Placing, replica: Replica, expires: float) -> float | None:
+    """Lease a replica until a link that has a window on it expires; return the lease's end."""
+    end = await placing.keep_replica(replica, expires + 2 * SLACK)
+    if end != replica.lease_end:
+        ledger.renewed(replica, end)
+    return end
+
+
+class LeaseRenewal:
+    """One per open store."""
+
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet) -> None:
+        self._ledger = ledger
+        self._depots = depots
+        self._placing = Placing(depots)
+        self._rows = LeaseRows(db)
+        self._turn = trio.Lock()
+        self._later: dict[tuple[str, Lease], float] = {}  # and when what was not renewed is asked for again
+
+    async def renew(self, *, every: bool = False) -> None:
+        """Renew what is due, or `every` lease, on depots that answer."""
+        async with self._turn:
+            now = self._ledger.now()
+            rows = self._rows.due(now, every=every)
+            self._later = {key: when for key, when in self._later.items() if when > now}
+            try:
+                async with trio.open_nursery() as nursery:
+                    for depot in dict.fromkeys(row.lease.depot for row in rows):
+                        nursery.start_soon(self._renew_on, [row for row in rows if row.lease.depot == depot], every)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._placing.aclose()
+
+    def due(self, now: float) -> int:
+        """How many had half run by then, and were not renewed since."""
+        return sum(row.told_at < now for row in self._rows.due(now))
+
+    async def _renew_on(self, rows: Sequence[LeaseRow], every: bool) -> None:
+        known = self._depots.at(rows[0].lease.depot)
+        for row in rows:
+            if known is not None and not known.answers:
+                return
+            if every or (row.share, row.lease) not in self._later:
+                try:
+                    await self._renew(row)
+                except DepotUnreachable as error:
+                    self._put_off(rows, error)
+                    return
+
+    async def _renew(self, row: LeaseRow) -> None:
+        try:
+            end = await keep_lease(self._ledger, self._placing, row.lease, row.expires)
+        except CapabilityNotFound as error:
+            # A mount opens another window, on the replica that took the place of this one.
+            _log.info("%s has ended: %s", _named(row), error)
+            self._rows.drop(row)
+        except DepotError as error:
+            self._put_off([row], error)
+        else:
+            self._rows.renewed(row, end, self._ledger.now())
+
+    def _put_off(self, rows: Sequence[LeaseRow], error: DepotError | DepotUnreachable) -> None:
+        now = self._ledger.now()
+        _log.info("%s: not renewed: %s", _named(rows[0]), error)
+        for row in rows:
+            pause = max(_PATIENCE * (row.end - now), _LEAST_PATIENCE * (row.end - (row.told_at or now)), _SHORTEST)
+            self._later[row.share, row.lease] = now + pause
+
+
+def _named(row: LeaseRow) -> str:
+    return f"link {row.share}: depot {row.lease.depot} allocation {row.lease.manage.label}"

@@ -1,0 +1,202 @@
+"""The leases of links are renewed by whoever has the volume, or a warm capability, open; with no key at hand."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from ibpfs.config import VolumePaths
+from ibpfs.depot.address import Address
+from ibpfs.depot.client import DepotClient
+from ibpfs.exnode_store.creation import create_volume
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.sharing.share_state import Share
+from ibpfs.exnode_store.warm_capability import write_warm_capability
+from ibpfs.keyless import open_for_upkeep, open_warm
+from ibpfs.sharing import Sharing
+from tests.cache.stack import Stack, run_stack
+from tests.depot.conftest import DepotProcess
+from tests.test_sharing import share, sharing
+
+LEASE = 600
+#: As others left it on the depots, in seconds.
+LEFT = 50
+DATA = bytes(range(256)) * 1000
+
+StartDepot = Callable[[str], DepotProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartDepot]:
+    started: list[DepotProcess] = []
+
+    def one(name: str) -> DepotProcess:
+        started.append(DepotProcess(tmp_path / name, "--listen", "127.0.0.1:0", "--max-lease", f"{LEASE}s"))
+        return started[-1]
+
+    yield one
+    for depot in started:
+        depot.stop()
+
+
+@pytest.fixture
+def paths(tmp_path: Path, start: StartDepot) -> VolumePaths:
+    found = VolumePaths(tmp_path / "volume")
+    create_volume(found, depots=[start("depot").address])
+    return found
+
+
+@asynccontextmanager
+async def opened(paths: VolumePaths) -> AsyncIterator[tuple[Stack, Sharing]]:
+    async with run_stack(paths, warming=False) as now:
+        await now.depots.wait_for_all(10)
+        one = sharing(now)
+        yield now, one
+        await one._placing.aclose()
+
+
+async def shared(paths: VolumePaths, seconds: int = 3600, **more: Any) -> str:
+    """A link whose leases have nearly run; return the id."""
+    async with opened(paths) as (now, one):
+        ino = now.create(b"f").ino
+        await now.files.write(ino, 0, DATA)
+        await now.files.flush()
+        found = await share(one, ino, seconds=seconds, **more)
+        assert found["copied_bytes"] == 0
+        kept = one._shares.get(found["id"])
+        for alias in kept.aliases:
+            await change(alias.depot, lambda client, alias=alias: client.change_alias(
+                alias.manage, alias.parent, alias.offset, alias.length, LEFT))  # type: ignore[misc]  # fmt: skip
+        for owned in kept.owned:
+            await change(owned.depot, lambda client, owned=owned: client.change(owned.manage, duration=LEFT))  # type: ignore[misc]
+        (replica,) = now.ledger.own_replicas(1)
+        await change(kept.aliases[0].depot, lambda client: client.change(replica.manage, duration=LEFT))
+    with Database(paths.store) as db, db.transaction():
+        for table in ("replicas", "share_leases"):
+            db.execute(f"UPDATE {table} SET told_at = told_at - ?, lease_end = lease_end - ?", (LEASE - LEFT,) * 2)
+    return str(found["id"])
+
+
+async def change(address: str, command: Callable[[DepotClient], Any]) -> Any:
+    async with DepotClient(Address.parse(address)) as client:
+        return await command(client)
+
+
+async def seconds_left(kept: Share, *, without: str = "") -> list[float]:
+    """Of all that the link has, as the depots have it: windows, their replicas, its own allocations."""
+    windows = [await change(one.depot, lambda client, one=one: client.probe_alias(one.manage)) for one in kept.aliases]  # type: ignore[misc]
+    keys = [(one.depot, one.parent) for one in kept.aliases]
+    keys += [(one.depot, one.manage) for one in kept.owned if one.depot != without]
+    others = [await change(depot, lambda client, key=key: client.probe(key)) for depot, key in keys]  # type: ignore[misc]
+    assert len(others) >= 2
+    return [one.seconds_left for one in (*windows, *others)]
+
+
+async def state_of(paths: VolumePaths, name: str) -> Share:
+    async with opened(paths) as (_, one):
+        return one._shares.get(name)
+
+
+async def warmed(paths: VolumePaths) -> dict[str, Any]:
+    """As the timer does it, with the keys elsewhere."""
+    aside = paths.key.rename(paths.root.with_name("key"))
+    try:
+        async with open_for_upkeep(paths) as found:
+            result: dict[str, Any] = await found.commands()["warm"]({}, lambda *_: None)
+            return result
+    finally:
+        aside.rename(paths.key)
+
+
+async def test_without_the_keys(paths: VolumePaths) -> None:
+    name = await shared(paths)
+    assert max(await seconds_left(await state_of(paths, name))) <= LEFT
+    found = await warmed(paths)
+    assert found["renewed"] == 3  # the replica, its window, the record
+    assert found["not_renewed"] == 0
+    kept = await state_of(paths, name)
+    assert min(await seconds_left(kept)) > LEASE - 60
+    async with opened(paths) as (_, one):
+        assert one.hold_until() == pytest.approx(time.time() + LEASE, abs=60)
+    assert (await warmed(paths))["renewed"] == 0
+
+
+async def test_not_beyond_the_end_of_the_link(paths: VolumePaths) -> None:
+    name = await shared(paths, seconds=LEASE + 60)
+    with Database(paths.store) as db, db.transaction():
+        db.execute("UPDATE share_leases SET expires = ?", (time.time() + 200,))
+    await warmed(paths)
+    left = await seconds_left(await state_of(paths, name))
+    assert sorted(200 - 30 < one <= 201 for one in left) == [False, True, True]  # the replica is the volume's
+
+
+async def test_what_has_expired_is_left_alone(paths: VolumePaths) -> None:
+    name = await shared(paths)
+    with Database(paths.store) as db, db.transaction():
+        db.execute("UPDATE share_leases SET expires = ?", (time.time() - 1,))
+    await warmed(paths)
+    left = await seconds_left(await state_of(paths, name))
+    assert sorted(one <= LEFT for one in left) == [False, True, True]
+
+
+async def test_shares_of_before_are_noted_by_whoever_has_the_keys(paths: VolumePaths) -> None:
+    name = await shared(paths)
+    with Database(paths.store) as db, db.transaction():
+        db.execute("DELETE FROM share_leases")
+    assert (await warmed(paths))["renewed"] == 1
+    async with opened(paths) as (now, one), trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        while not now.db.value("SELECT count(*) FROM share_leases"):
+            await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert (await warmed(paths))["renewed"] == 2
+    assert min(await seconds_left(await state_of(paths, name))) > LEASE - 60
+
+
+async def test_with_a_warm_capability(paths: VolumePaths, tmp_path: Path) -> None:
+    name = await shared(paths)
+    async with opened(paths) as (now, _):
+        facts = dict(now.db.facts)
+    counts = write_warm_capability(paths.store, tmp_path / "file", facts)
+    assert counts["share_leases"] == 2
+    with Database(tmp_path / "file") as db:
+        assert db.rows("SELECT * FROM shares") == []
+    async with open_warm(tmp_path / "file") as upkeep:
+        assert (await upkeep.warm(lambda *_: None))["renewed"] == 3
+    assert min(await seconds_left(await state_of(paths, name))) > LEASE - 60
+
+
+async def test_revoked_links_are_not_renewed(paths: VolumePaths) -> None:
+    name = await shared(paths)
+    async with opened(paths) as (now, one):
+        await one.commands()["share-revoke"]({"ids": [name]}, lambda *_: None)
+        assert now.db.rows("SELECT * FROM share_leases") == []
+
+
+async def test_one_depot_does_not_answer(
+    paths: VolumePaths, start: StartDepot, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is none of the volume's."""
+    caplog.set_level(logging.INFO)
+    near = start("near")
+    name = await shared(paths, near=near.address)
+    near.stop()
+    found = await warmed(paths)
+    assert found["not_renewed"] == 1
+    assert f"{near.address} allocation" in caplog.text
+    kept = await state_of(paths, name)
+    assert min(await seconds_left(kept, without=near.address)) > LEASE - 60
+
+
+async def test_windows_that_are_gone_are_forgotten(paths: VolumePaths) -> None:
+    name = await shared(paths)
+    (alias,) = (await state_of(paths, name)).aliases
+    await change(alias.depot, lambda client: client.revoke_alias(alias.manage, alias.parent))
+    assert (await warmed(paths))["renewed"] == 2
+    with Database(paths.store) as db:
+        assert db.value("SELECT count(*) FROM share_leases") == 1
