@@ -77,23 +77,28 @@ def get(
         if adopt is not None:
             _adopt(content, adopt / (output or file_name(content)), pace)
             continue
-        with _near(place, one, content, pace) as nearer:
+        with _near(place, one, content, pace) as (nearer, hints):
             if cat:
-                _cat(nearer, pace)
+                _cat(nearer, hints, pace)
             else:
-                _fetch(nearer, output, pace, force=force, restart=restart)
+                _fetch(nearer, output, hints, pace, force=force, restart=restart)
 
 
 @contextmanager
-def _near(place: Address | None, link: Link, content: Content, pace: Pace) -> Iterator[Content]:
-    """The content with copies that are close; those that are made here go again."""
+def _near(
+    place: Address | None, link: Link, content: Content, pace: Pace
+) -> Iterator[tuple[Content, list[Address]]]:
+    """The content with copies that are close, and where these are; those that are made here go again."""
     if place is None:
         staged = Staged.load(place_of(link))
-        yield content if staged is None or staged.share != link.locator.id else staged.on(content)
+        if staged is not None and staged.share == link.locator.id:
+            yield staged.on(content), [staged.depot]
+        else:
+            yield content, []
         return
     made = staged_on(place, link, content, _NEAR_LEASE, pace)
     try:
-        yield made.on(content)
+        yield made.on(content), [place]
     finally:
         run(lambda depots, _: depots.release(made.manages()), "", pace)
 
@@ -103,14 +108,16 @@ def _adopt(content: Content, target: Path, pace: Pace) -> None:
     note(f"{printable(str(target))}: {format_size(content.size)}, nothing copied yet", pace)
 
 
-def _fetch(content: Content, output: Path | None, pace: Pace, *, force: bool, restart: bool) -> None:
+def _fetch(
+    content: Content, output: Path | None, hints: list[Address], pace: Pace, *, force: bool, restart: bool
+) -> None:
     target = _target(content, output)
 
     async def work(depots: Depots, advance: Advance) -> tuple[int, list[str]]:
         receiver = Receiver(depots, content, advance, pace.streams)
         return await receiver.receive(target, overwrite=force, resume=not restart), receiver.left_out
 
-    resumed, left_out = run(work, f"fetching {printable(target.name)}", pace, _first(content))
+    resumed, left_out = run(work, f"fetching {printable(target.name)}", pace, hints)
     earlier = f", {format_size(resumed)} of it earlier" if resumed else ""
     note(f"{printable(str(target))}: {format_size(content.size)}{earlier}, verified", pace)
     if left_out:
@@ -124,13 +131,7 @@ def _target(content: Content, output: Path | None) -> Path:
     return output / file_name(content) if output.is_dir() else output
 
 
-def _first(content: Content) -> list[Address]:
-    """Copies that were staged come first in their runs: their depot is asked first."""
-    depots = {run.copies[0].depot for run in content.runs}
-    return list(depots) if len(depots) == 1 and content.runs else []
-
-
-def _cat(content: Content, pace: Pace) -> None:
+def _cat(content: Content, hints: list[Address], pace: Pace) -> None:
     if content.is_directory:
         raise UsageError("the link is to a directory: --cat writes a file")
     entry, digest, out = content.entries[0], hashlib.sha256(), sys.stdout.buffer
@@ -145,7 +146,7 @@ def _cat(content: Content, pace: Pace) -> None:
 
         await stream(depots, content, entry, write, pace.streams)
 
-    run(work, f"fetching {printable(content.name)}", pace, _first(content))
+    run(work, f"fetching {printable(content.name)}", pace, hints)
     out.flush()
     if entry.sha256 is not None and digest.digest() != entry.sha256:
         raise DataError("what was fetched is not what was shared: its SHA-256 differs")

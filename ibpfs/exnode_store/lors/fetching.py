@@ -38,8 +38,9 @@ async def load_stored(depots: Depots, mapping: Mapping, begin: int, end: int) ->
 
 async def _load(depots: Depots, read: Capability, offset: int, length: int) -> bytes:
     client, found = depots.of(read), bytearray()
-    while len(found) < length:
-        found += await client.load(read.wire_key, offset + len(found), min(PIECE, length - len(found)))
+    with depots.loading(Address.of(read)):
+        while len(found) < length:
+            found += await client.load(read.wire_key, offset + len(found), min(PIECE, length - len(found)))
     return bytes(found)
 
 
@@ -80,10 +81,10 @@ async def fetch(
 
 
 def best_first(depots: Depots, mappings: list[Mapping], turn: int = 0) -> list[Mapping]:
-    """Silent depots last, else as hinted; equals take turns."""
+    """Silent depots last, else as hinted, else the least busy; equals take turns."""
     shift = turn % len(mappings) if mappings else 0
     turned = mappings[shift:] + mappings[:shift]
-    return sorted(turned, key=lambda one: depots.rank(Address.of(one.read)) if one.read else (1 << 30, 0))
+    return sorted(turned, key=lambda one: depots.rank(Address.of(one.read)) if one.read else (1 << 30, 0, 0))
 
 
 def describe(mapping: Mapping, error: IbpfsError) -> str:

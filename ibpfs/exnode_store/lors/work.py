@@ -1,7 +1,8 @@
 """How a run works: many jobs side by side, within the caller's deadline; the depots it talks to."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence, Sized
-from contextlib import asynccontextmanager, suppress
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, TypeVar
 
 import trio
@@ -29,6 +30,7 @@ class Depots:
         self._connections = connections
         self._clients: dict[Address, DepotClient] = {}
         self._silent: dict[Address, int] = {}
+        self._loads: Tally[Address] = Tally()
 
     def client(self, address: Address) -> DepotClient:
         if address not in self._clients:
@@ -44,9 +46,18 @@ class Depots:
         if isinstance(error, DepotUnreachable):
             self._silent[address] = self._silent.get(address, 0) + 1
 
-    def rank(self, address: Address) -> tuple[int, int]:
-        """Less is better: silent ones last, else as hinted."""
-        return self._silent.get(address, 0), self._hints.get(address, len(self._hints))
+    @contextmanager
+    def loading(self, address: Address) -> Iterator[None]:
+        """Counts one load for `rank`: so the depot that is done sooner gets more to do."""
+        self._loads[address] += 1
+        try:
+            yield
+        finally:
+            self._loads[address] -= 1
+
+    def rank(self, address: Address) -> tuple[int, int, int]:
+        """Less is better: silent ones last, else as hinted, else whoever has the least to do."""
+        return self._silent.get(address, 0), self._hints.get(address, len(self._hints)), self._loads[address]
 
     async def aclose(self) -> None:
         for client in self._clients.values():

@@ -31,7 +31,8 @@ async def fetch_part(depots: Depots, content: Content, part: SharedPart, turn: i
     for copy in best_first(depots, content.runs[slice_.run].copies, turn):
         try:
             at = copy.base + slice_.offset + begin
-            stored = await depots.client(copy.depot).load(copy.read, at, end - begin)
+            with depots.loading(copy.depot):
+                stored = await depots.client(copy.depot).load(copy.read, at, end - begin)
             frames = b"".join(await trio.to_thread.run_sync(unseal, form, slice_.key, first, stored))
         except (DepotError, DepotUnreachable, FrameError) as error:
             troubles.append(_told(copy, error))
@@ -43,7 +44,7 @@ async def fetch_part(depots: Depots, content: Content, part: SharedPart, turn: i
 
 
 def best_first(depots: Depots, copies: Sequence[Copy], turn: int) -> list[Copy]:
-    """Silent depots last, else as hinted; equals take turns."""
+    """Silent depots last, else as hinted, else the least busy; equals take turns."""
     shift = turn % len(copies)
     return sorted([*copies[shift:], *copies[:shift]], key=lambda one: depots.rank(one.depot))
 

@@ -20,6 +20,8 @@ export class Contents {
     this.told = told;
     this.why = why;
     this.keys = new Map();
+    this.troubles = new Map();
+    this.turn = 0;
     this.stopped = false;
   }
 
@@ -86,12 +88,23 @@ export class Contents {
     return this.keys.get(number);
   }
 
+  // Depots take turns; those that gave nothing of use come last from then on.
+  inTurn(copies) {
+    const shift = this.turn % copies.length;
+    this.turn += 1;
+    const troubles = ([depot]) => this.troubles.get(depot) ?? 0;
+    return [...copies.slice(shift), ...copies.slice(0, shift)].sort((one, other) => troubles(one) - troubles(other));
+  }
+
+  blame(depot) {
+    this.troubles.set(depot, (this.troubles.get(depot) ?? 0) + 1);
+  }
+
   // What `open` makes of the stored bytes of the first copy that has them; goes on for as long as the page is open.
   async load(run, offset, length, open) {
-    const copies = this.content.runs[run][1];
     for (let round = 0; ; round += 1) {
       let hopeless = true;
-      for (const [depot, key, base] of copies) {
+      for (const [depot, key, base] of this.inTurn(this.content.runs[run][1])) {
         if (this.stopped) throw new Trouble("stopped");
         const wanted = { locator: this.link.locator, depot: this.content.depots[depot], key, offset: base + offset, length };
         const found = await loadOnce(wanted);
@@ -102,9 +115,11 @@ export class Contents {
             this.told("");
             return clear;
           } catch {
+            this.blame(depot);
             continue; // changed bytes: the next copy
           }
         }
+        if (found.error === "unreachable") this.blame(depot);
         hopeless &&= found.error === "unknown" || found.error === "refused";
         this.told(found.error === "busy" ? "" : "waiting for the connection ...");
       }

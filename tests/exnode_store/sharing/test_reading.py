@@ -12,14 +12,14 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ibpfs.depot.address import Address
-from ibpfs.depot.capability import CapabilitySet
+from ibpfs.depot.capability import CapabilitySet, Key
 from ibpfs.depot.client import DepotClient
 from ibpfs.depot.wire import DepotUnreachable
 from ibpfs.errors import DataError, UsageError, WrongKey
 from ibpfs.exnode_store.lors.work import Depots
 from ibpfs.exnode_store.sealing import seal
 from ibpfs.exnode_store.sharing.contents import Copy, Run, Sender
-from ibpfs.exnode_store.sharing.fetching import Unavailable, fetch_part, stream
+from ibpfs.exnode_store.sharing.fetching import Unavailable, best_first, fetch_part, stream
 from ibpfs.exnode_store.sharing.links import Fragment, Link, Locator, Place
 from ibpfs.exnode_store.sharing.notation import to_json
 from ibpfs.exnode_store.sharing.reading import SENDER_CONTEXT, ShareGone, open_record, read_record
@@ -187,3 +187,18 @@ async def test_what_has_another_hash_is_not_given_its_name(tmp_path: Path) -> No
 def test_names_that_are_asked_about(name: str) -> None:
     with pytest.raises(UsageError, match="-o"):
         file_name(replace(CONTENT, name=name))
+
+
+def test_who_is_asked_first() -> None:
+    """Silent depots last, then as hinted, then who has the least to do, then in turns."""
+    one, two, three = copies = [Copy(Address(host, 1), Key("r", "1")) for host in ("one", "two", "three")]
+    depots = Depots()
+    assert [best_first(depots, copies, turn)[0] for turn in range(4)] == [one, two, three, one]
+    with depots.loading(one.depot), depots.loading(two.depot), depots.loading(two.depot):
+        assert best_first(depots, copies, 0) == [three, one, two]
+        depots.note(three.depot, DepotUnreachable("silence"))
+        assert best_first(depots, copies, 2) == [one, two, three]
+    assert best_first(depots, copies, 1) == [two, one, three]
+    hinted = Depots([three.depot])
+    with hinted.loading(three.depot):
+        assert [best_first(hinted, copies, turn)[0] for turn in range(3)] == [three] * 3
