@@ -11,7 +11,7 @@ from ibpfs import __version__
 from ibpfs.config import format_size
 from ibpfs_tools.asking import ask, find_asked
 from ibpfs_tools.commands import command
-from ibpfs_tools.repair import progress_of
+from ibpfs_tools.repair import format_period, progress_of
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -105,23 +105,23 @@ def _shards(found: dict[str, Any]) -> str:
 def _lease(end: float | None, now: float) -> str:
     if end is None:
         return "permanent"
-    days = (end - now) / 86400
-    return f"the first ends in {days:.1f} days" if days >= 0 else f"the first ended {-days:.1f} days ago"
+    period = format_period(abs(end - now))
+    return f"the first ends in {period}" if end >= now else f"the first ended {period} ago"
 
 
 def _hold(end: float, now: float) -> str:
-    days = (end - now) / 86400
-    return f"with this machine off, all hold for {days:.1f} days" if days > 0 else "some do not hold any more"
+    if end <= now:
+        return "some do not hold any more"
+    return f"with this machine off, all hold for {format_period(end - now)}"
 
 
 def _survival(end: float | None, now: float) -> str:
     """Until when the volume is whole with this machine off."""
     if end is None:
         return ""
-    days = (end - now) / 86400
-    if days <= 0:
+    if end <= now:
         return "; some bytes are not kept any more"
-    return f"; with this machine off, all is kept for {days:.1f} days"
+    return f"; with this machine off, all is kept for {format_period(end - now)}"
 
 
 def _free(size: int | None) -> str:

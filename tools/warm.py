@@ -12,6 +12,7 @@ from ibpfs.config import format_size
 from ibpfs.errors import UsageError
 from ibpfs_tools.asking import ask_without_keys, find_asked, progress_bar, tell
 from ibpfs_tools.commands import command, give_units
+from ibpfs_tools.repair import format_period
 
 EPILOG = """\b
 A timer for volumes that are not always mounted, as the user whose volumes they are:
@@ -133,7 +134,7 @@ def describe(result: dict[str, Any], now: float) -> str:
     """Return what was done, as a line for a person."""
     lacking, end = result["under_replicated_bytes"], result["survives_until"]
     copies = f"{format_size(lacking)} lack copies" if lacking else "all copies stand"
-    kept = "for good" if end is None else f"for {max(0.0, end - now) / 86400:.1f} days"
+    kept = "for good" if end is None else f"for {format_period(max(0.0, end - now))}"
     return f"{_leases(result['renewed'])} renewed, {copies}; with nothing renewed from now on, all is kept {kept}"
 
 

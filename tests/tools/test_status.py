@@ -46,12 +46,21 @@ def test_not_mounted_and_waiting() -> None:
     lines = describe({**STATUS, **changes}, 0, "1.0")
     assert lines[0] == "/v: not mounted"
     assert "1.0 KiB" in lines[2]
-    assert "first ends in 1.0 days" in lines[4]
+    assert "first ends in 24 hours" in lines[4]
 
 
 def test_what_is_at_risk_and_until_when_the_rest_is_kept() -> None:
     changes = {"at_risk_bytes": 2048, "under_replicated_bytes": 4096, "earliest_lease_end": 86400.0}
     lines = describe({**STATUS, **changes, "survives_until": 172800.0}, 0, "1.0")
     assert "4.0 KiB; 2.0 KiB at risk: no copy to spare" in lines[3]
-    assert "first ends in 1.0 days; with this machine off, all is kept for 2.0 days" in lines[4]
+    assert "first ends in 24 hours; with this machine off, all is kept for 2 days" in lines[4]
     assert "not kept any more" in describe({**STATUS, **changes, "survives_until": 0.0}, 0, "1.0")[4]
+
+
+def test_until_when_links_hold() -> None:
+    def told(seconds: float) -> str:
+        return describe({**STATUS, "shares_hold_until": 5000.0 + seconds}, 5000.0, "1.0")[5]
+
+    for seconds, text in ((3600, "60 minutes"), (3 * 3600, "3 hours"), (30 * 86400, "30 days"), (20, "20 seconds")):
+        assert told(seconds) == f"  links           with this machine off, all hold for {text}"
+    assert told(-1) == "  links           some do not hold any more"

@@ -14,7 +14,7 @@ WELL = {"renewed": 1, "not_renewed": 0, "under_replicated_bytes": 0, "at_risk_by
 
 def test_all_is_well() -> None:
     assert describe(WELL, 0) == (
-        "1 lease renewed, all copies stand; with nothing renewed from now on, all is kept for 1.0 days"
+        "1 lease renewed, all copies stand; with nothing renewed from now on, all is kept for 24 hours"
     )
     assert trouble(WELL) == ""
     assert describe({**WELL, "survives_until": None}, 0).endswith("all is kept for good")
