@@ -8,6 +8,7 @@ from itertools import pairwise
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,3 +166,32 @@ def test_every_request_is_answered_once(requests: list[int], data: st.DataObject
             assert sorted(made.answered) == sorted(requests)
 
     trio.run(run)
+
+
+async def test_while_a_request_waits_nobody_stands_still_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    lingered: list[int] = []
+    released = trio.Event()
+
+    async def handle(request: int) -> AsyncIterator[None]:
+        if request == 0:
+            await released.wait()
+        yield
+
+    def select(read: list[int], *_: object) -> tuple[list[int], list[int], list[int]]:
+        lingered.append(len(made.answered))
+        return [], [], []
+
+    monkeypatch.setattr("ibpfs.request_loop.select.select", select)
+    with kernel(handle) as made:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.serve)
+            made.ask(0, 1, 2)
+            await served(made, 2)
+            assert lingered == []
+            released.set()
+            await served(made, 3)
+            made.ask(3)
+            await served(made, 4)
+            await trio.testing.wait_all_tasks_blocked()
+            assert lingered == [4]
+            nursery.cancel_scope.cancel()
