@@ -1,6 +1,7 @@
 """What the process that owns a volume asks of the system for itself."""
 
 import ctypes
+import gc
 import os
 import resource
 import sys
@@ -13,6 +14,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 #: Freed memory that is kept for the next block, not given back page by page: to seal 1 MiB takes 290 us with that, 72
 #: without; to put a record of 1 MiB into the spool 920 and 160.
 _KEPT = 32 * 1024 * 1024
+#: New containers before the collector looks for cycles, of which there are few. With Python's 700 it looked so often at
+#: all rows and records in memory that a small write took 15 us instead of 11, an upload 62 instead of 52.
+_COLLECTED = 50_000
 
 
 def prepare_process() -> None:
@@ -28,3 +32,4 @@ def prepare_process() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    gc.set_threshold(_COLLECTED, 20, 20)

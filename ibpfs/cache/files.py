@@ -118,34 +118,38 @@ class FileCache:
             inode.mtime_ns = file.mtime_ns
         if file.ctime_ns is not None:
             inode.ctime_ns = max(inode.ctime_ns, file.ctime_ns)
-        inode.allocated += self._dirty_holes(file)
+        inode.allocated += self._dirty_holes(file) if inode.allocated else file.dirty
         return inode
 
     def _dirty_holes(self, file: DirtyFile) -> int:
         """Dirty bytes that lie where nothing is mapped yet."""
         mapped = self._ledger.extents(file.ino)
-        if not len(mapped):
-            return file.dirty
         return sum(
             stop - start for piece in file.extents for start, stop in mapped.holes(piece.start, piece.stop)
         )
 
     def change(self, ino: int, change: AttributeChange) -> Inode:
-        """setattr. A size is applied first; all of it is one transaction."""
+        """setattr. A size is applied first; all of it is one transaction.
+
+        What tar and cp ask for of a file that they just wrote is mostly so already: its ctime waits for the commit of
+        its bytes then.
+        """
         inode = self._names.inode(ino)
+        file = self._flusher.files.get(ino)
+        if file is not None and self._names.is_so(inode, change):
+            file.ctime_ns = time.time_ns()
+            return self.overlay(inode)
         if change.size is not None:
             self._check_size(inode, change.size)
         accessed = self._accessed.get(ino)
         if accessed is not None and change.atime_ns is None:
             change = replace(change, atime_ns=accessed)
-        file = self._flusher.files.get(ino)
         pending = (None, None) if file is None else (file.mtime_ns, file.ctime_ns)
         with self._db.transaction():
             if change.size is not None:
                 self._truncate(inode, file, change.size)
-            if file is not None:
-                self._ledger.pass_by(ino, file.version)
-            changed = self._names.change(ino, change, pending_times=pending)
+            above = 0 if file is None else file.version
+            changed = self._names.change(ino, change, pending_times=pending, above=above)
         self._accessed.forget(ino)
         if file is not None:
             file.mtime_ns = file.ctime_ns = None

@@ -311,11 +311,6 @@ class Ledger(Pinned):
         self.forget_map(ino)
         return more
 
-    def pass_by(self, ino: int, seq: int) -> None:
-        """The next change's version is above `seq`: spool records up to it tell nothing of the times any more."""
-        with self._db.transaction() as db:
-            db.update_inode("version = max(version, ?)", (seq, ino))
-
     def cut(self, ino: int, *, idle: bool = False) -> bool:
         """Delete some more mappings that truncations have made void; True while there may be more.
 

@@ -165,15 +165,18 @@ class Namespace:
             return self._renaming.rename((parent, name), (new_parent, new_name), flags)
 
     def change(
-        self, ino: int, change: AttributeChange, *, pending_times: tuple[int | None, int | None] = (None, None)
-    ) -> Inode:
+        self, ino: int, change: AttributeChange, *, pending_times: tuple[int | None, int | None] = (None, None),
+        above: int = 0,
+    ) -> Inode:  # fmt: skip
         """Change mode, owner and times; the size is the ledger's affair.
 
         `pending_times` are (mtime, ctime) that so far only the spool knows; what `change` does not set takes them.
+        The new version is above `above`: spool records up to that tell nothing of the times any more.
         A new owner takes the set-id bits and the capabilities of a file, as POSIX has it.
         """
         with self._db.transaction():
             inode = self._inodes.get(ino)
+            inode.version = max(inode.version, above)
             pending_mtime, pending_ctime = pending_times
             if change.uid is not None or change.gid is not None:
                 self._change_owner(inode, change)
@@ -184,6 +187,17 @@ class Namespace:
             inode.mtime_ns = _first(change.mtime_ns, _first(pending_mtime, inode.mtime_ns))
             ctime = max(self._inodes.now(), pending_ctime or 0) if change.ctime_ns is None else change.ctime_ns
             return self._inodes.save(inode, ctime)
+
+    def is_so(self, inode: Inode, change: AttributeChange) -> bool:
+        """Whether all that is asked for is so already, and the change would set ctime alone."""
+        if not (change.atime_ns is change.mtime_ns is change.ctime_ns is change.size is None):
+            return False
+        if change.mode is not None and change.mode != stat.S_IMODE(inode.mode):
+            return False
+        if change.uid is None and change.gid is None:
+            return True
+        same = change.uid in (None, inode.uid) and change.gid in (None, inode.gid)
+        return same and inode.mode == without_privileges(inode.mode) and self._xattrs.is_plain(inode.ino)
 
     def accessed(self, ino: int, atime_ns: int) -> None:
         """Note an access, which is no version of the inode. Nothing happens when it is gone."""

@@ -46,7 +46,7 @@ class XattrTable:
 
     def names(self, ino: int) -> list[bytes]:
         """The names that are set, in order; trusted ones too."""
-        if self._is_plain(ino):
+        if self.is_plain(ino):
             return []
         return [name for (name,) in self._db.rows("SELECT name FROM xattrs WHERE ino = ? ORDER BY name", (ino,))]
 
@@ -100,7 +100,7 @@ class XattrTable:
 
     def reap(self, ino: int, limit: int) -> int:
         """Delete up to `limit` attributes, return how many. Inside a transaction."""
-        if self._is_plain(ino):
+        if self.is_plain(ino):
             return 0
         return self._db.execute_remembered(
             "DELETE FROM xattrs WHERE ino = ? AND name IN (SELECT name FROM xattrs WHERE ino = ? LIMIT ?)",
@@ -125,12 +125,12 @@ class XattrTable:
             raise NoSpace(f"inode {ino} has no room for another attribute's name")
 
     def _find(self, ino: int, name: bytes) -> bytes | None:
-        if self._is_plain(ino):
+        if self.is_plain(ino):
             return None
         value: bytes | None = self._db.value("SELECT value FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
         return value
 
-    def _is_plain(self, ino: int) -> bool:
+    def is_plain(self, ino: int) -> bool:
         """Whether it has none at all, as nearly every inode; asked for with every write and every new name."""
         if ino in self._db.remembered.plain:
             return True
@@ -144,7 +144,7 @@ class XattrTable:
         self._db.remembered.plain.discard(ino)
 
     def _delete(self, ino: int, name: bytes) -> bool:
-        if self._is_plain(ino):
+        if self.is_plain(ino):
             return False
         return self._db.execute_remembered("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name)).rowcount > 0
 

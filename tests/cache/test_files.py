@@ -117,6 +117,37 @@ async def test_a_long_write_is_cut_into_slices(volume: VolumePaths) -> None:
         assert now.db.value("SELECT max(length) FROM slices") <= MAX_SLICE
 
 
+async def test_what_is_so_already_moves_ctime_and_commits_nothing(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        ino = now.create(b"file", 0o100640).ino
+        await now.files.write(ino, 0, b"bytes")
+        before, seq = now.files.change(ino, AttributeChange(mtime_ns=5)), now.db.seq
+        changed = now.files.change(ino, AttributeChange(mode=0o640, uid=0, gid=0))
+        assert now.db.seq == seq
+        assert (changed.mtime_ns, changed.mode) == (5, before.mode)
+        assert before.ctime_ns < changed.ctime_ns == now.files.inode(ino).ctime_ns
+        await now.files.flush()
+        stored = now.names.inode(ino)
+        assert (stored.mtime_ns, stored.ctime_ns) == (5, changed.ctime_ns)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [AttributeChange(mode=0o4700), AttributeChange(uid=0), AttributeChange(gid=1), AttributeChange(mtime_ns=1)],
+    ids=["mode", "same owner of a set-id file", "group", "time"],
+)
+async def test_what_is_not_so_yet_is_committed_at_once(volume: VolumePaths, change: AttributeChange) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        ino = now.create(b"file", 0o104750).ino
+        await now.files.write(ino, 0, b"bytes")
+        seq = now.db.seq
+        changed, stored = now.files.change(ino, change), now.names.inode(ino)
+        assert stored.version == changed.version
+        assert (stored.mode, stored.gid, stored.mtime_ns) == (changed.mode, changed.gid, changed.mtime_ns)
+        assert now.db.seq == seq + 1
+        assert bool(stored.mode & 0o4000) == (change.uid is None and change.gid is None)
+
+
 async def test_an_unlinked_file_is_released_on_the_depot(volume: VolumePaths) -> None:
     async with run_depot(volume.depot), run_stack(volume) as now:
         inode = now.create(b"gone")

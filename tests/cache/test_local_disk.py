@@ -8,6 +8,7 @@ import trio
 
 from ibpfs.config import VolumePaths
 from ibpfs.errors import NoSpace, VolumeError
+from ibpfs.exnode_store.attributes import AttributeChange
 from ibpfs.exnode_store.creation import create_volume
 
 from .stack import Stack, run_depot, run_stack
@@ -39,7 +40,7 @@ def use_up(now: Stack, ino: int) -> None:
             now.create(b"%d" % number)
     with pytest.raises(NoSpace):
         for number in range(1000):
-            now.ledger.pass_by(ino, number)
+            now.names.change(ino, AttributeChange(), above=number)
 
 
 def fill(disk: Path) -> Path:
