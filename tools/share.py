@@ -92,6 +92,8 @@ def make(
         refuse_existing(output, overwrite=False)
     _check_gateway(gateway)
     paths = mounts.volume_holding(path)
+    if not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path}: neither a file nor a directory")
     secret = _passphrase(passphrase, passphrase_file)
     found: dict[str, Any] = ask(
         paths, "share", Secrets(), title=f"sharing {path.name}", quiet=quiet or as_json, ino=path.stat().st_ino,

@@ -12,7 +12,7 @@ from tests.gateway.browser import Browser
 from tests.gateway.conftest import GatewayProcess
 
 from .running import run, until
-from .test_sharing import get, share
+from .sharing import get, share
 from .volumes import ALONE, MakeVolume, Session, Volume
 
 pytestmark = [pytest.mark.mounted, pytest.mark.usefixtures("as_root")]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pyrage
 import pytest
@@ -20,36 +19,10 @@ from tests.depot.conftest import LineClient
 
 from .relays import Gate
 from .running import BIN, HEARD, run, until
+from .sharing import DATA, LOADS, get, refusal, share
 from .volumes import MakeVolume, Session, Volume
 
 pytestmark = pytest.mark.mounted
-
-DATA = random.Random(7).randbytes(3_000_000)
-LOADS = re.compile(rb"\d+ 8 \S+ \S+ \d+ \d+ \d+ ?\n")
-
-
-def share(path: Path, *words: object) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run("ibpfs", "share", "--json", path, *words).stdout)
-    return found
-
-
-def get(home: Path, link: str, *words: object, code: int | None = 0) -> str:
-    """As somebody else; what it said."""
-    home.mkdir(exist_ok=True)
-    done = run(
-        "ibpfs", "get", "-", *words, input=link, code=code, cwd=home, env={"HOME": str(home)}, start_new_session=True
-    )
-    assert not link.partition("#")[2] or link.partition("#")[2] not in done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def refusal(home: Path, link: str, *words: object, code: int = 1) -> str:
-    """The one line that is said."""
-    said = get(home, link, "-q", *words, code=code)
-    assert said.startswith("ibpfs: ")
-    assert said.count("\n") == 1
-    return said
-
 
 def replayed(address: str, line: bytes) -> bytes:
     """What a depot answers to a line that somebody heard."""
@@ -332,6 +305,8 @@ def test_nothing_is_overwritten(two: Volume, directory: Path) -> None:
     hidden = share(two / "f", "--name", ".profile")["link"]
     assert "say one with -o" in refusal(directory, hidden, code=2)
     assert "has a name that is none" in run("ibpfs", "share", two / "f", "--name", "../f", code=2).stderr
+    os.mkfifo(two / "pipe")
+    assert "/pipe: neither a file" in run("ibpfs", "share", two / "pipe", code=2).stderr
 
 
 def test_passphrases_and_recipients(two: Volume, directory: Path) -> None:
@@ -411,98 +386,3 @@ def test_listed_extended_and_kept(two: Volume, directory: Path) -> None:
     assert found["id"] in run("ibpfs", "share", "info", found["id"], "--json").stdout
     assert "no share" in run("ibpfs", "share", "info", "abc", "--volume", two.root, code=2).stderr
     assert "link" in run("ibpfs", "status", two.mountpoint).stdout
-
-
-def test_plain_volumes(volumes: MakeVolume, directory: Path) -> None:
-    """Sealed anew for the link."""
-    volume = volumes("--plain", depots=1)
-    (volume / "f").write_bytes(DATA)
-    refused = run("ibpfs", "share", volume / "f", "--copy-limit", "1M", code=2).stderr
-    assert "--copy-limit" in refused
-    found = share(volume / "f")
-    assert found["copied_bytes"] == len(DATA)
-    get(directory, found["link"])
-    assert (directory / "f").read_bytes() == DATA
-    run("ibpfs", "share", "revoke", found["id"], "--volume", volume.root)
-    assert "revoked by its sender" in refusal(directory / "b", found["link"])
-
-
-def test_a_copy_near_the_receiver(two: Volume, session: Session, directory: Path) -> None:
-    two.expect("does not answer")
-    with session.depot() as near:
-        (two / "f").write_bytes(DATA)
-        found = share(two / "f", "--near", near.address)
-        shown = json.loads(run("ibpfs", "share", "info", found["id"], "--json", "--volume", two.root).stdout)
-        assert len(shown["depots"]) == 3
-        get(directory, found["link"])
-        assert (directory / "f").read_bytes() == DATA
-        assert near.allocations()
-        run("ibpfs", "share", "revoke", found["id"], "--volume", two.root)
-        until(lambda: not near.allocations(), 20)
-
-
-def test_staged_near_the_receiver(two: Volume, session: Session, directory: Path) -> None:
-    """The depots copy it among themselves; afterwards the near one is enough, and is left as it was."""
-    two.expect("does not answer")
-    with session.depot() as near:
-        (two / "f").write_bytes(DATA)
-        link = share(two / "f")["link"]
-        home = {"HOME": str(directory)}
-        run("ibpfs", "stage", "-", near.address, "-d", "1h", input=link, cwd=directory, env=home)
-        assert sum(path.stat().st_size for path in near.allocations()) > len(DATA)
-        (staged,) = (directory / ".local" / "share" / "ibpfs" / "staged").iterdir()
-        assert staged.stat().st_mode & 0o777 == 0o600
-        before = [depot.errors.read_text() for depot in two.depots]
-        get(directory, link)
-        assert (directory / "f").read_bytes() == DATA
-        assert before == [depot.errors.read_text() for depot in two.depots]
-        elsewhere = directory / "elsewhere"
-        had = len(near.allocations())
-        get(elsewhere, link, "--near", near.address)
-        assert (elsewhere / "f").read_bytes() == DATA
-        assert len(near.allocations()) == had
-        near.stop()
-        said = run("ibpfs", "stage", "-", near.address, input=link, cwd=directory, env=home, code=1).stderr
-        assert "nobody listens" in said
-
-
-def test_adopted_by_another_volume(volumes: MakeVolume, directory: Path) -> None:
-    """Nothing is copied at first; then the volume has copies of its own, and the link may end."""
-    one, other = volumes("--copies", "2", depots=2), volumes(depots=1)
-    (one / "tree").mkdir()
-    (one / "tree" / "f").write_bytes(DATA)
-    with (one / "tree" / "sparse").open("wb") as file:
-        file.write(b"begin")
-        file.seek(1_000_000)
-        file.write(b"end")
-    (one / "tree" / "empty").touch()
-    found = share(one / "tree")
-    get(directory, found["link"], "--adopt", other.mountpoint)
-    run("diff", "-r", one / "tree", other / "tree")
-    assert "exists already" in refusal(directory, found["link"], "--adopt", other.mountpoint)
-
-    def foreign() -> set[str]:
-        return {replica["depot"] for one in other.stat("tree/f")["segments"] for replica in one["replicas"]}
-
-    until(lambda: foreign() == {other.depots[0].address}, 60)
-    until(lambda: "imported" not in other.stat("tree/sparse"), 60)
-    run("ibpfs", "share", "revoke", found["id"], "--volume", one.root)
-    other.drop_cache()
-    run("diff", "-r", one / "tree", other / "tree")
-    other.umount()
-    other.fsck("--data", "-n")
-
-
-def test_mended_when_a_replica_moves(volumes: MakeVolume, directory: Path) -> None:
-    """A depot that was drained has no window any more: the record names another one then."""
-    volume = volumes("--copies", "2", depots=3)
-    (volume / "f").write_bytes(DATA)
-    found = share(volume / "f")
-    info = "ibpfs", "share", "info", found["id"], "--json", "--volume", volume.root
-    first = json.loads(run(*info).stdout)["depots"][0]
-    drained = first.replace("ibps:", "ibp:")
-    run("ibpfs", "depots", "drain", volume.root, drained)
-    volume.remount()
-    until(lambda: first not in json.loads(run(*info).stdout)["depots"], 60)
-    get(directory, found["link"])
-    assert (directory / "f").read_bytes() == DATA

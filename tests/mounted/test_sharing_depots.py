@@ -1,5 +1,6 @@
 """Links and the depots behind them: which of them give how much."""
 
+import json
 import random
 import socket
 from collections.abc import Iterator
@@ -12,10 +13,16 @@ from tests.gateway.browser import Browser
 from tests.gateway.conftest import GatewayProcess
 
 from .relays import Gate
-from .test_sharing import LOADS, get, share
-from .volumes import Session, Volume
+from .running import run, until
+from .sharing import DATA, LOADS, get, refusal, share
+from .volumes import MakeVolume, Session, Volume
 
 pytestmark = pytest.mark.mounted
+
+
+@pytest.fixture
+def two(volumes: MakeVolume) -> Volume:
+    return volumes("--copies", "2", depots=2)
 
 
 @contextmanager
@@ -73,3 +80,98 @@ def test_a_browser_asks_all_depots(session: Session, directory: Path) -> None:
     finally:
         browser.close()
         assert gateway.stop() == 0
+
+
+def test_plain_volumes(volumes: MakeVolume, directory: Path) -> None:
+    """Sealed anew for the link."""
+    volume = volumes("--plain", depots=1)
+    (volume / "f").write_bytes(DATA)
+    refused = run("ibpfs", "share", volume / "f", "--copy-limit", "1M", code=2).stderr
+    assert "--copy-limit" in refused
+    found = share(volume / "f")
+    assert found["copied_bytes"] == len(DATA)
+    get(directory, found["link"])
+    assert (directory / "f").read_bytes() == DATA
+    run("ibpfs", "share", "revoke", found["id"], "--volume", volume.root)
+    assert "revoked by its sender" in refusal(directory / "b", found["link"])
+
+
+def test_a_copy_near_the_receiver(two: Volume, session: Session, directory: Path) -> None:
+    two.expect("does not answer")
+    with session.depot() as near:
+        (two / "f").write_bytes(DATA)
+        found = share(two / "f", "--near", near.address)
+        shown = json.loads(run("ibpfs", "share", "info", found["id"], "--json", "--volume", two.root).stdout)
+        assert len(shown["depots"]) == 3
+        get(directory, found["link"])
+        assert (directory / "f").read_bytes() == DATA
+        assert near.allocations()
+        run("ibpfs", "share", "revoke", found["id"], "--volume", two.root)
+        until(lambda: not near.allocations(), 20)
+
+
+def test_staged_near_the_receiver(two: Volume, session: Session, directory: Path) -> None:
+    """The depots copy it among themselves; afterwards the near one is enough, and is left as it was."""
+    two.expect("does not answer")
+    with session.depot() as near:
+        (two / "f").write_bytes(DATA)
+        link = share(two / "f")["link"]
+        home = {"HOME": str(directory)}
+        run("ibpfs", "stage", "-", near.address, "-d", "1h", input=link, cwd=directory, env=home)
+        assert sum(path.stat().st_size for path in near.allocations()) > len(DATA)
+        (staged,) = (directory / ".local" / "share" / "ibpfs" / "staged").iterdir()
+        assert staged.stat().st_mode & 0o777 == 0o600
+        before = [depot.errors.read_text() for depot in two.depots]
+        get(directory, link)
+        assert (directory / "f").read_bytes() == DATA
+        assert before == [depot.errors.read_text() for depot in two.depots]
+        elsewhere = directory / "elsewhere"
+        had = len(near.allocations())
+        get(elsewhere, link, "--near", near.address)
+        assert (elsewhere / "f").read_bytes() == DATA
+        assert len(near.allocations()) == had
+        near.stop()
+        said = run("ibpfs", "stage", "-", near.address, input=link, cwd=directory, env=home, code=1).stderr
+        assert "nobody listens" in said
+
+
+def test_adopted_by_another_volume(volumes: MakeVolume, directory: Path) -> None:
+    """Nothing is copied at first; then the volume has copies of its own, and the link may end."""
+    one, other = volumes("--copies", "2", depots=2), volumes(depots=1)
+    (one / "tree").mkdir()
+    (one / "tree" / "f").write_bytes(DATA)
+    with (one / "tree" / "sparse").open("wb") as file:
+        file.write(b"begin")
+        file.seek(1_000_000)
+        file.write(b"end")
+    (one / "tree" / "empty").touch()
+    found = share(one / "tree")
+    get(directory, found["link"], "--adopt", other.mountpoint)
+    run("diff", "-r", one / "tree", other / "tree")
+    assert "exists already" in refusal(directory, found["link"], "--adopt", other.mountpoint)
+
+    def foreign() -> set[str]:
+        return {replica["depot"] for one in other.stat("tree/f")["segments"] for replica in one["replicas"]}
+
+    until(lambda: foreign() == {other.depots[0].address}, 60)
+    until(lambda: "imported" not in other.stat("tree/sparse"), 60)
+    run("ibpfs", "share", "revoke", found["id"], "--volume", one.root)
+    other.drop_cache()
+    run("diff", "-r", one / "tree", other / "tree")
+    other.umount()
+    other.fsck("--data", "-n")
+
+
+def test_mended_when_a_replica_moves(volumes: MakeVolume, directory: Path) -> None:
+    """A depot that was drained has no window any more: the record names another one then."""
+    volume = volumes("--copies", "2", depots=3)
+    (volume / "f").write_bytes(DATA)
+    found = share(volume / "f")
+    info = "ibpfs", "share", "info", found["id"], "--json", "--volume", volume.root
+    first = json.loads(run(*info).stdout)["depots"][0]
+    drained = first.replace("ibps:", "ibp:")
+    run("ibpfs", "depots", "drain", volume.root, drained)
+    volume.remount()
+    until(lambda: first not in json.loads(run(*info).stdout)["depots"], 60)
+    get(directory, found["link"])
+    assert (directory / "f").read_bytes() == DATA
