@@ -84,8 +84,9 @@ class Exchange:
         return Part(int(one["start"]), int(one["stop"]), replicas, found)
 
     def _replica(self, row: Mapping[str, Any], own: bool) -> ForeignReplica:
-        """address, base, read, and, where known, write, manage ('KEY/TYPEKEY'), lease_end."""
-        depot = self._depots.foreign(Address.parse(row["address"]))
+        """address, base, read, and, where known, write, manage ('KEY/TYPEKEY'), lease_end, pin (hex)."""
+        pin = bytes.fromhex(row.get("pin") or "")
+        depot = self._depots.foreign(Address.parse(row["address"]), pin or None)
         write, manage = (unpack_key(row[kind]) if row.get(kind) else NO_KEY for kind in ("write", "manage"))
         end = row.get("lease_end")
         return ForeignReplica(

@@ -106,7 +106,7 @@ async def test_a_pinned_depot_that_drops_tls_is_refused(tmp_path: Path) -> None:
         with trio.fail_after(10):
             while not depot.trouble:
                 await depot.turned.wait()
-        assert "does not speak TLS, although this volume knows it with TLS; refused" in depot.trouble
+        assert "does not speak TLS, although it is known with TLS; refused" in depot.trouble
 
 
 async def test_a_depot_that_is_added_is_pinned(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _parts(content: Content, entry: Entry) -> Iterator[dict[str, Any]]:
             "sealed": ForeignSlice(slice_.form, part.offset, slice_.key).as_row(),
             "replicas": [
                 {"address": str(copy.depot), "base": copy.base + slice_.offset, "read": pack_key(copy.read),
-                 "lease_end": content.expires}
+                 "lease_end": content.expires, "pin": content.pins.get(copy.depot, b"").hex()}
                 for copy in content.runs[slice_.run].copies
             ],
         }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from ibpfs.exnode_store.documents.notation import Notation, notation_of, read, r
 from ibpfs.exnode_store.lors.depot_lists import ListedDepot, order, parse_labels, parse_list
 from ibpfs.exnode_store.lors.outputs import editing, write_document
 from ibpfs.exnode_store.lors.work import Advance, Depots, connected, within
+from ibpfs.exnode_store.sharing.fetching import STRANGER
 from ibpfs_tools.asking import progress_bar
 
 T = TypeVar("T")
@@ -162,15 +163,24 @@ def pace_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run(
-    work: Callable[[Depots, Advance], Awaitable[T]], title: str, pace: Pace, hints: list[Address] | None = None
+    work: Callable[[Depots, Advance], Awaitable[T]], title: str, pace: Pace, hints: list[Address] | None = None,
+    pins: Mapping[Address, bytes] | None = None,
 ) -> T:
-    """Run `work` with clients and a progress bar."""
+    """Run `work` with clients and a progress bar. `pins`: certificates by which depots are known."""
+    strangers: dict[Address, None] = {}
+
     async def main(advance: Advance) -> T:
-        async with connected(hints or (), pace.streams) as depots:
-            return await within(pace.deadline, work(depots, advance), title)
+        async with connected(hints or (), pace.streams, pins or {}) as depots:
+            try:
+                return await within(pace.deadline, work(depots, advance), title)
+            finally:
+                strangers.update(depots.strangers)
 
     with progress_bar(title, pace.quiet) as advance:
-        return trio.run(main, advance)
+        found = trio.run(main, advance)
+    for one in strangers:  # without these it was done all the same
+        note(f"{one}: not used: {STRANGER}", pace)
+    return found
 
 
 def note(text: str, pace: Pace) -> None:

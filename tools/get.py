@@ -100,7 +100,7 @@ def _near(
     try:
         yield made.on(content), [place]
     finally:
-        run(lambda depots, _: depots.release(made.manages()), "", pace)
+        run(lambda depots, _: depots.release(made.manages()), "", pace, pins=made.on(content).pins)
 
 
 def _adopt(content: Content, target: Path, pace: Pace) -> None:
@@ -117,7 +117,7 @@ def _fetch(
         receiver = Receiver(depots, content, advance, pace.streams)
         return await receiver.receive(target, overwrite=force, resume=not restart), receiver.left_out
 
-    resumed, left_out = run(work, f"fetching {printable(target.name)}", pace, hints)
+    resumed, left_out = run(work, f"fetching {printable(target.name)}", pace, hints, content.pins)
     earlier = f", {format_size(resumed)} of it earlier" if resumed else ""
     note(f"{printable(str(target))}: {format_size(content.size)}{earlier}, verified", pace)
     if left_out:
@@ -146,7 +146,7 @@ def _cat(content: Content, hints: list[Address], pace: Pace) -> None:
 
         await stream(depots, content, entry, write, pace.streams)
 
-    run(work, f"fetching {printable(content.name)}", pace, hints)
+    run(work, f"fetching {printable(content.name)}", pace, hints, content.pins)
     out.flush()
     if entry.sha256 is not None and digest.digest() != entry.sha256:
         raise DataError("what was fetched is not what was shared: its SHA-256 differs")

@@ -47,7 +47,7 @@ def staged_on(address: Address, link: Link, content: Content, seconds: int, pace
     async def work(depots: Depots, advance: Advance) -> Staged:
         return await copy_to(depots, content, link.locator.id, address, seconds, advance, min(pace.streams, 4))
 
-    return run(work, f"copying {printable(content.name)}", pace)
+    return run(work, f"copying {printable(content.name)}", pace, pins=content.pins)
 
 
 def place_of(link: Link) -> Path:

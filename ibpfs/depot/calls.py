@@ -62,6 +62,11 @@ class Calls:
         self._pin = fingerprint
         self._pool.drop()
 
+    @property
+    def fingerprint(self) -> bytes | None:
+        """Of the certificate by which the depot is known; None without TLS, or before the first connection."""
+        return self._pin
+
     def drop_connections(self) -> None:
         """After a suspend: nothing waits on a connection that may be dead."""
         self._pool.drop()

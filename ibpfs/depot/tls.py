@@ -50,7 +50,7 @@ async def secured(sock: trio.socket.SocketType, name: str, pin: bytes | None) ->
                 raise OutOfSockets(goodbye.backoff) from error
             if not tls.beginning:
                 raise DepotUnreachable(f"{name}: closed the connection before any answer") from error
-            known = "although this volume knows it with TLS; refused" if pin else "use ibp:// if that is meant"
+            known = "although it is known with TLS; refused" if pin else "use ibp:// if that is meant"
             raise NoTls(f"{name}: does not speak TLS, {known}") from error
         if pin is not None and not hmac.compare_digest(tls.fingerprint, pin):
             raise WrongCertificate(

@@ -349,20 +349,20 @@ class DepotSet:
         depot.is_pinned, depot.is_open = True, False
         depot.client.pin(fingerprint)
 
-    def foreign(self, address: Address) -> Depot:
-        """Where imported bytes are: one of the volume's depots, or one that takes nothing new."""
+    def foreign(self, address: Address, fingerprint: bytes | None = None) -> Depot:
+        """Where imported bytes are: one of the volume's depots, as it is known, or one that takes nothing new."""
         text = str(address)
-        known = self.at(text)
-        if known is not None:
+        if (known := self.at(text)) is not None:
             return known
         with self._db.transaction() as db:
             db.execute(
-                "INSERT INTO depots (address, embedded, labels, role, seq) VALUES (?, 0, '{}', 'draining', ?)"
-                " ON CONFLICT (address) DO UPDATE SET role = 'draining', seq = excluded.seq",
-                (text, db.seq),
+                "INSERT INTO depots (address, embedded, labels, role, fingerprint, seq)"
+                " VALUES (?, 0, '{}', 'draining', ?, ?) ON CONFLICT (address) DO UPDATE SET role = 'draining',"
+                " fingerprint = coalesce(excluded.fingerprint, fingerprint), seq = excluded.seq",
+                (text, fingerprint, db.seq),
             )
-        row = db.value("SELECT id FROM depots WHERE address = ?", (text,))
-        self._start(row, text, 0, "draining", "{}", None)
+        row, pin = db.rows("SELECT id, fingerprint FROM depots WHERE address = ?", (text,))[0]
+        self._start(row, text, 0, "draining", "{}", pin)
         self._warn_of_plain([self._depots[row]])
         return self._depots[row]
 

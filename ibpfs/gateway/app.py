@@ -187,9 +187,10 @@ class Gateway:
             return _failure("mangled")
 
         async def found() -> bytearray:
-            if depot not in await self._records.depots(locator):
+            named = await self._records.depots(locator)
+            if depot not in named:
                 raise NotPermitted("the share's record does not name the depot")
-            return await self._relay.load(depot, key, offset, length)
+            return await self._relay.load(depot, key, offset, length, named[depot])
 
         return await self._counted(request, locator, found, length)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -46,14 +47,14 @@ class Records:
         self._relay = relay
         self._bytes = 0
         self._readings: dict[str, _Reading] = {}
-        self._known: OrderedDict[str, tuple[float, frozenset[Address]]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Mapping[Address, bytes | None]]] = OrderedDict()
 
-    async def depots(self, locator: Locator) -> frozenset[Address]:
-        """The depots that the share's signed public part names. Raises NoShare."""
-        until, found = self._known.get(locator.render(), (0.0, frozenset()))
+    async def depots(self, locator: Locator) -> Mapping[Address, bytes | None]:
+        """The depots that the share's signed public part names, with their pins. Raises NoShare."""
+        until, found = self._known.get(locator.render(), (0.0, {}))
         if until > trio.current_time():
             return found
-        return frozenset((await self.newest(locator)).public.depots)
+        return _depots(await self.newest(locator))
 
     async def newest(self, locator: Locator) -> LogEntry:
         """The last valid entry, from the first place that has one. Who asks meanwhile gets the same. Raises NoShare."""
@@ -117,10 +118,14 @@ class Records:
     def _noted(self, locator: Locator, entry: LogEntry) -> LogEntry:
         if entry.public.expires <= time.time():  # depots keep some things longer than was agreed
             raise NoShare("expired")
-        self._known[locator.render()] = trio.current_time() + _BELIEVED, frozenset(entry.public.depots)
+        self._known[locator.render()] = trio.current_time() + _BELIEVED, _depots(entry)
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)
         return entry
+
+
+def _depots(entry: LogEntry) -> dict[Address, bytes | None]:
+    return {one: entry.public.pins.get(one) for one in entry.public.depots}
 
 
 def _reason(reasons: list[str], is_past: bool) -> str:

@@ -1,5 +1,6 @@
 """LOADs that a gateway makes for others: one command, which it builds itself, to depots that it may speak to."""
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -11,9 +12,12 @@ from ibpfs.depot.capability import Key
 from ibpfs.depot.client import DepotClient
 from ibpfs.depot.server.access import Ip, household, plain_ip
 from ibpfs.depot.server.reach import Places
+from ibpfs.depot.tls import WrongCertificate
 from ibpfs.depot.wire import DepotUnreachable
 from ibpfs.errors import IbpfsError, UsageError
 from ibpfs.gateway.reach import permits
+
+_log = logging.getLogger(__name__)
 
 #: Longest stored slice, with its header and tags, and some.
 MAX_LOAD = 8 * 1024 * 1024
@@ -37,16 +41,24 @@ class Relay:
     def __init__(self, allowed: Sequence[Places], *, allowed_only: bool = False) -> None:
         self._allowed = allowed
         self._allowed_only = allowed_only
-        self._clients: OrderedDict[Address, DepotClient] = OrderedDict()
+        self._clients: OrderedDict[tuple[Address, bytes | None], DepotClient] = OrderedDict()
         self._running: Counter[Ip | Address] = Counter()
 
-    async def load(self, depot: Address, key: Key, offset: int, length: int) -> bytearray:
-        """Exactly these bytes. Raises NotPermitted, TooBusy, DepotError, DepotUnreachable."""
+    async def load(
+        self, depot: Address, key: Key, offset: int, length: int, pin: bytes | None = None
+    ) -> bytearray:
+        """Exactly these bytes; `pin`: from the depot of this certificate alone.
+
+        Raises NotPermitted, TooBusy, DepotError, DepotUnreachable.
+        """
         try:
             with trio.fail_after(LIMIT):
                 place = await self._resolve(depot)
                 with self._counted(place):
-                    return await (await self._client(place)).load(key, offset, length)
+                    return await (await self._client(place, pin)).load(key, offset, length)
+        except WrongCertificate:
+            _log.info("%s: refused: its certificate is another than a link names", depot)
+            raise
         except trio.TooSlowError:
             raise DepotUnreachable(f"{depot}: no answer for {LIMIT:.0f} s") from None
 
@@ -76,15 +88,15 @@ class Relay:
                 if not self._running[one]:
                     del self._running[one]
 
-    async def _client(self, address: Address) -> DepotClient:
-        client = self._clients.get(address)
+    async def _client(self, address: Address, pin: bytes | None) -> DepotClient:
+        client = self._clients.get((address, pin))
         if client is None:
-            client = self._clients[address] = DepotClient(address)
-            idle = [one for one in self._clients if one not in self._running]
+            client = self._clients[address, pin] = DepotClient(address, fingerprint=pin)
+            idle = [one for one in self._clients if one[0] not in self._running]
             for one in idle[: max(0, len(self._clients) - _MOST_DEPOTS)]:
                 await self._clients.pop(one).aclose()
         else:
-            self._clients.move_to_end(address)
+            self._clients.move_to_end((address, pin))
         return client
 
     async def aclose(self) -> None:

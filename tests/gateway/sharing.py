@@ -78,7 +78,8 @@ async def _make(text: str, files: Mapping[str, bytes], options: Mapping[str, obj
         stretching = Stretching("pbkdf2-sha256", os.urandom(16), {"iterations": 10_000})
         if options.get("for_browsers") is False:
             stretching = Stretching.make(os.urandom(16), for_browsers=False)
-    public = Public(public_bytes(signer), now, expires, (address,), stretching)
+    pins = {address: bytes.fromhex(str(options["pin"]))} if "pin" in options else {}
+    public = Public(public_bytes(signer), now, expires, (address,), stretching, pins)
     sender = Ed25519PrivateKey.generate()
     content = Content(
         str(options.get("name", "tree" if len(files) > 1 else next(iter(files)))), str(options.get("note", "")), now,

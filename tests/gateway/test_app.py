@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ibpfs.depot.address import Address
+from ibpfs.depot.server.certificate import fingerprint
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.sharing.links import Locator, Place
 from ibpfs.gateway.app import base_of
@@ -94,6 +95,16 @@ def test_a_mangled_link_is_told(gateway: GatewayProcess, share: MadeShare) -> No
         status, _, body = ask(gateway, "GET", f"/s/{text}")
         assert (status, b"damaged" in body) == (400, True)
         assert ask(gateway, "GET", f"/record/{text}")[0] == 400
+
+
+def test_a_load_from_the_depot_of_one_certificate(gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """That the record is read takes no pin: it is signed."""
+    address, right = depot.address.replace("ibp:", "ibps:"), fingerprint(depot.store)
+    shares = [make_share(address, {"x": b"content"}, pin=pin.hex()) for pin in (right, bytes(32))]
+    answers = [ask(gateway, "POST", "/load", wanted(share)) for share in shares]
+    assert [status for status, *_ in answers] == [200, 502]
+    assert json.loads(answers[1][2]) == {"error": "unreachable"}
+    assert gateway.log.read_text().count(f"{address}: refused: its certificate is another than a link names") == 1
 
 
 def test_a_load(gateway: GatewayProcess, share: MadeShare) -> None:

@@ -54,15 +54,22 @@ def test_a_file(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) 
     assert name not in said
 
 
+def with_a_link(row: Any) -> None:
+    row["format"] = "ibpfs-share/2"
+    row["entries"].append({"path": ["below", "up"], "type": "link", "target": "../a.txt", "size": 0, "mtime": 7,
+                           "mtime_ns": 0, "mode": 0o777})  # fmt: skip
+
+
 def test_a_directory(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
     files = {"a.txt": b"first", "below/b.bin": CONTENT[:700_000], "below/empty": b"", "below/é.txt": b"accent"}
-    share = make_share(depot.address, files)
+    share = make_share(depot.address, files, changing=with_a_link)
     browser.go(address(gateway, share))
     browser.click("#found:not([hidden]) #download")
     with zipfile.ZipFile(browser.downloaded("tree.zip")) as archive:
         assert archive.testzip() is None
+        assert archive.getinfo("tree/below/up").external_attr >> 16 == 0o120777
         assert {entry: archive.read(entry) for entry in archive.namelist() if not entry.endswith("/")} == {
-            f"tree/{name}": data for name, data in files.items()
+            f"tree/{name}": data for name, data in {**files, "below/up": b"../a.txt"}.items()
         }
     browser.wait_for("document.querySelector('#state').textContent.startsWith('Done.')")
     browser.click("#files li:nth-child(2) button")

@@ -34,9 +34,11 @@ class Counting(Relay):
         super().__init__(HERE)
         self.loads = 0
 
-    async def load(self, depot: Address, key: Key, offset: int, length: int) -> bytearray:
+    async def load(
+        self, depot: Address, key: Key, offset: int, length: int, pin: bytes | None = None
+    ) -> bytearray:
         self.loads += 1
-        return await super().load(depot, key, offset, length)
+        return await super().load(depot, key, offset, length, pin)
 
 
 @pytest.fixture

@@ -134,6 +134,24 @@ def test_one_of_two_depots_dead(two: Volume, directory: Path) -> None:
     assert "no depot of the link answers" in refusal(directory, link)
 
 
+def test_depots_with_other_certificates(two: Volume, directory: Path) -> None:
+    """One: told, and the other copy is taken. Both: refused."""
+    (two / "f").write_bytes(DATA)
+    link = share(two / "f")["link"]
+    two.umount()
+    for number, depot in enumerate(two.depots):
+        get(directory / f"before{number}", link)
+        depot.stop()
+        (depot.store / "certificate.pem").unlink()
+        depot.start()
+        if number == 0:
+            said = get(directory / "one", link)
+            assert said.count("not used: its certificate is not the one that the link names") == 1
+            assert (directory / "one" / "f").read_bytes() == DATA
+    assert "refused: its certificate is not the one" in refusal(directory / "none", link)
+    assert not (directory / "none" / "f").exists()
+
+
 def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
     """At once, the captured lines too; the file and its other links stay."""
     volume, gate = wired

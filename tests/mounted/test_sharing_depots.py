@@ -149,6 +149,8 @@ def test_adopted_by_another_volume(volumes: MakeVolume, directory: Path) -> None
     get(directory, found["link"], "--adopt", other.mountpoint)
     run("diff", "-r", one / "tree", other / "tree")
     assert "exists already" in refusal(directory, found["link"], "--adopt", other.mountpoint)
+    depots = json.loads(run("ibpfs", "depots", other.mountpoint, "--json").stdout)
+    assert [row["tls"] for row in depots] == [True] * 3
 
     def foreign() -> set[str]:
         return {replica["depot"] for one in other.stat("tree/f")["segments"] for replica in one["replicas"]}

@@ -1,8 +1,9 @@
 """How a run works: many jobs side by side, within the caller's deadline; the depots it talks to."""
 
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager, contextmanager, suppress
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import trio
@@ -10,6 +11,7 @@ import trio
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Capability, CapabilitySet
 from ibpfs.depot.client import DepotClient
+from ibpfs.depot.tls import NoTls, WrongCertificate
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, LeaseTooLong, Reliability
 from ibpfs.errors import DeadlineExceeded, IbpfsError
 
@@ -20,12 +22,20 @@ Advance = Callable[[int, int, str], None]
 SILENCE: Final = 20.0
 #: What a run that failed may still take to give its allocations back; what is left ends with its lease.
 _CLEANUP: Final = 10.0
+_NO_PINS: Final[Mapping[Address, bytes]] = MappingProxyType({})
 
 
 class Depots:
-    """The clients of one run; a depot that was silent once is tried last from then on."""
+    """The clients of one run; a depot that was silent once is tried last from then on.
 
-    def __init__(self, hints: Sequence[Address] = (), connections: int = 8) -> None:
+    `pins`: certificates by which depots are known; `strangers`: depots that showed another one, or none.
+    """
+
+    def __init__(
+        self, hints: Sequence[Address] = (), connections: int = 8, pins: Mapping[Address, bytes] = _NO_PINS
+    ) -> None:
+        self._pins = pins
+        self.strangers: dict[Address, None] = {}
         self._hints = {address: number for number, address in enumerate(hints)}
         self._connections = connections
         self._clients: dict[Address, DepotClient] = {}
@@ -35,7 +45,7 @@ class Depots:
     def client(self, address: Address) -> DepotClient:
         if address not in self._clients:
             self._clients[address] = DepotClient(
-                address, max_connections=self._connections, silence_limit=SILENCE
+                address, fingerprint=self._pins.get(address), max_connections=self._connections, silence_limit=SILENCE
             )
         return self._clients[address]
 
@@ -43,6 +53,8 @@ class Depots:
         return self.client(Address.of(capability))
 
     def note(self, address: Address, error: IbpfsError) -> None:
+        if isinstance(error, WrongCertificate) or (isinstance(error, NoTls) and address in self._pins):
+            self.strangers[address] = None
         if isinstance(error, DepotUnreachable):
             self._silent[address] = self._silent.get(address, 0) + 1
 
@@ -95,8 +107,10 @@ class Depots:
 
 
 @asynccontextmanager
-async def connected(hints: Sequence[Address] = (), connections: int = 8) -> AsyncIterator[Depots]:
-    depots = Depots(hints, connections)
+async def connected(
+    hints: Sequence[Address] = (), connections: int = 8, pins: Mapping[Address, bytes] = _NO_PINS
+) -> AsyncIterator[Depots]:
+    depots = Depots(hints, connections, pins)
     try:
         yield depots
     finally:

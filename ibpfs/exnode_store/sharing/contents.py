@@ -4,7 +4,7 @@ A stranger may have written it: every number, name and index is checked before a
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Final
@@ -93,7 +93,10 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """All of it. `entries`: parents before what is in them; one, with path (), when a file is shared."""
+    """All of it. `entries`: parents before what is in them; one, with path (), when a file is shared.
+
+    `pins`: certificates by which depots are known; of the record's public part.
+    """
 
     name: str
     note: str
@@ -103,6 +106,7 @@ class Content:
     runs: tuple[Run, ...]
     slices: tuple[SharedSlice, ...]
     entries: tuple[Entry, ...]
+    pins: Mapping[Address, bytes] = field(default_factory=dict)
 
     @property
     def is_directory(self) -> bool:

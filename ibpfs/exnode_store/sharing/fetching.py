@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from ibpfs.depot.tls import WrongCertificate
 from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import DataError, IbpfsError
 from ibpfs.exnode_store.lors.work import Depots
@@ -15,6 +16,7 @@ from ibpfs.exnode_store.sharing.contents import Content, Copy, Entry, SharedPart
 
 #: Zeros that are written at once.
 _ZEROS: Final = bytes(1024 * 1024)
+STRANGER: Final = "its certificate is not the one that the link names: it is another depot, or somebody is in between"
 
 
 class Unavailable(DataError):
@@ -35,7 +37,7 @@ async def fetch_part(depots: Depots, content: Content, part: SharedPart, turn: i
                 stored = await depots.client(copy.depot).load(copy.read, at, end - begin)
             frames = b"".join(await trio.to_thread.run_sync(unseal, form, slice_.key, first, stored))
         except (DepotError, DepotUnreachable, FrameError) as error:
-            troubles.append(_told(copy, error))
+            troubles.append(told(copy, error))
             depots.note(copy.depot, error)
             continue
         skip = part.offset - first * form.frame_size
@@ -49,7 +51,10 @@ def best_first(depots: Depots, copies: Sequence[Copy], turn: int) -> list[Copy]:
     return sorted([*copies[shift:], *copies[:shift]], key=lambda one: depots.rank(one.depot))
 
 
-def _told(copy: Copy, error: IbpfsError) -> str:
+def told(copy: Copy, error: IbpfsError) -> str:
+    """What is wrong with a copy."""
+    if isinstance(error, WrongCertificate):
+        return f"{copy.depot}: refused: {STRANGER}"
     text = str(error)
     return text if text.startswith(str(copy.depot)) else f"{copy.depot} allocation {copy.read.label}: {text}"
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -51,8 +51,15 @@ class Keeper:
     def _entry(self, share: Share, number: int, places: Sequence[str]) -> bytes:
         content = share.content
         depots = dict.fromkeys([*map(Address.parse, places), *depots_of(content.runs)])
-        public = Public(public_bytes(share.signer), content.created, content.expires, tuple(depots), share.stretching)
+        share.pins = self._pins(share, depots)
+        public = Public(
+            public_bytes(share.signer), content.created, content.expires, tuple(depots), share.stretching, share.pins
+        )
         return make_entry(share.signer, number, public, to_json(content), share.key, os.urandom(12))
+
+    def _pins(self, share: Share, depots: Iterable[Address]) -> dict[Address, bytes]:
+        """By what these depots are known now; where that cannot be said, as the record had it."""
+        return {one: pin for one in depots if (pin := self._placing.pin(one) or share.pins.get(one))}
 
     # Leases
 
@@ -138,12 +145,21 @@ class Keeper:
     # Mending
 
     async def mend(self, share: Share) -> None:
-        """Windows on replicas that took the place of others: the record names them from then on."""
+        """Windows on replicas that took the place of others: the record names them from then on; new pins, too."""
         known = {(one.depot, one.read): one for one in share.aliases}
         runs = [await self._mended(run, known, share) for run in share.content.runs]
         if runs != list(share.content.runs):
             share.content = replace(share.content, runs=tuple(runs))
             await self._append_entry(share, [])
+        elif self._is_pinned_anew(share):
+            await self._append_entry(share, [])
+
+    def _is_pinned_anew(self, share: Share) -> bool:
+        """And the record can be written wherever it lies."""
+        places = [one.depot for one in share.owned if one.kind == RECORD]
+        depots = [*map(Address.parse, places), *depots_of(share.content.runs)]
+        now = self._pins(share, depots)
+        return any(share.pins.get(one) != pin for one, pin in now.items()) and all(map(self._placing.answers, places))
 
     async def _mended(self, run: Run, known: Mapping[tuple[str, Key], Alias], share: Share) -> Run:
         windows = [known[key] for one in run.copies if (key := (str(one.depot), one.read)) in known]

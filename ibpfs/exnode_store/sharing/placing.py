@@ -55,6 +55,17 @@ class Placing:
         """Of these, as others reach them."""
         return [place for depot in self.places() if (place := place_of(depot))]
 
+    def pin(self, address: Address) -> bytes | None:
+        """The certificate by which a depot is known; None without TLS, or before it was spoken to."""
+        known = self._depots.at(str(address)) if address.secure else None
+        client = known.client if known else self._others.get(str(address))
+        return client.fingerprint if client else None
+
+    def answers(self, address: str) -> bool:
+        """Whether one of the volume's depots does so now."""
+        known = self._depots.at(address)
+        return known is not None and known.status is not None and known.answers
+
     async def call(
         self, address: str, command: Callable[[DepotClient], Awaitable[T]], limit: float = COMMAND_LIMIT
     ) -> T:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -130,7 +131,7 @@ def open_record(
     except BadContent as error:
         raise BadRecord(f"what the link points to {error}") from None
     _check_sender(content, entry)
-    return content
+    return replace(content, pins=entry.public.pins)
 
 
 def _secret(fragment: Fragment, unwrap: Callable[[bytes], bytes]) -> bytes:

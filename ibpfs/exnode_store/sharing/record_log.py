@@ -7,7 +7,8 @@ withhold a record, but not make one up.
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -30,6 +31,7 @@ MAX_SEALED: Final = 64 * 1024 * 1024
 MAX_DEPOTS: Final = 256
 _FORMAT: Final = 1
 _NONCE: Final = 12
+_PIN: Final = 32
 _LAST_TIME: Final = 1 << 40
 
 
@@ -40,13 +42,14 @@ class BadRecord(DataError):
 @dataclass(frozen=True, slots=True)
 class Public:
     """What depots and gateways may know. `key`: the share's Ed25519 public key; `depots`: all that the record and the
-    shared bytes lie on; times in Unix seconds."""
+    shared bytes lie on; `pins`: SHA-256 of the certificates of those that are known by one; times in Unix seconds."""
 
     key: bytes
     created: int
     expires: int
     depots: tuple[Address, ...]
     stretching: Stretching | None = None
+    pins: Mapping[Address, bytes] = field(default_factory=dict)
 
     @property
     def share(self) -> bytes:
@@ -58,6 +61,9 @@ class Public:
             "expires": self.expires, "depots": [str(one) for one in self.depots],
             "passphrase": None if self.stretching is None else self.stretching.as_row(),
         }  # fmt: skip
+        if self.pins:
+            known = [self.pins.get(one) for one in self.depots]
+            row["pins"] = [None if pin is None else encode(pin) for pin in known]
         return json.dumps(row, separators=(",", ":")).encode("ascii")
 
     @classmethod
@@ -75,11 +81,22 @@ class Public:
                 raise ValueError
             stretching = None if row["passphrase"] is None else Stretching.from_row(row["passphrase"])
             addresses = tuple(remote(str(one)) for one in depots)
+            pins = _pins(addresses, row.get("pins"))
         except BadStretching as error:
             raise BadRecord(f"the share's record makes no sense: {error}") from None
         except (KeyError, TypeError, ValueError, RecursionError, UsageError):
             raise BadRecord("the share's record makes no sense") from None
-        return cls(key, *times, addresses, stretching)
+        return cls(key, *times, addresses, stretching, pins)
+
+
+def _pins(depots: tuple[Address, ...], row: Any) -> dict[Address, bytes]:
+    """Raises ValueError, TypeError."""
+    if row is None:
+        return {}
+    pins = {one: decode(text) for one, text in zip(depots, row, strict=True) if text is not None}
+    if not all(one.secure and len(pin) == _PIN for one, pin in pins.items()):
+        raise ValueError
+    return pins
 
 
 @dataclass(frozen=True, slots=True)

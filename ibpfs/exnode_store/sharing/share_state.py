@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.ledger_rows import pack_key, unpack_key
 from ibpfs.exnode_store.sharing.contents import Content
@@ -74,8 +75,8 @@ class Alias:
 
 @dataclass
 class Share:
-    """`stage`: see MAKING. `key`: the record's. `number`, `log_length`: of its last entry, of all. `link`: None while
-    it is made."""
+    """`stage`: see MAKING. `key`: the record's. `number`, `log_length`: of its last entry, of all; `pins`: what that
+    says of depots' certificates. `link`: None while it is made."""
 
     path: str
     signer: Ed25519PrivateKey = field(repr=False)
@@ -91,6 +92,7 @@ class Share:
     copied_bytes: int = 0
     aliases: list[Alias] = field(default_factory=list)
     owned: list[Owned] = field(default_factory=list)
+    pins: dict[Address, bytes] = field(default_factory=dict)
 
     @property
     def share(self) -> bytes:
@@ -109,6 +111,7 @@ class Share:
             "stretching": None if self.stretching is None else self.stretching.as_row(),
             "recipients": self.recipients, "copied_bytes": self.copied_bytes,
             "aliases": [_alias_row(one) for one in self.aliases], "owned": [_owned_row(one) for one in self.owned],
+            "pins": {str(one): pin.hex() for one, pin in self.pins.items()},
         }  # fmt: skip
         return zlib.compress(json.dumps(row).encode("ascii"))
 
@@ -124,6 +127,7 @@ class Share:
             stretching=None if row["stretching"] is None else Stretching.from_row(row["stretching"]),
             recipients=row["recipients"], copied_bytes=row["copied_bytes"],
             aliases=[_alias(one) for one in row["aliases"]], owned=[_owned(one) for one in row["owned"]],
+            pins={Address.parse(one): bytes.fromhex(pin) for one, pin in row.get("pins", {}).items()},
         )  # fmt: skip
 
 

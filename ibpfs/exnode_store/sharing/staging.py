@@ -15,7 +15,7 @@ from ibpfs.errors import UsageError
 from ibpfs.exnode_store.ledger_rows import pack_key, unpack_key
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots, in_parallel
 from ibpfs.exnode_store.sharing.contents import Content, Copy
-from ibpfs.exnode_store.sharing.fetching import Unavailable, best_first
+from ibpfs.exnode_store.sharing.fetching import Unavailable, best_first, told
 from ibpfs.exnode_store.sharing.placing import capability
 
 _PIECE: Final = 4 * 1024 * 1024
@@ -35,12 +35,13 @@ class StagedRun:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """Copies of a share on one depot, until then (Unix seconds)."""
+    """Copies of a share on one depot, until then (Unix seconds); `pin`: the depot's certificate then."""
 
     share: str
     depot: Address
     until: float
     runs: tuple[StagedRun, ...]
+    pin: bytes | None = None
 
     def on(self, content: Content) -> Content:
         """The content with these copies first; as it is where they are over, or not of it."""
@@ -50,7 +51,8 @@ class Staged:
         for one in self.runs:
             run = runs[one.number]
             runs[one.number] = replace(run, copies=(Copy(self.depot, one.read), *run.copies))
-        return replace(content, runs=tuple(runs))
+        pins = {} if self.pin is None else {self.depot: self.pin}
+        return replace(content, runs=tuple(runs), pins={**content.pins, **pins})
 
     def manages(self) -> list[Capability]:
         return [capability(str(self.depot), one.manage, CapabilityKind.MANAGE) for one in self.runs]
@@ -58,6 +60,7 @@ class Staged:
     def save(self, path: Path) -> None:
         """As a secret."""
         row = {"share": self.share, "depot": str(self.depot), "until": self.until,
+               "pin": None if self.pin is None else self.pin.hex(),
                "runs": [[one.number, pack_key(one.read), pack_key(one.manage)] for one in self.runs]}  # fmt: skip
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, json.dumps(row).encode())
@@ -69,7 +72,8 @@ class Staged:
             with path.open("rb") as file:
                 row: Any = json.loads(file.read(_MOST_DOCUMENT))
             runs = tuple(StagedRun(int(number), *map(unpack_key, keys)) for number, *keys in row["runs"])
-            return cls(str(row["share"]), Address.parse(row["depot"]), float(row["until"]), runs)
+            pin = None if row.get("pin") is None else bytes.fromhex(row["pin"])
+            return cls(str(row["share"]), Address.parse(row["depot"]), float(row["until"]), runs, pin)
         except (OSError, ValueError, KeyError, TypeError, BadCapability, UsageError):
             return None
 
@@ -97,7 +101,7 @@ async def stage(
     except BaseException:
         await depots.release(_staged(share, address, made).manages())
         raise
-    return _staged(share, address, made)
+    return replace(_staged(share, address, made), pin=depots.client(address).fingerprint)
 
 
 def _staged(share: str, address: Address, made: Mapping[int, tuple[CapabilitySet, float]]) -> Staged:
@@ -113,7 +117,7 @@ async def _fill(depots: Depots, copies: Sequence[Copy], length: int, target: Cap
             try:
                 await way(depots, copy, length, target)
             except (DepotError, DepotUnreachable) as error:
-                troubles.append(f"{copy.depot}: {error}")
+                troubles.append(told(copy, error))
                 depots.note(copy.depot, error)
             else:
                 return

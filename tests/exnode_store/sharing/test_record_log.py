@@ -1,5 +1,6 @@
 """Entries of a record log: opened by their key alone, and nobody else's are taken."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,20 @@ def test_public(depots: tuple[Address, ...], stretched: bool, expires: int) -> N
     way = Stretching.make(bytes(16), for_browsers=True) if stretched else None
     public = Public(public_bytes(SIGNER), 7, expires, depots, way)
     assert Public.from_json(public.to_json()) == public
+    pinned = replace(public, pins={one: bytes(range(32)) for one in depots[1:] if one.secure})
+    assert Public.from_json(pinned.to_json()) == pinned
+
+
+@pytest.mark.parametrize(
+    "pins", [5, [], [None], ["AA", None], [None, "A" * 43], ["A" * 43, None, None], [7, None], "ab", {}]
+)
+def test_pins_that_make_no_sense(pins: object) -> None:
+    """Of two depots, the second of which is spoken to without TLS."""
+    depots = Address("depot.example", 6714, secure=True), Address("other.example", 6714)
+    row = json.loads(replace(PUBLIC, depots=depots, pins={depots[0]: bytes(32)}).to_json())
+    assert row["pins"] == ["A" * 43, None]
+    with pytest.raises(BadRecord):
+        Public.from_json(json.dumps(row | {"pins": pins}).encode())
 
 
 @given(st.binary(max_size=100), st.integers(0, 2**32 - 1), st.binary(max_size=10))
