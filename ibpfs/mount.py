@@ -60,7 +60,7 @@ from ibpfs.exnode_store.whereabouts import Whereabouts
 from ibpfs.kernel_door import KernelDoor
 from ibpfs.mount_options import MountOptions
 from ibpfs.ownership import DRAINING, MOUNTED, Ownership, owned
-from ibpfs.process import prepare_process
+from ibpfs.process import calm_collector, prepare_process
 from ibpfs.quantities import format_size
 from ibpfs.services import Parts, Services
 from ibpfs.sharing import Sharing
@@ -325,6 +325,7 @@ async def serve(
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             volume.ownership.tell(MOUNTED, mountpoint)
             services.mountpoint = mountpoint
+            calm_collector()
             try:
                 await door.serve(signals, ready, staging)
             finally:

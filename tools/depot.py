@@ -13,6 +13,7 @@ from ibpfs.depot.server.depot import DEFAULT_PORT, StoreLocked, run
 from ibpfs.depot.server.settings import DEFAULT_MAX_LEASE, Settings
 from ibpfs.depot.server.supervisor import inherited_sockets
 from ibpfs.errors import UsageError
+from ibpfs.process import calm_collector
 from ibpfs_tools import depot_config, exits
 from ibpfs_tools.commands import command
 from ibpfs_tools.depot_limits import limits
@@ -132,6 +133,7 @@ def _prepare_process() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    calm_collector()
 
 
 VERBS = {"stat": stat, "undelete": undelete, "units": units}
