@@ -267,15 +267,15 @@ class Operations(pyfuse3.Operations):
         return FileInfo(fh=self._open.add(OpenFile(ino, touched=bool(flags & os.O_NOATIME))), keep_cache=True)
 
     def _read_now(self, fh: int, off: int, size: int) -> bytes | None:
-        return self._files.read_now(self._open[fh].ino, off, size) if self._open[fh].touched else None
-
-    @answered("read", at_once=_read_now)
-    async def read(self, fh: int, off: int, size: int) -> bytes:
         opened = self._open[fh]
         if not opened.touched:
             opened.touched = True
             self._touch(opened.ino)
-        return await self._files.read(opened.ino, off, size)
+        return self._files.read_now(opened.ino, off, size)
+
+    @answered("read", at_once=_read_now)
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._files.read(self._open[fh].ino, off, size)
 
     @answered()
     async def write(self, fh: int, off: int, buf: bytes) -> int:
