@@ -27,6 +27,7 @@ from ibpfs.exnode_store.policies import Policies
 from ibpfs.exnode_store.recoding import Recoding
 from ibpfs.exnode_store.schema import MAX_INO
 from ibpfs.exnode_store.sharing.contents import FILE, BadContent, Content, Entry, Sender
+from ibpfs.exnode_store.sharing.ending import intended, rows_of
 from ibpfs.exnode_store.sharing.keeping import Keeper
 from ibpfs.exnode_store.sharing.links import (
     SECRET_SIZE,
@@ -194,6 +195,7 @@ class Sharing:
             share.content, runs=tuple(made.runs), slices=tuple(made.slices), entries=tuple(entries)
         )
         share.aliases, share.owned, share.copied_bytes = list(made.aliases), list(made.owned), made.copied_bytes
+        share.depot_bytes = made.depot_bytes
         _check(share.content, asked.path)
 
     async def _gather(
@@ -307,7 +309,8 @@ class Sharing:
             "state": share.stage if share.expires > time.time() else "expired",
             "aliased_bytes": content.size - min(share.copied_bytes, content.size),
             "copied_bytes": share.copied_bytes,
-            "revocation": _revocation(share),
+            "depot_copied_bytes": share.depot_bytes,
+            "revocation": intended(share),
             "this_machine_only": all(Address.parse(one.depot).is_local for one in share.owned if one.kind == RECORD),
         }
 
@@ -338,9 +341,12 @@ class Sharing:
                 found = [self._shares.get(name) for name in names]
             told = []
             for number, share in enumerate(found):
-                way = _revocation(share)
-                left = await self._keeper.end(share)
-                told.append({"id": share_name(share.share), "name": share.content.name, "left": left, "way": way})
+                ended = await self._keeper.end(share)
+                told.append({
+                    "id": share_name(share.share), "name": share.content.name,
+                    "ended": rows_of([(one, "") for one in ended.done], share.expires),
+                    "left": rows_of(ended.left, share.expires),
+                })  # fmt: skip
                 progress(number + 1, len(found), "")
             await self._db.sync()
             return told
@@ -380,15 +386,6 @@ def _expiry(request: Mapping[str, Any]) -> int:
     if not isinstance(seconds, int | float) or not 1 <= seconds <= _LONGEST:
         raise UsageError("a link expires after a second to a hundred years")
     return int(time.time() + seconds)
-
-
-def _revocation(share: Share) -> str:
-    windows, copies = bool(share.aliases), share.copied_bytes or any(one.kind != RECORD for one in share.owned)
-    what = {(True, False): "windows on the volume's allocations are closed",
-            (False, True): "a private copy is deleted",
-            (True, True): "windows on the volume's allocations are closed and private copies deleted",
-            (False, False): "its record is deleted"}[windows, bool(copies)]  # fmt: skip
-    return f"revoking it works at once: {what}; who has fetched it keeps what was fetched"
 
 
 def _is_below(path: str, parent: str) -> bool:

@@ -76,6 +76,7 @@ async def test_made_and_revoked(paths: VolumePaths, offered: bool) -> None:
         used = await used_bytes(now)
         found = await share(one, ino)
         assert found["copied_bytes"] == (0 if offered else len(DATA))
+        assert found["depot_copied_bytes"] == 0  # nobody else reaches this depot, so nobody copies there
         assert ("windows" in found["revocation"], "private" in found["revocation"]) == (offered, not offered)
         assert found["hold_until"] == found["expires"]
         assert one.hold_until() == found["expires"]

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,8 @@ def share() -> None:
 @click.option("-c", "--copies", type=click.IntRange(1, 16), default=1, show_default=True, metavar="N",
               help="On so many depots at least, as far as the volume has them.")
 @click.option("--copy-limit", default="1G", show_default=True, metavar="SIZE",
-              help="Bytes at most of private copies, where a depot gives no window on the volume's own.")
+              help="Bytes at most of private copies, where a depot gives no window on the volume's own or they must be"
+                   " sealed anew.")
 @click.option("--no-hash", is_flag=True, help="Do not read the files to hash them; every frame is verified anyway.")
 @click.option("--gateway", metavar="URL", envvar="IBPFS_GATEWAY",
               help="Print the link as one of this gateway, for browsers.  [default: $IBPFS_GATEWAY]")
@@ -170,14 +172,20 @@ def _said(found: dict[str, Any]) -> Iterator[str]:
     if found["hold_until"] < found["expires"] - 60:
         yield (f"with this machine off it is kept until {_when(found['hold_until'])} (a depot leases for no longer);"
                " a mount renews that, and so does ibpfs warm")  # fmt: skip
-    if found["copied_bytes"]:
-        yield f"{format_size(found['copied_bytes'])} were copied, sealed anew, for this link"
+    yield from _copied(found["copied_bytes"], found.get("depot_copied_bytes", 0))
     yield found["revocation"]
     if found["this_machine_only"]:
         yield "it names a depot of this machine alone: others cannot reach it (ibpfs depots add names another depot)"
     if found["left_out"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found["left_out_kinds"].items())
         yield f"left out: {len(found['left_out'])} ({kinds}), such as {printable(found['left_out'][0])}"
+
+
+def _copied(size: int, by_depots: int) -> Iterator[str]:
+    if by_depots:
+        yield f"{format_size(by_depots)} were copied for this link by the depots themselves, sealed as they are"
+    if size > by_depots:
+        yield f"{format_size(size - by_depots)} were copied, sealed anew, for this link"
 
 
 def _when(seconds: float) -> str:
@@ -258,7 +266,11 @@ def extend(share_id: str, duration: str, volume: str | None, as_json: bool, secr
 @_json
 @secret_options
 def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as_json: bool, secrets: Secrets) -> None:
-    """End links at once. Files, and other links to them, stay."""
+    """End links. Files, and other links to them, stay.
+
+    Says what each depot has ended, and what it has not; that is asked for again by a mount, until the lease there is
+    over. Exit code 1 when something is left.
+    """
     if bool(share_ids) == (path is not None):
         raise UsageError("say which links: their ids, or --path PATH")
     if path is not None:
@@ -269,9 +281,38 @@ def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as
         click.echo(json.dumps(rows, indent=2))
     for row in rows:
         if not as_json:
-            click.echo(f"{row['id']}: revoked, {printable(row['name'])}; {row['way'].partition(': ')[2]}")
+            click.echo(revoked(row))
         for one in row["left"]:
-            click.echo(f"{row['id']}: not yet there, and tried again until its lease ends: {one}", err=True)
+            click.echo(f"{row['id']}: {_remnant(one)}", err=True)
+    if any(row["left"] for row in rows):
+        sys.exit(1)
+
+
+_ENDED = {"window": "windows on the volume's allocations are closed", "copy": "private copies of {size} are deleted",
+          "record": "its record is deleted"}  # fmt: skip
+_LEFT = {
+    "window": "windows there are not closed ({why}): who has opened the link can read {size} by them until {until}",
+    "copy": "private copies there are not deleted ({why}): who has opened the link can read {size} of it until {until}",
+    "record": "the record there is not deleted ({why}): who has the link can open it until {until}",
+}
+
+
+def revoked(row: dict[str, Any]) -> str:
+    """Return what depots say that they have ended, as a line for a person."""
+    done = []
+    for what, text in _ENDED.items():
+        there = [one for one in row["ended"] if one["what"] == what]
+        if there:
+            size = format_size(sum(one["bytes"] for one in there))
+            done.append(f"{text.format(size=size)} at {', '.join(one['depot'] for one in there)}")
+    state = "not revoked everywhere" if row["left"] else "revoked"
+    said = "; ".join(done) or ("nothing has ended" if row["left"] else "depots had nothing of it any more")
+    return f"{row['id']}: {state}, {printable(row['name'])}; {said}; who has fetched it keeps what was fetched"
+
+
+def _remnant(one: dict[str, Any]) -> str:
+    said = _LEFT[one["what"]].format(why=one["why"], size=format_size(one["bytes"]), until=_when(one["until"]))
+    return f"{one['depot']}: {said}; a mount asks again until then"
 
 
 def _volumes(volume: str | None) -> list[VolumePaths]:

@@ -7,14 +7,17 @@ import random
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pyrage
 import pytest
 
+from tests.depot import windowless
 from tests.depot.conftest import LineClient
 
 from .relays import Gate
@@ -50,7 +53,7 @@ def stored_bytes(volume: Volume) -> int:
 
 
 @contextmanager
-def listened_to(session: Session, *words: str) -> Iterator[tuple[Volume, Gate]]:
+def listened_to(session: Session, *words: str, **more: Any) -> Iterator[tuple[Volume, Gate]]:
     """A volume whose only depot is behind a gate, without TLS: so that capabilities can be heard."""
     with ExitStack() as stack:
         place = socket.create_server(("127.0.0.1", 0))
@@ -59,7 +62,7 @@ def listened_to(session: Session, *words: str) -> Iterator[tuple[Volume, Gate]]:
         gate = Gate("127.0.0.1", port)
         stack.callback(gate.close)
         depot = stack.enter_context(
-            session.depot("--listen", f"127.0.0.1:{port}", "--public", f"127.0.0.1:{gate.port}", *words)
+            session.depot("--listen", f"127.0.0.1:{port}", "--public", f"127.0.0.1:{gate.port}", *words, **more)
         )
         volume = stack.enter_context(session.volume("--depot", f"ibp://127.0.0.1:{gate.port}", "--no-tls"))
         volume.depots = [depot]
@@ -126,12 +129,23 @@ def test_fetched_elsewhere_killed_twice(wired: tuple[Volume, Gate], directory: P
 def test_one_of_two_depots_dead(two: Volume, directory: Path) -> None:
     two.expect("does not answer")
     (two / "f").write_bytes(DATA)
-    link = share(two / "f")["link"]
+    found = share(two / "f")
+    link = found["link"]
     two.depots[0].stop()
     get(directory, link)
     assert (directory / "f").read_bytes() == DATA
+    done = run("ibpfs", "share", "revoke", share(two / "f")["id"], "--volume", two.root)
+    assert "revoked, f; windows" in done.stdout  # it never had anything on the dead one
     two.depots[1].stop()
     assert "no depot of the link answers" in refusal(directory, link)
+    two.depots[1].start()
+    done = run("ibpfs", "share", "revoke", found["id"], "--volume", two.root, code=1)
+    here, there = (depot.address.partition(":")[2] for depot in two.depots)
+    assert "not revoked everywhere, f; windows" in done.stdout
+    assert f"{there}; its record is deleted at" in done.stdout
+    assert here not in done.stdout
+    assert f"{here}: windows there are not closed (" in done.stderr
+    assert "revoked by its sender" in refusal(directory, link)
 
 
 def test_depots_with_other_certificates(two: Volume, directory: Path) -> None:
@@ -157,12 +171,13 @@ def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
     volume, gate = wired
     (volume / "f").write_bytes(DATA)
     gone, stays = share(volume / "f"), share(volume / "f")
+    assert "revoking it closes windows" in gone["revocation"]
     before = len(gate.heard)
     get(directory / "a", gone["link"])
     lines = answered(volume, LOADS.findall(bytes(gate.heard[before:])))
     assert len(lines) >= 3
     said = run("ibpfs", "share", "revoke", gone["id"], "--volume", volume.root).stdout
-    assert "windows on the volume's allocations are closed" in said
+    assert f"windows on the volume's allocations are closed at ibp://127.0.0.1:{gate.port}; its record is" in said
     assert "revoked by its sender" in refusal(directory / "b", gone["link"])
     assert not answered(volume, lines)
     get(directory / "b", stays["link"])
@@ -184,6 +199,50 @@ def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
         assert "revoked by its sender" in refusal(directory / "c", link)
         assert len(json.loads(run("ibpfs", "share", "list", "--json", "--volume", volume.root).stdout)) == left
     assert "no links to it" in run("ibpfs", "share", "revoke", "--path", volume.mountpoint, code=2).stderr
+
+
+def test_revoked_without_windows(session: Session, directory: Path) -> None:
+    """Depots make the private copies themselves; what one does not delete stays listed, and is asked for again."""
+    with listened_to(session, program=(sys.executable, windowless.__file__)) as (volume, gate):
+        volume.expect("not ended|released")
+        depot, address = volume.depots[0], f"ibp://127.0.0.1:{gate.port}"
+        (volume / "f").write_bytes(DATA)
+        gone, stays = share(volume / "f"), share(volume / "f")
+        assert gone["depot_copied_bytes"] == gone["copied_bytes"] == len(DATA)
+        assert f"deletes private copies of 2.9 MiB at {address}" in gone["revocation"]
+        before = len(gate.heard)
+        get(directory / "a", gone["link"])
+        lines = answered(volume, LOADS.findall(bytes(gate.heard[before:])))
+        assert len(lines) >= 3
+
+        (depot.store / windowless.FLAG).touch()
+        revoke = "ibpfs", "share", "revoke", "--volume", volume.root
+        done = run(*revoke, gone["id"], code=1)
+        assert f"{gone['id']}: not revoked everywhere, f; nothing has ended" in done.stdout
+        assert f"{address}: the record there is not deleted (the depot answered -12" in done.stderr
+        assert "who has opened the link can read 2.9 MiB of it until" in done.stderr
+        assert states(volume) == {gone["id"]: "ending", stays["id"]: "active"}
+        shown = json.loads(run("ibpfs", "share", "info", gone["id"], "--json", "--volume", volume.root).stdout)
+        assert "revoked, and is not yet everywhere" in shown["revocation"]
+        assert len(answered(volume, lines)) == len(lines)
+
+        (depot.store / windowless.FLAG).unlink()
+        volume.remount()
+        until(lambda: states(volume) == {stays["id"]: "active"})
+        assert "revoked by its sender" in refusal(directory / "b", gone["link"])
+        assert not answered(volume, lines)
+        get(directory / "b", stays["link"])
+        said = run(*revoke, stays["id"]).stdout
+        assert f"revoked, f; private copies of 2.9 MiB are deleted at {address}; its record is deleted" in said
+        assert "revoked by its sender" in refusal(directory / "c", stays["link"])
+        volume.drop_cache()
+        assert (directory / "b" / "f").read_bytes() == (volume / "f").read_bytes() == DATA
+
+
+def states(volume: Volume) -> dict[str, str]:
+    """Of its links, by id."""
+    rows = json.loads(run("ibpfs", "share", "list", "--json", "--volume", volume.root).stdout)
+    return {row["id"]: row["state"] for row in rows}
 
 
 def test_expired_with_the_sender_off(wired: tuple[Volume, Gate], directory: Path) -> None:

@@ -1,11 +1,9 @@
 """Keeping a share's promise: its leases last until it expires, and nothing of it lasts longer."""
 
-import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from ibpfs.depot.address import Address
@@ -14,6 +12,7 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.sharing.contents import Run, depots_of
+from ibpfs.exnode_store.sharing.ending import Ender
 from ibpfs.exnode_store.sharing.lease_renewal import keep_lease, keep_replica
 from ibpfs.exnode_store.sharing.lease_rows import SLACK
 from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
@@ -21,10 +20,8 @@ from ibpfs.exnode_store.sharing.making import copy_of, store_on
 from ibpfs.exnode_store.sharing.notation import to_json
 from ibpfs.exnode_store.sharing.placing import Placing
 from ibpfs.exnode_store.sharing.record_log import Public, make_entry, public_bytes
-from ibpfs.exnode_store.sharing.share_state import ACTIVE, COPY, ENDING, RECORD, STALE, Alias, Owned, Share
+from ibpfs.exnode_store.sharing.share_state import ACTIVE, RECORD, STALE, Alias, Owned, Share
 from ibpfs.exnode_store.sharing.shares import Shares
-
-_log = logging.getLogger(__name__)
 
 #: Room beside the first entry of a record, for those that extending it appends.
 _SPARE: Final = 4096
@@ -38,6 +35,8 @@ class Keeper:
         self._ledger = ledger
         self._depots = depots
         self._placing = placing
+        ender = Ender(shares, placing)
+        self.end, self._drop_stale = ender.end, ender.drop_stale
 
     # Records
 
@@ -180,49 +179,7 @@ class Keeper:
         share.aliases = [one for one in share.aliases if one not in windows or one in alive] + new
         return Run(run.length, tuple(copies))
 
-    # Ending
-
-    async def end(self, share: Share) -> list[str]:
-        """Give everything back; what cannot be given back now is tried again, and named."""
-        share.stage = ENDING
-        self._shares.save(share)
-        left: dict[str, str] = {}
-        # The record first: whoever has the link learns nothing new from then on.
-        for owned in sorted(share.owned, key=lambda one: one.kind == COPY):
-            if await self._done(partial(self._placing.delete, owned), owned.depot, left):
-                share.owned.remove(owned)
-        for alias in list(share.aliases):
-            if await self._done(partial(self._placing.revoke, alias), alias.depot, left):
-                share.aliases.remove(alias)
-        if left and time.time() < share.expires:
-            self._shares.save(share)
-        else:  # what is left has ended by itself
-            self._shares.forget(share_name(share.share))
-        return [f"{depot}: {said}" for depot, said in left.items()]
-
-    @staticmethod
-    async def _done(work: Callable[[], Awaitable[None]], depot: str, left: dict[str, str]) -> bool:
-        """A depot that was silent once is not waited for again."""
-        if depot in left:
-            return False
-        try:
-            await work()
-        except DepotUnreachable as error:
-            left[depot] = str(error)
-            return False
-        except DepotError as error:
-            _log.info("depot %s: what a link had there stays until its lease ends: %s", depot, error)
-        return True
-
-    async def _drop_stale(self, share: Share) -> None:
-        """Copies of the record that missed an entry would tell what was."""
-        stale = [one for one in share.owned if one.kind == STALE]
-        left: dict[str, str] = {}
-        for owned in stale:
-            if await self._done(partial(self._placing.delete, owned), owned.depot, left):
-                share.owned.remove(owned)
-        if len(left) < len(stale):
-            self._shares.save(share)
+    # All of them
 
     async def tend(self) -> None:
         """End what has expired, and open the windows that are lacking. Leases are the warmer's."""
@@ -230,8 +187,7 @@ class Keeper:
         for name in self._shares.names():
             share = self._shares.get(name)
             if share.stage != ACTIVE or share.expires <= now:
-                for trouble in await self.end(share):
-                    _log.info("share %s: not ended everywhere: %s", name, trouble)
+                await self.end(share)
                 continue
             await self._drop_stale(share)
             await self.mend(share)

@@ -50,7 +50,8 @@ class Made:
     slices: list[SharedSlice] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
     owned: list[Owned] = field(default_factory=list)
-    copied_bytes: int = 0
+    copied_bytes: int = 0  # of files, in private copies; `depot_bytes` of these depots copied by themselves
+    depot_bytes: int = 0
     #: Per file its parts, not in order yet.
     parts: list[list[SharedPart]] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ class Maker:
 
         Raises UsageError when too much must be copied, DepotUnreachable when depots do not take it.
         """
-        aliases: dict[StoredSpan, list[Alias]] = {}
+        found: dict[StoredSpan, Sequence[Alias | Owned]] = {}
         refused: set[int] = set()
 
         def is_refused(ref: SliceRef) -> bool:
@@ -78,38 +79,57 @@ class Maker:
 
         plan = plan_share(files, is_refused)
         # Of a plan with fewer windows more slices are left, but no other spans than parts of these.
-        while lacking := [span for span in plan.spans if span not in aliases]:
-            await side_by_side([partial(self._open, span, wishes.expires, aliases, made) for span in lacking])
-            refused.update(ref.row for span in lacking if not aliases[span] for ref in span.slices)
+        while lacking := [span for span in plan.spans if span not in found]:
+            await side_by_side([partial(self._open, span, wishes.expires, found, made) for span in lacking])
+            without = [span for span in lacking if not found[span]]
+            made.copied_bytes = plan.copied_bytes + sum(span.clear_length for span in without)
+            _check_limit(made.copied_bytes, wishes.copy_limit)
+            await side_by_side([partial(self._copy_there, span, wishes.copies, found, made) for span in without], 4)
+            refused.update(ref.row for span in without if not found[span] for ref in span.slices)
             plan = plan_share(files, is_refused)
-        if plan.copied_bytes > wishes.copy_limit:
-            raise UsageError(
-                f"{format_size(plan.copied_bytes)} of it must be copied, sealed anew, for the link, more than"
-                f" {format_size(wishes.copy_limit)}; --copy-limit allows more"
-            )
+        made.copied_bytes = plan.copied_bytes + made.depot_bytes
+        _check_limit(made.copied_bytes, wishes.copy_limit)
         made.parts = [[] for _ in files]
-        self._name_windows(files, plan, aliases, made)
+        self._name_runs(files, plan, found, made)
         await self._copy(plan, wishes.copies, made)
         for parts in made.parts:
             parts.sort(key=lambda part: part.start)
 
     # As they lie
 
-    async def _open(self, span: StoredSpan, expires: int, aliases: dict[StoredSpan, list[Alias]], made: Made) -> None:
+    async def _open(
+        self, span: StoredSpan, expires: int, found: dict[StoredSpan, Sequence[Alias | Owned]], made: Made
+    ) -> None:
         opened: list[Alias] = []
         for replica in self._ledger.replicas(span.segment):
             alias = await self._placing.alias(replica, span.offset, span.length, expires)
             if alias is not None:
                 opened.append(alias)
                 made.aliases.append(alias)
-        aliases[span] = opened
+        found[span] = opened
 
-    def _name_windows(
-        self, files: Sequence[Pieces], plan: SharePlan, aliases: dict[StoredSpan, list[Alias]], made: Made
+    async def _copy_there(
+        self, span: StoredSpan, copies: int, found: dict[StoredSpan, Sequence[Alias | Owned]], made: Made
+    ) -> None:
+        """Where no window is to be had, depots copy the sealed slices themselves; nothing of it comes here."""
+        done: list[Owned] = []
+        replicas = self._ledger.replicas(span.segment)
+        for depot in self._placing.places():
+            if len(done) == copies:
+                break
+            owned = await self._placing.copy_replica(replicas, span.offset, span.length, depot)
+            if owned is not None:
+                done.append(owned)
+                made.owned.append(owned)
+        found[span] = done
+        made.depot_bytes += span.clear_length if done else 0
+
+    def _name_runs(
+        self, files: Sequence[Pieces], plan: SharePlan, found: dict[StoredSpan, Sequence[Alias | Owned]], made: Made
     ) -> None:
         numbers: dict[int, int] = {}
         for span in plan.spans:
-            copies = tuple(copy_of(alias) for alias in aliases[span])
+            copies = tuple(copy_of(one) for one in found[span])
             made.runs.append(Run(span.length, copies))
             for ref in span.slices:
                 key = self._slice_key(ref.form.epoch, ref.form.slice_id)
@@ -136,7 +156,6 @@ class Maker:
             if length >= _RUN or group is plan.anew[-1]:
                 await self._store(waiting, length, depots, copies, made)
                 waiting, length = [], 0
-        made.copied_bytes = plan.copied_bytes
 
     async def _seal(self, group: list[Excerpt]) -> tuple[SliceForm, bytes, list[bytes | memoryview]]:
         """Under a random id and key: nothing of the volume's opens it, and it opens nothing of the volume's."""
@@ -200,6 +219,14 @@ async def _hash_zeros(found: "hashlib._Hash", count: int) -> None:
     while count > 0:
         await trio.to_thread.run_sync(found.update, _ZEROS[:count])
         count -= _PIECE
+
+
+def _check_limit(copied: int, limit: int) -> None:
+    if copied > limit:
+        raise UsageError(
+            f"{format_size(copied)} of it must be copied for the link, more than {format_size(limit)};"
+            " --copy-limit allows more"
+        )
 
 
 def _note_parts(group: list[Excerpt], number: int, made: Made) -> None:

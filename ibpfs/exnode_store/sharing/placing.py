@@ -6,6 +6,7 @@ Every allocation begins with a short lease; the caller notes it in the store bef
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -19,7 +20,7 @@ from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import COMMAND_LIMIT, Depot, DepotSet
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.sealing import Buffer
-from ibpfs.exnode_store.sharing.share_state import Alias, Lease, Owned
+from ibpfs.exnode_store.sharing.share_state import COPY, Alias, Lease, Owned
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -170,8 +171,29 @@ class Placing:
         async def send(client: DepotClient) -> int:
             return await client.copy(read, target, base, length, seconds=int(limit))
 
-        await self.call(source, send, limit)
+        try:
+            if (sent := await self.call(source, send, limit)) != length:
+                raise DepotUnreachable(f"{source} copied {sent} of {length} bytes")
+        except (DepotError, DepotUnreachable):
+            with suppress(DepotError, DepotUnreachable):  # it ends by itself, too
+                await self.delete(owned)
+            raise
         return owned
+
+    async def copy_replica(self, replicas: Sequence[Replica], offset: int, length: int, target: Depot) -> Owned | None:
+        """Have a depot copy bytes of a segment to a new allocation, inside itself where it can; None: none does."""
+        address = place_of(target)
+        whole = [one for one in replicas if one.shard is None and not (one.imported or one.suspect)]
+        for one in sorted(whole, key=lambda one: one.depot != target.id):
+            depot = self._depots.find(one.depot)
+            source = None if depot is None or not depot.answers else place_of(depot)
+            if source is None or address is None:
+                continue
+            try:
+                return await self.copy(source, one.read, one.base + offset, length, address, COPY)
+            except (DepotError, DepotUnreachable) as error:
+                _log.info("depot %s allocation %s: not copied to %s: %s", source, one.read.label, address, error)
+        return None
 
     async def delete(self, owned: Owned) -> None:
         """Raises DepotError, DepotUnreachable."""

@@ -31,6 +31,11 @@ class StoredSpan:
         last = self.slices[-1]
         return last.segment_offset + last.form.stored_length - self.offset
 
+    @property
+    def clear_length(self) -> int:
+        """Bytes of files."""
+        return sum(one.form.length for one in self.slices)
+
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
@@ -53,7 +58,7 @@ class SharePlan:
 
     @property
     def aliased_bytes(self) -> int:
-        return sum(one.form.length for span in self.spans for one in span.slices)
+        return sum(span.clear_length for span in self.spans)
 
     @property
     def copied_bytes(self) -> int:

@@ -76,7 +76,8 @@ class Alias:
 @dataclass
 class Share:
     """`stage`: see MAKING. `key`: the record's. `number`, `log_length`: of its last entry, of all; `pins`: what that
-    says of depots' certificates. `link`: None while it is made."""
+    says of depots' certificates. `link`: None while it is made. `depot_bytes`: of the copied ones those that depots
+    copied by themselves."""
 
     path: str
     signer: Ed25519PrivateKey = field(repr=False)
@@ -90,6 +91,7 @@ class Share:
     stretching: Stretching | None = None
     recipients: int = 0
     copied_bytes: int = 0
+    depot_bytes: int = 0
     aliases: list[Alias] = field(default_factory=list)
     owned: list[Owned] = field(default_factory=list)
     pins: dict[Address, bytes] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Share:
             "link": None if self.link is None else self.link.render(), "gateway": self.gateway,
             "stretching": None if self.stretching is None else self.stretching.as_row(),
             "recipients": self.recipients, "copied_bytes": self.copied_bytes,
+            "depot_bytes": self.depot_bytes,
             "aliases": [_alias_row(one) for one in self.aliases], "owned": [_owned_row(one) for one in self.owned],
             "pins": {str(one): pin.hex() for one, pin in self.pins.items()},
         }  # fmt: skip
@@ -126,6 +129,7 @@ class Share:
             link=None if row["link"] is None else Link.parse(row["link"]), gateway=row["gateway"],
             stretching=None if row["stretching"] is None else Stretching.from_row(row["stretching"]),
             recipients=row["recipients"], copied_bytes=row["copied_bytes"],
+            depot_bytes=row.get("depot_bytes", 0),  # not in those of the first release
             aliases=[_alias(one) for one in row["aliases"]], owned=[_owned(one) for one in row["owned"]],
             pins={Address.parse(one): bytes.fromhex(pin) for one, pin in row.get("pins", {}).items()},
         )  # fmt: skip

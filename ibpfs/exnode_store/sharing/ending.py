@@ -1,0 +1,124 @@
+"""Ending a share: all that it has on depots is given back. What was not is named, kept, and asked for again."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.exnode_store.sharing.links import share_name
+from ibpfs.exnode_store.sharing.placing import Placing
+from ibpfs.exnode_store.sharing.share_state import COPY, ENDING, RECORD, STALE, Alias, Owned, Share
+from ibpfs.exnode_store.sharing.shares import Shares
+from ibpfs.quantities import format_size
+
+_log = logging.getLogger(__name__)
+
+#: Beside RECORD and COPY.
+WINDOW: Final = "window"
+
+
+@dataclass
+class Ended:
+    """What depots said is gone, and what is left, with why. `silent`: depots that are not waited for again."""
+
+    done: list[Alias | Owned] = field(default_factory=list)
+    left: list[tuple[Alias | Owned, str]] = field(default_factory=list)
+    silent: dict[str, str] = field(default_factory=dict)
+
+
+class Ender:
+    """One per open volume."""
+
+    def __init__(self, shares: Shares, placing: Placing) -> None:
+        self._shares = shares
+        self._placing = placing
+
+    async def end(self, share: Share) -> Ended:
+        """Give everything back; what is left stays in the store until it has ended by itself."""
+        share.stage = ENDING
+        self._shares.save(share)
+        ended = Ended()
+        # The record first: whoever has the link learns nothing new from then on.
+        for owned in sorted(share.owned, key=lambda one: one.kind == COPY):
+            if await _gone(owned, partial(self._placing.delete, owned), ended):
+                share.owned.remove(owned)
+        for alias in list(share.aliases):
+            if await _gone(alias, partial(self._placing.revoke, alias), ended):
+                share.aliases.remove(alias)
+        if ended.left and time.time() < share.expires:
+            self._shares.save(share)
+        else:
+            self._shares.forget(share_name(share.share))
+        return ended
+
+    async def drop_stale(self, share: Share) -> None:
+        """Copies of the record that missed an entry would tell what was."""
+        ended = Ended()
+        for owned in [one for one in share.owned if one.kind == STALE]:
+            if await _gone(owned, partial(self._placing.delete, owned), ended):
+                share.owned.remove(owned)
+        if ended.done:
+            self._shares.save(share)
+
+
+async def _gone(one: Alias | Owned, work: Callable[[], Awaitable[None]], ended: Ended) -> bool:
+    """Whether its depot did it, or did not know it any more."""
+    said = ended.silent.get(one.depot)
+    if said is None:
+        try:
+            await work()
+        except DepotUnreachable as error:
+            said = ended.silent[one.depot] = str(error)
+        except DepotError as error:
+            said = str(error)
+        else:
+            ended.done.append(one)
+            return True
+    _log.info("depot %s allocation %s: what a link has there is not ended: %s", one.depot, one.read.label, said)
+    ended.left.append((one, said))
+    return False
+
+
+# What is told of it
+
+
+def rows_of(things: Iterable[tuple[Alias | Owned, str]], expires: int) -> list[dict[str, Any]]:
+    """By depot, kind and reason; `until`: when the last of it ends by itself."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for one, why in things:
+        end = float(expires) if one.lease_end is None else min(one.lease_end, float(expires))
+        row = rows.setdefault(
+            (one.depot, kind_of(one), why),
+            {"depot": one.depot, "what": kind_of(one), "count": 0, "bytes": 0, "until": 0, "why": why},
+        )
+        row["count"] += 1
+        row["bytes"] += one.length if isinstance(one, Alias) else one.size
+        row["until"] = max(row["until"], int(end))
+    return list(rows.values())
+
+
+def kind_of(one: Alias | Owned) -> str:
+    return WINDOW if isinstance(one, Alias) else COPY if one.kind == COPY else RECORD
+
+
+def intended(share: Share) -> str:
+    """One sentence: what revoking a share asks of which depots; of one that was revoked, of those that are left."""
+    things: list[Alias | Owned] = [*share.aliases, *share.owned]
+    rows = rows_of([(one, "") for one in things], share.expires)
+    parts = [text.format(size=format_size(sum(row["bytes"] for row in rows if row["what"] == what)),
+                         depots=", ".join(row["depot"] for row in rows if row["what"] == what))
+             for what, text in _INTENDED.items() if any(row["what"] == what for row in rows)]  # fmt: skip
+    what = " and ".join(parts) or "has nothing to end"
+    if share.stage == ENDING:
+        return f"it was revoked, and is not yet everywhere: a mount {what}, as soon as it can"
+    return f"revoking it {what}; who has fetched it keeps what was fetched"
+
+
+_INTENDED: Final = {
+    WINDOW: "closes windows on the volume's allocations at {depots}",
+    COPY: "deletes private copies of {size} at {depots}",
+    RECORD: "deletes its record at {depots}",
+}
