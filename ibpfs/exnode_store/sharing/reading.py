@@ -10,7 +10,7 @@ import trio
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, NoRoom
+from ibpfs.depot.wire import CapabilityNotFound, DepotBusy, DepotError, DepotUnreachable, ErrorCode, NoRoom
 from ibpfs.errors import DataError, IbpfsError, WrongKey
 from ibpfs.exnode_store.lors.work import Depots
 from ibpfs.exnode_store.sharing.contents import BadContent, Content
@@ -78,8 +78,8 @@ async def read_log(load: Load, share: bytes) -> LogEntry:
     for _ in range(_MOST_ENTRIES):
         try:
             head = bytes(await load(at, HEADER.size))
-        except NoRoom:
-            if last is None:
+        except (NoRoom, DepotBusy) as error:
+            if last is None or not _is_end(error):
                 raise
             return last
         try:
@@ -97,6 +97,11 @@ async def read_log(load: Load, share: bytes) -> LogEntry:
         last = entry
         at += len(entry.raw)
     raise BadRecord("the share's record has too many entries")
+
+
+def _is_end(error: DepotError) -> bool:
+    """Whether that is what a depot says behind the last byte: some have waited there for more."""
+    return isinstance(error, NoRoom) or error.code == ErrorCode.SERVER_TIMEOUT
 
 
 async def _load_whole(load: Load, offset: int, length: int) -> bytes:

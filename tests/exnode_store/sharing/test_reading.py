@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import CapabilitySet, Key
 from ibpfs.depot.client import DepotClient
-from ibpfs.depot.wire import DepotUnreachable
+from ibpfs.depot.wire import DepotBusy, DepotUnreachable, ErrorCode, error_for
 from ibpfs.errors import DataError, UsageError, WrongKey
 from ibpfs.exnode_store.lors.work import Depots
 from ibpfs.exnode_store.sealing import seal
@@ -22,7 +22,7 @@ from ibpfs.exnode_store.sharing.contents import Copy, Run, Sender
 from ibpfs.exnode_store.sharing.fetching import Unavailable, best_first, fetch_part, stream
 from ibpfs.exnode_store.sharing.links import Fragment, Link, Locator, Place
 from ibpfs.exnode_store.sharing.notation import to_json
-from ibpfs.exnode_store.sharing.reading import SENDER_CONTEXT, ShareGone, open_record, read_record
+from ibpfs.exnode_store.sharing.reading import SENDER_CONTEXT, ShareGone, open_record, read_log, read_record
 from ibpfs.exnode_store.sharing.receiving import Receiver, file_name
 from ibpfs.exnode_store.sharing.record_log import BadRecord, Public, make_entry, make_revocation, public_bytes, share_id
 from ibpfs.exnode_store.sharing.share_keys import record_key
@@ -84,6 +84,20 @@ async def test_the_last_whole_entry_counts(tmp_path: Path) -> None:
         caps = await stored(depots, entry(1) + entry(2, b"newer") + entry(3)[:-1])
         found = await read_record(depots, locator(place(caps)))
         assert (found.number, found.open(KEY)) == (2, b"newer")
+
+
+async def test_some_depots_wait_behind_the_last_byte() -> None:
+    data = entry(1) + entry(2)
+
+    async def load(offset: int, length: int) -> bytes:
+        if offset + length > len(data):
+            raise error_for(ErrorCode.SERVER_TIMEOUT)
+        return data[offset : offset + length]
+
+    assert (await read_log(load, SHARE)).number == 2
+    data = b""
+    with pytest.raises(DepotBusy):
+        await read_log(load, SHARE)
 
 
 @pytest.mark.parametrize("data", [b"", b"IBP", b"x" * 500, entry()[:-1]])
