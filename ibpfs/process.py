@@ -16,9 +16,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT = 32 * 1024 * 1024
 #: So many more objects than before that may hold others, until cycles are looked for.
 _LOOK_AFTER = 10_000
-#: New containers before the collector looks for cycles, of which there are few. With Python's 700 it looked so often at
-#: all rows and records in memory that a small write took 15 us instead of 11, an upload 62 instead of 52.
-_COLLECTED = 50_000
 
 
 def prepare_process() -> None:
@@ -34,7 +31,6 @@ def prepare_process() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    gc.set_threshold(_COLLECTED, 20, 20)
 
 
 def calm_collector() -> None:
