@@ -139,16 +139,19 @@ class Flusher:
 
     async def wait_all(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Return when everything that is dirty now is committed. `progress(done, total)` in bytes."""
-        targets = {file: file.version for file in self.files.values()}
+        targets = [(file, file.version) for file in reversed(self.files.values())]  # which are taken from the end
         total = self.dirty_bytes
+        self._queue.urgent.update(self.files)
         while True:
-            self._queue.urgent.update(file.ino for file in targets if file.ino in self.files)
-            self._wake_worker()
-            targets = {file: seq for file, seq in targets.items() if file.holds_up_to(seq)}
+            while targets and not targets[-1][0].holds_up_to(targets[-1][1]):
+                targets.pop()
             if progress is not None:
                 progress(max(0, total - self.dirty_bytes), total)
             if not targets:
                 return
+            if (ino := targets[-1][0].ino) in self.files:
+                self._queue.urgent.add(ino)
+            self._wake_worker()
             await self._landed.wait()
 
     async def wait_landing(self, seconds: float) -> None:
