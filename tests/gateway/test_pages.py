@@ -255,6 +255,22 @@ def grow(row: Any) -> None:
     row["size"] = row["entries"][0]["size"] = 2 << 30
 
 
+def test_no_room_to_keep_what_came(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """Then nothing is kept for another visit, and the download ends well."""
+    content = random.Random(6).randbytes(17_000_000)
+    origin = gateway.url.rstrip("/")
+    browser.go(address(gateway, make_share(depot.address, {"large.bin": content})))
+    browser.devtools("Storage.overrideQuotaForOrigin", origin=origin, quotaSize=5_000_000)
+    try:
+        browser.click("#found:not([hidden]) #download")
+        assert browser.downloaded("large.bin").read_bytes() == content
+        browser.wait_for("document.querySelector('#state').textContent.startsWith('Done.')")
+        browser.run("caches.keys().then((names) => { window.kept = [names.length]; });")
+        assert browser.wait_for("window.kept") == [0]
+    finally:
+        browser.devtools("Storage.overrideQuotaForOrigin", origin=origin)
+
+
 def test_plain_http_from_another_host(
     browser: Browser, gateway: GatewayProcess, depot: DepotProcess, tmp_path: Path
 ) -> None:

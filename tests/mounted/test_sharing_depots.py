@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ibpfs.exnode_store.sealing import MAX_SLICE
 from tests.gateway.browser import Browser
 from tests.gateway.conftest import GatewayProcess
 
@@ -80,6 +81,65 @@ def test_a_browser_asks_all_depots(session: Session, directory: Path) -> None:
     finally:
         browser.close()
         assert gateway.stop() == 0
+
+
+def test_a_page_that_was_closed_goes_on(session: Session, directory: Path) -> None:
+    """With what it had, which lies sealed with the browser, and is gone when all is done."""
+    data = b"a line of figures, 12345678\n" * 1_500_000
+    gateway = GatewayProcess(directory, "--allow", "127.0.0.0/8")
+    browser = Browser(directory)
+    try:
+        with gated(session, 1) as (volume, (gate,)):
+            (volume / "f").write_bytes(data)
+            link = share(volume / "f", "--gateway", gateway.url)["link"]
+            volume.umount()
+            browser.go(link)
+            browser.wait_for("!document.querySelector('#found').hidden")
+            gate.let(30 * 1024 * 1024)  # of 40; four pieces of 4 are under way at once
+            browser.click("#download")
+            until(lambda: gate.is_shut, 60)
+            until(lambda: _kept(browser) >= 2, 60)
+            had = _kept(browser)
+            browser.go("about:blank")
+            gate.let(None)
+            kept = _kept_bytes(directory)
+            assert len(kept) > 8 * 1024 * 1024
+            assert b"figures" not in kept
+            before = len(gate.heard)
+            browser.go(link)
+            browser.wait_for("document.querySelector('#state').textContent.includes('from an earlier visit')")
+            browser.click("#download")
+            until(lambda: _whole(browser, len(data)), 60)
+            assert _whole(browser, len(data))[0].read_bytes() == data
+            loads = LOADS.findall(bytes(gate.heard[before:]))
+            anew = [line for line in loads if int(line.split()[5]) > 1024 * 1024]
+            assert 0 < len(anew) <= -(-len(data) // MAX_SLICE) - had
+            browser.wait_for("document.querySelector('#state').textContent.startsWith('Done.')")
+            assert _kept(browser) == 0
+    finally:
+        browser.close()
+        assert gateway.stop() == 0
+
+
+def _kept(browser: Browser) -> int:
+    """How many pieces the browser keeps."""
+    browser.run("""window.kept = null; (async () => {
+        const names = await caches.keys(), found = await Promise.all(names.map((one) => caches.open(one)));
+        const pieces = await Promise.all(found.map((one) => one.keys()));
+        window.kept = [pieces.flat().length];
+    })();""")
+    return int(browser.wait_for("window.kept")[0])
+
+
+def _whole(browser: Browser, size: int) -> list[Path]:
+    """Downloads of this size: what broke off before keeps its name."""
+    found = [path for path in browser.downloads.iterdir() if path.suffix != ".crdownload"]
+    return [path for path in found if path.stat().st_size == size]
+
+
+def _kept_bytes(home: Path) -> bytes:
+    """On its disk."""
+    return b"".join(path.read_bytes() for path in home.rglob("CacheStorage/**/*") if path.is_file())
 
 
 def test_plain_volumes(volumes: MakeVolume, directory: Path) -> None:

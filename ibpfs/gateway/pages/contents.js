@@ -14,9 +14,10 @@ export const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolv
 
 export class Contents {
   // `told(text)` hears why nothing arrives at the moment; `why()` throws the reason why nothing ever will, if it has one.
-  constructor(link, content, told, why) {
+  constructor(link, content, kept, told, why) {
     this.link = link;
     this.content = content;
+    this.kept = kept;
     this.told = told;
     this.why = why;
     this.keys = new Map();
@@ -102,6 +103,9 @@ export class Contents {
 
   // What `open` makes of the stored bytes of the first copy that has them; goes on for as long as the page is open.
   async load(run, offset, length, open) {
+    const kept = await this.kept.get(run, offset, length);
+    const clear = kept && (await open(kept).catch(() => null));
+    if (clear) return clear;
     for (let round = 0; ; round += 1) {
       let hopeless = true;
       for (const [depot, key, base] of this.inTurn(this.content.runs[run][1])) {
@@ -113,6 +117,7 @@ export class Contents {
           try {
             const clear = await open(found.data);
             this.told("");
+            await this.kept.put(run, offset, found.data);
             return clear;
           } catch {
             this.blame(depot);

@@ -2,6 +2,7 @@
 
 import { Contents } from "./contents.js";
 import { Sha256 } from "./hash.js";
+import { Kept } from "./kept.js";
 import { Trouble, readLink } from "./link.js";
 import { fetchRecord, openRecord } from "./record.js";
 import { NoRoom, save } from "./saving.js";
@@ -134,6 +135,10 @@ function showContent(link, content) {
   at("download").addEventListener("click", () => download(link, content, content.type === "file" ? files[0] : null));
   say("");
   show("found");
+  Kept.of(link, content).then(async (kept) => {
+    const size = await kept.size();
+    if (size && !at("download").disabled) say(`${readable(size)} of it are here from an earlier visit: a download goes on with them.`);
+  });
 }
 
 function listFiles(link, content, files) {
@@ -159,7 +164,8 @@ function listFiles(link, content, files) {
 async function download(link, content, entry) {
   const total = entry ? entry.size : content.size;
   const told = (text) => (at("progress-text").dataset.waiting = text);
-  const contents = new Contents(link, content, told, () => fetchRecord(link));
+  const kept = await Kept.of(link, entry ? { ...content, size: entry.size } : content);
+  const contents = new Contents(link, content, kept, told, () => fetchRecord(link));
   const stop = () => contents.stop();
   at("stop").addEventListener("click", stop);
   setBusy(true);
@@ -184,6 +190,7 @@ async function download(link, content, entry) {
     const name = entry ? (entry.path.at(-1) ?? content.name) : `${content.name}.zip`;
     await save(name, entry ? entry.size : null, pieces);
     progress(done, total, began);
+    await kept.end();
     say("Done. It is what was shared.");
   } catch (error) {
     complain(error);
