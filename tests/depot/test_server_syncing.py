@@ -2,11 +2,13 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import trio
 
-from ibpfs.depot.server.syncing import MANY, SyncThreads, Unsynced, one_per_file_system, settle_now
+from ibpfs.depot.server.syncing import ALONE, MANY, SyncThreads, Unsynced, one_per_file_system, settle_now
 
 
 def written(directory: Path, name: str) -> int:
@@ -81,3 +83,34 @@ def test_without_threads(tmp_path: Path) -> None:
     unsynced.take(written(tmp_path, "a"))
     settle_now(unsynced)
     unsynced.close()
+
+
+async def test_who_is_alone_waits_for_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a disk that was slow is waited for in a thread again."""
+    here: list[bool] = []
+    monkeypatch.setattr(os, "fdatasync", lambda _: here.append(threading.current_thread() is threading.main_thread()))
+    with SyncThreads() as syncs:
+
+        async def settle() -> None:
+            unsynced = Unsynced()
+            unsynced.take(written(tmp_path, "a"))
+            await syncs.settle(unsynced)
+
+        async def settle_often() -> None:
+            for _ in range(2 * ALONE):
+                syncs._last = 0.0
+                await settle()
+
+        await settle_often()
+        assert here == [False] * ALONE + [True] * ALONE
+        syncs._last = 1.0
+        await settle()
+        assert here[-1] is False
+        syncs._last = 0.0
+        await settle()
+        assert here[-1] is True
+        here.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settle_often)
+            nursery.start_soon(settle_often)
+        assert not all(here[-ALONE:])

@@ -20,6 +20,11 @@ WORKERS = 8
 # Beyond so many, one syncfs: 64 new files 2 ms against 7 ms in threads, which need the interpreter for each. Below it
 # none, for it also waits for what strangers have written: 70 ms beside somebody who writes 300 MB/s.
 MANY = 32
+# One client alone, that waits for each reply, has nobody beside it for whom a thread would be worth its price: 100 us
+# of the CPU time of a STORE, and four switches between threads that it waits for. So the event loop itself waits for
+# the disk, where that took less than so many seconds the last time, and nobody else has wanted one of so many syncs.
+QUICK = 0.001
+ALONE = 8
 
 _SYNC_FILE_RANGE_WAIT, _SYNC_FILE_RANGE_WRITE = 1, 2
 _TO_THE_END = 0
@@ -81,6 +86,9 @@ class SyncThreads:
         self._waiting: deque[_Piece] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._last = 1.0  # seconds, of the latest sync
+        self._whose: object = None  # the task that wanted the last sync, and how many before it were its own
+        self._in_a_row = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"sync-{n}", daemon=True) for n in range(WORKERS)
         ]
@@ -104,16 +112,28 @@ class SyncThreads:
         """
         if not unsynced:
             return
+        began = time.perf_counter()
+        here = self._is_alone(trio.lowlevel.current_task()) and self._last < QUICK and len(unsynced) == 1
+        error = _settle_here(unsynced) if here else await self._settle_in_threads(unsynced)
+        self._last = time.perf_counter() - began
+        self.durations.add(self._last)
+        if error is not None:
+            raise error
+
+    def _is_alone(self, task: object) -> bool:
+        """Whether nobody but this task wanted the last syncs."""
+        self._in_a_row = self._in_a_row + 1 if task is self._whose else 0
+        self._whose = task
+        return self._in_a_row >= ALONE
+
+    async def _settle_in_threads(self, unsynced: Unsynced) -> OSError | None:
         now = trio.lowlevel
         request = _Request(unsynced, now.current_trio_token(), now.current_task(), len(unsynced))
         with self._wake:
             self._waiting.extend((request, unit) for unit in unsynced.units)
             self._wake.notify(request.left)
-        began = time.perf_counter()
         await trio.lowlevel.wait_task_rescheduled(_not_to_be_cancelled)
-        self.durations.add(time.perf_counter() - began)
-        if request.error is not None:
-            raise request.error
+        return request.error
 
     def _work(self) -> None:
         while pieces := self._next():
@@ -154,6 +174,13 @@ def _attempt(units: list[_Unit]) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def _settle_here(unsynced: Unsynced) -> OSError | None:
+    try:
+        return _attempt(unsynced.units)
+    finally:
+        unsynced.close()
 
 
 def settle_now(unsynced: Unsynced) -> None:
