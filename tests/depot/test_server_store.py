@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ibpfs.depot.capability import CapabilityKind
 from ibpfs.depot.server.allocation import HEADER_BYTES, PERMANENT, Allocation
+from ibpfs.depot.server.laying import lay_ahead
 from ibpfs.depot.server.leases import LeaseRules
 from ibpfs.depot.server.store import AllocationStore, NewKeys
 from ibpfs.depot.server.syncing import Unsynced
@@ -96,6 +97,27 @@ def test_bytes_behind_the_size_are_cut_at_start(steered: Steered) -> None:
     steered.open()
     assert steered.files()[0].stat().st_size == HEADER_BYTES + 4
     assert steered.read(keys) == b"kept"
+
+
+def test_small_appends_find_zeros_which_count_for_nothing(steered: Steered) -> None:
+    keys = steered.allocate(size=500)
+    steered.append(keys, b"x" * 100)
+    allocation, (file,) = steered.find(keys), steered.files()
+    fd = steered.store.open(allocation)
+    lay_ahead(allocation, fd, 100)
+    assert file.stat().st_size == HEADER_BYTES + 200
+    steered.append(keys, b"y" * 50)
+    lay_ahead(allocation, fd, 50)
+    assert file.stat().st_size == HEADER_BYTES + 200  # it is laid out yet
+    steered.append(keys, b"z" * 250)
+    lay_ahead(allocation, fd, 250)
+    assert file.stat().st_size == HEADER_BYTES + 500  # and never beyond what the allocation may hold
+    os.close(fd)
+    assert steered.read(keys) == b"x" * 100 + b"y" * 50 + b"z" * 250
+    steered.store.resize(allocation, 450, Unsynced())
+    assert file.stat().st_size == HEADER_BYTES + 400
+    steered.open()
+    assert steered.read(keys) == b"x" * 100 + b"y" * 50 + b"z" * 250
 
 
 def test_an_allocate_that_was_never_answered_is_removed(steered: Steered) -> None:

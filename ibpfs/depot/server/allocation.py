@@ -61,6 +61,7 @@ class Allocation:
     stale: tuple[int, int] = (0, 0)  # digests of these blocks (first, end) may not fit their data
     parent: bytes = b""  # of an alias: the id of the allocation that it shows
     window: tuple[int, int] = (0, 0)  # of an alias: offset and length, 0 = all
+    laid: int = 0  # up to where zeros lie in the file behind its bytes; in memory alone
     gone: bool = field(default=False)  # deleted while somebody still holds this object
 
     @property

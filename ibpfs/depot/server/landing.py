@@ -12,6 +12,7 @@ import trio
 
 from ibpfs.depot.server import digests
 from ibpfs.depot.server.allocation import HEADER_BYTES, Allocation
+from ibpfs.depot.server.laying import lay_ahead
 from ibpfs.depot.server.scan import NEW
 from ibpfs.depot.server.store import AllocationStore
 from ibpfs.depot.server.syncing import SyncThreads, Unsynced, start_writeback
@@ -87,6 +88,8 @@ class Landing:
             await refresh_digests(self._store, self.allocation, self.fd, unsynced, end=self._end)
         else:
             self._store.keep_data(self.allocation, self.fd, self._end)
+            if self._appends_at is not None:
+                lay_ahead(self.allocation, self.fd, self._end - self._appends_at)
         self._hand_over(unsynced)
 
     def _hand_over(self, unsynced: Unsynced) -> None:

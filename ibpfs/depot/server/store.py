@@ -258,16 +258,15 @@ class AllocationStore:
         if allocation.kind.is_queue:
             raise error_for(ErrorCode.WOULD_DAMAGE_DATA)
         self.require_growth(allocation, max_size)
-        size = min(allocation.size, max_size)
-        cut = size < allocation.size
+        size, cut = min(allocation.size, max_size), max_size < allocation.size
         fd = self.open(allocation)
         try:
             changes: dict[str, Any] = {"max_size": max_size, "size": size}
             if allocation.checksum is not None and cut:
                 changes["stale"] = widened(allocation.stale, last_block(allocation.checksum, size))
             self._write_header(allocation, fd, changes)
-            if cut:
-                os.ftruncate(fd, HEADER_BYTES + size)
+            if cut or allocation.laid > size:
+                self.drop_data(allocation, fd)
                 self._cut_digests(allocation)
         except BaseException:
             os.close(fd)
@@ -380,6 +379,7 @@ class AllocationStore:
     def drop_data(self, allocation: Allocation, fd: int) -> None:
         """What was written behind the size is not to be."""
         os.ftruncate(fd, HEADER_BYTES + allocation.size)
+        allocation.laid = 0
 
     def hand_over(self, allocation: Allocation, fd: int, unsynced: Unsynced) -> None:
         """The descriptor goes to whom syncs it; nobody syncs a volatile allocation."""
