@@ -15,6 +15,7 @@ from ibpfs.cache.access_times import AccessTimes
 from ibpfs.cache.dirty import DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
+from ibpfs.cache.fsyncs import Fsyncs
 from ibpfs.cache.queue import DELAY
 from ibpfs.cache.readahead import Readahead
 from ibpfs.cache.reaper import Reaper
@@ -66,9 +67,10 @@ class FileCache:
         self.prefetch = reader.prefetch
         self._flusher = flusher
         self._opened: Counter[int] = Counter()
+        self._fsyncs = Fsyncs()
         self._readaheads: dict[int, Readahead] = {}
         self._accessed = AccessTimes(db, names)
-        self._reaper = Reaper(db, names, ledger, flusher)
+        self._reaper = Reaper(db, names, ledger, flusher, self._fsyncs)
         self._replay = Replay(names, ledger, spool, flusher)
         self.trash = TrashKeeper(
             names, transfer, lambda: self.used_bytes, lambda: flusher.stuck_bytes, self._out_of_trash,
@@ -343,8 +345,9 @@ class FileCache:
 
     async def fsync(self, ino: int) -> None:
         """Return when what was written is on min_copies depots and the exNode that says so is synced (I6)."""
-        await self._flusher.wait_clean(ino)
-        await self._db.sync()
+        with self._fsyncs:
+            await self._flusher.wait_clean(ino)
+            await self._db.sync(alone=self._fsyncs.are_one)
 
     async def fsync_directory(self) -> None:
         await self._db.sync()

@@ -9,8 +9,8 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -178,25 +178,36 @@ class Database:
         """Whether a committed transaction may not survive a power cut yet."""
         return self._synced_seq < self.seq
 
-    async def sync(self) -> None:
+    async def sync(self, *, alone: bool = False) -> None:
         """Return when every transaction committed before the call is on stable storage.
 
+        `alone`: nobody else wants anything, so that the event loop may wait for a quick disk (100 us less of an fsync).
         OSError when the disk refuses, from then on for good.
         """
         wanted = self.seq
         if self._synced_seq >= wanted:
             return
+        if alone and self._wal.is_quick and not self._sync_lock.locked():
+            self.check_syncs()
+            with self._noting_syncs():
+                self._wal.sync_now()
+            return
         async with self._sync_lock:
             if self._synced_seq >= wanted:  # somebody else's sync, begun after our commit, covered it
                 return
             self.check_syncs()
-            covered = self.seq
-            try:
+            with self._noting_syncs():
                 await self._wal.sync()
-            except OSError as error:
-                self._sync_trouble = error.errno or errno.EIO
-                raise
-            self._synced_seq = max(self._synced_seq, covered)
+
+    @contextmanager
+    def _noting_syncs(self) -> Iterator[None]:
+        covered = self.seq
+        try:
+            yield
+        except OSError as error:
+            self._sync_trouble = error.errno or errno.EIO
+            raise
+        self._synced_seq = max(self._synced_seq, covered)
 
     def check_syncs(self) -> None:
         """OSError when an earlier sync failed."""

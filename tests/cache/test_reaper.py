@@ -6,7 +6,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import trio
+import trio.testing
 
+from ibpfs.cache.fsyncs import Fsyncs
 from ibpfs.cache.reaper import Reaper
 from ibpfs.exnode_store.attributes import NewInode
 from tests.exnode_store.ledgers import Volume
@@ -57,7 +60,7 @@ def test_inodes_without_names(volume: Volume, *, together: bool) -> None:
     sizes = [1200, 29, 90, *[28] * 40, 700]
     for number, pieces in enumerate(sizes):
         fill(volume, b"file%d" % number, pieces, together=together)
-    reaper = Reaper(volume.db, volume.names, volume.ledger, cast("Flusher", SimpleNamespace(files={})))
+    reaper = Reaper(volume.db, volume.names, volume.ledger, cast("Flusher", SimpleNamespace(files={})), Fsyncs())
     for number in range(len(sizes)):
         reaper.doom(volume.names.unlink(1, b"file%d" % number).ino)
 
@@ -83,3 +86,26 @@ def test_the_end_of_a_file(volume: Volume, *, together: bool) -> None:
 
     assert max(changes_of(volume, cut)) <= MOST
     assert volume.db.value("SELECT count(*) FROM mappings") == 0
+
+
+async def test_who_waits_for_an_fsync_comes_first_for_a_while(
+    volume: Volume, autojump_clock: trio.testing.MockClock
+) -> None:
+    fsyncs = Fsyncs()
+    reaper = Reaper(volume.db, volume.names, volume.ledger, cast("Flusher", SimpleNamespace(files={})), fsyncs)
+    fill(volume, b"file", 1, together=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reaper.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with fsyncs:
+            reaper.doom(volume.names.unlink(1, b"file").ino)
+            await trio.sleep(0.9)
+            assert reaper.is_busy
+        await trio.sleep(0.25)
+        assert not reaper.is_busy
+        fill(volume, b"file", 1, together=True)
+        with fsyncs:
+            reaper.doom(volume.names.unlink(1, b"file").ino)
+            await trio.sleep(1.5)
+            assert not reaper.is_busy
+        nursery.cancel_scope.cancel()
