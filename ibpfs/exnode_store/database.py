@@ -20,6 +20,7 @@ import trio
 from ibpfs.errors import NoSpace, VolumeError
 from ibpfs.exnode_store import frozen
 from ibpfs.exnode_store.schema import ADDED_TABLES, FEATURES, FORMAT, TABLES
+from ibpfs.exnode_store.wal_index import WalIndex
 from ibpfs.exnode_store.wal_sync import WalSync
 
 _log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Database:
         self._synced_seq = self.seq
         self._sync_trouble = 0  # errno of the first sync that failed
         self._wal = WalSync(path)
+        self._wal_index = WalIndex(path)
         self._sync_lock = trio.Lock()
         self._checkpoint_lock = trio.Lock()
         # Kept as long as the connection: closing one of the main file takes SQLite's locks away.
@@ -220,11 +222,12 @@ class Database:
 
         OSError when the disk refuses, or is full: what is in the WAL stays there.
         """
-        if self._checkpoint_lock.locked():
+        size, to_move = self._wal_index.sizes()
+        if self._checkpoint_lock.locked() or size < CHECKPOINT_BYTES or not to_move:
             return
         try:
             async with self._checkpoint_lock:
-                size = await trio.to_thread.run_sync(_passive_checkpoint, self.path)
+                await trio.to_thread.run_sync(_passive_checkpoint, self.path)
             if size > WAL_LIMIT and not self.readers:
                 # Under unbroken load a passive checkpoint never finds a moment in which the WAL may begin anew. Little
                 # is left to copy now.
@@ -259,6 +262,7 @@ class Database:
         finally:
             self._connection.close()
             self._wal.close()
+            self._wal_index.close()
             os.close(self._descriptor)
 
     def __enter__(self) -> "Database":
@@ -366,8 +370,9 @@ def _connect(path: Path, read_only: bool, *, page_size: int | None = None) -> sq
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
-        # When a WAL is begun anew, its file shrinks; else it would look due for a checkpoint ever after.
-        connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES // 4}")
+        # A WAL that begins anew keeps so many blocks: to sync what lies in them takes no commit of the file system's
+        # journal, and half the time (98 us against 190 for a create and an fsync on ext4).
+        connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")
         connection.execute("PRAGMA cache_size = -32768")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA busy_timeout = 5000")
@@ -382,15 +387,9 @@ def _refusal(error: sqlite3.OperationalError) -> OSError:
     return OSError(code, f"the exNode store cannot be written: {error}")
 
 
-def _passive_checkpoint(path: Path) -> int:
-    """Checkpoint when the WAL is large enough; return the bytes it had."""
-    wal = Path(f"{path}-wal")
-    size = wal.stat().st_size if wal.exists() else 0
-    if size < CHECKPOINT_BYTES:
-        return size
+def _passive_checkpoint(path: Path) -> None:
     connection = _connect(path, False)
     try:
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     finally:
         connection.close()
-    return size

@@ -188,8 +188,8 @@ async def test_a_sync_does_not_cover_what_was_committed_after_it_began(
     assert not store.unsynced
 
 
-def wal_size(store: Database) -> int:
-    return Path(f"{store.path}-wal").stat().st_size
+def wal_file(store: Database) -> Path:
+    return Path(f"{store.path}-wal")
 
 
 async def test_checkpoints_keep_the_wal_small(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,19 +200,30 @@ async def test_checkpoints_keep_the_wal_small(store: Database, monkeypatch: pyte
             add_pin(store, f"{number}")
             store.set_fact("bulk", f"{number}" * 2000)
         await store.checkpoint()
-    assert wal_size(store) < 2 * limit
+    assert store._wal_index.sizes()[0] < 2 * limit
+    assert wal_file(store).stat().st_size < 3 * limit
     assert len(pins(store)) == 600
 
 
 async def test_after_a_checkpoint_the_wal_no_longer_looks_due(store: Database) -> None:
     with store.transaction():
         store.set_fact("bulk", "x" * database_module.CHECKPOINT_BYTES)
-    assert wal_size(store) >= database_module.CHECKPOINT_BYTES
+    assert store._wal_index.sizes()[0] >= database_module.CHECKPOINT_BYTES
     await store.checkpoint()
+    assert store._wal_index.sizes()[1] == 0
     for number in range(2):
         with store.transaction():
             add_pin(store, str(number))
-    assert wal_size(store) < database_module.CHECKPOINT_BYTES
+    assert store._wal_index.sizes()[0] == store._wal_index.sizes()[1] < 100_000
+
+
+async def test_a_wal_that_begins_anew_keeps_its_blocks(store: Database) -> None:
+    with store.transaction():
+        store.set_fact("bulk", "x" * 2 * database_module.CHECKPOINT_BYTES)
+    await store.checkpoint()
+    with store.transaction():
+        add_pin(store, "one")
+    assert wal_file(store).stat().st_size == database_module.CHECKPOINT_BYTES
 
 
 def test_closing_folds_the_wal_in(path: Path) -> None:
