@@ -14,8 +14,9 @@ from typing import TypeAlias
 
 import trio
 
-from ibpfs.cache.clean import BLOCK, CleanCache
+from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
+from ibpfs.cache.fresh import Fresh
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
 from ibpfs.cache.retention import RetainedSlice, Retention
 from ibpfs.cache.sealer import Sealer
@@ -31,8 +32,6 @@ from ibpfs.exnode_store.transfer import MOST_LANES, Transfer
 _log = logging.getLogger(__name__)
 
 _BACKOFF = (0.1, 2.0)
-#: Put into the clean cache without a thread: 40 us for 4 KiB, which a hop takes, too, while an fsync waits beside it.
-_CACHED_AT_ONCE = 64 * 1024
 
 #: File, flight, form, digest, and where in what is appended the slice begins.
 _Sealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, bytes, int]
@@ -50,16 +49,14 @@ class Flusher:
         self._transfer = transfer
         self._spool = spool
         self._memory = memory
-        self._clean = clean
+        self._fresh = Fresh(clean, is_beside)
         self._sealer = sealer
         self.retention = retention
-        self._is_beside = is_beside  # whether a segment lies on the disk of the clean cache anyway
         self._queue = UploadQueue(transfer.policy)
         self.files = self._queue.files
         self.dirty_bytes = self._failures = 0
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
         self._carrying = 0  # batches under way; each holds a segment until its end
-        self._caching: set[trio.Event] = set()  # what was stored and is being put into the clean cache; set when it is
         self._lost: dict[int, str] = {}  # files of which bytes could not be read back from the spool, until told
         self._idle: list[trio.Event] = []  # of the workers that wait for work; set to wake one
         self._landed = trio.Event()
@@ -175,6 +172,7 @@ class Flusher:
         async with trio.open_nursery() as nursery:
             for _ in range(MOST_LANES):
                 nursery.start_soon(self._work)
+            nursery.start_soon(self._fresh.run)
             nursery.start_soon(self._rouse)
             nursery.start_soon(self._keep)
             nursery.start_soon(self._prepare)
@@ -309,7 +307,8 @@ class Flusher:
         self, batch: Batch, slices: list[_Sealed], pieces: list[bytes | memoryview], length: int,
         taken: list[RetainedSlice],
     ) -> None:  # fmt: skip
-        segment, offset = await self._transfer.append(batch.policy, pieces, length)
+        fresh = self._fresh.append(pieces, length, len(slices))
+        segment, offset = await self._transfer.append(batch.policy, pieces, length, fresh.goes)
         try:
             new = [
                 NewSlice(file.ino, flight.start, flight.limit, flight.covers, form, check, offset + put)
@@ -321,19 +320,7 @@ class Flusher:
             self.retention.give_back(taken)
             self._land(batch)
             self._tell()
-            if length >= len(slices) * BLOCK and self._is_beside(row):  # a stream passes by, as when it is read
-                return
-            if length <= _CACHED_AT_ONCE:
-                self._clean.append(row, offset, pieces)
-                return
-            cached = trio.Event()
-            self._caching.add(cached)
-            try:
-                # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
-                await trio.to_thread.run_sync(self._clean.append, row, offset, pieces)
-            finally:
-                self._caching.discard(cached)
-                cached.set()
+            await fresh.stored(row, offset)
         finally:
             await self._transfer.release(segment)
 
@@ -381,9 +368,7 @@ class Flusher:
 
     async def drop_clean(self) -> None:
         """Forget what freshly stored bytes were put into the clean cache, and all else that is there."""
-        for cached in list(self._caching):
-            await cached.wait()
-        await trio.to_thread.run_sync(self._clean.clear)
+        await self._fresh.drop()
 
     async def finish(self, seconds: float) -> bool:
         """Try to make everything clean within `seconds`; then close the segments. False when something is left."""
