@@ -409,4 +409,5 @@ CREATE TABLE IF NOT EXISTS share_leases (
     PRIMARY KEY (share, depot, manage_key)
 );
 CREATE INDEX IF NOT EXISTS share_leases_due ON share_leases (told_at + lease_end) WHERE lease_end < expires - 2;
+CREATE INDEX IF NOT EXISTS share_leases_expires ON share_leases (expires);
 """

@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 from ibpfs.depot.wire import DepotError, DepotUnreachable
@@ -43,10 +42,10 @@ class Ender:
         ended = Ended()
         # The record first: whoever has the link learns nothing new from then on.
         for owned in sorted(share.owned, key=lambda one: one.kind == COPY):
-            if await _gone(owned, partial(self._placing.delete, owned), ended):
+            if await self._gone(owned, ended):
                 share.owned.remove(owned)
         for alias in list(share.aliases):
-            if await _gone(alias, partial(self._placing.revoke, alias), ended):
+            if await self._gone(alias, ended):
                 share.aliases.remove(alias)
         if ended.left and time.time() < share.expires:
             self._shares.save(share)
@@ -58,28 +57,27 @@ class Ender:
         """Copies of the record that missed an entry would tell what was."""
         ended = Ended()
         for owned in [one for one in share.owned if one.kind == STALE]:
-            if await _gone(owned, partial(self._placing.delete, owned), ended):
+            if await self._gone(owned, ended):
                 share.owned.remove(owned)
         if ended.done:
             self._shares.save(share)
 
-
-async def _gone(one: Alias | Owned, work: Callable[[], Awaitable[None]], ended: Ended) -> bool:
-    """Whether its depot did it, or did not know it any more."""
-    said = ended.silent.get(one.depot)
-    if said is None:
-        try:
-            await work()
-        except DepotUnreachable as error:
-            said = ended.silent[one.depot] = str(error)
-        except DepotError as error:
-            said = str(error)
-        else:
-            ended.done.append(one)
-            return True
-    _log.info("depot %s allocation %s: what a link has there is not ended: %s", one.depot, one.read.label, said)
-    ended.left.append((one, said))
-    return False
+    async def _gone(self, one: Alias | Owned, ended: Ended) -> bool:
+        """Whether its depot ended it, or did not know it any more."""
+        said = ended.silent.get(one.depot)
+        if said is None:
+            try:
+                await self._placing.end(one.lease)
+            except DepotUnreachable as error:
+                said = ended.silent[one.depot] = str(error)
+            except DepotError as error:
+                said = str(error)
+            else:
+                ended.done.append(one)
+                return True
+        _log.info("depot %s allocation %s: what a link has there is not ended: %s", one.depot, one.read.label, said)
+        ended.left.append((one, said))
+        return False
 
 
 # What is told of it

@@ -1,4 +1,5 @@
-"""Renewing the leases of links until each expires, by whoever has a volume or warm capability open. Needs no keys."""
+"""Renewing the leases of links until each expires, by whoever has a volume or warm capability open, and ending them
+then. Needs no keys."""
 
 import logging
 from collections.abc import Sequence
@@ -62,10 +63,10 @@ class LeaseRenewal:
         self._later: dict[tuple[str, Lease], float] = {}  # and when what was not renewed is asked for again
 
     async def renew(self, *, every: bool = False) -> None:
-        """Renew what is due, or `every` lease, on depots that answer."""
+        """Renew what is due, or `every` lease, on depots that answer; end what has expired, as some depots do not."""
         async with self._turn:
             now = self._ledger.now()
-            rows = self._rows.due(now, every=every)
+            rows = self._rows.due(now, every=every) + self._rows.expired(now)
             self._later = {key: when for key, when in self._later.items() if when > now}
             try:
                 async with trio.open_nursery() as nursery:
@@ -93,6 +94,10 @@ class LeaseRenewal:
 
     async def _renew(self, row: LeaseRow) -> None:
         try:
+            if row.expires <= self._ledger.now():
+                await self._placing.end(row.lease)
+                self._rows.drop(row)
+                return
             end = await keep_lease(self._ledger, self._placing, row.lease, row.expires)
         except CapabilityNotFound as error:
             # A mount opens another window, on the replica that took the place of this one.

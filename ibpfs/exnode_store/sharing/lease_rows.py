@@ -11,6 +11,8 @@ from ibpfs.exnode_store.sharing.share_state import ACTIVE, STALE, Alias, Lease, 
 
 #: Seconds by which a lease, which is asked for in whole ones, may end before its link and yet be long enough.
 SLACK: Final = 2.0
+#: Seconds after the end of a link for which its depots are asked to end what it has there.
+_REMEMBERED: Final = 30 * 86400.0
 #: Rows of one transaction.
 _ROWS: Final = 500
 #: As the index share_leases_due has it.
@@ -78,9 +80,16 @@ class LeaseRows:
     def due(self, now: float, *, every: bool = False) -> list[LeaseRow]:
         """Those that have half run (or `every` one), of links that hold for longer."""
         half_run = "" if every else " AND told_at + lease_end <= ?"
+        return self._rows(f"{_SHORT} AND expires > ?{half_run}", (now,) if every else (now, 2 * now))
+
+    def expired(self, now: float) -> list[LeaseRow]:
+        """Those of links that have ended; not for ever: a depot that does not answer for so long is gone."""
+        return self._rows("expires <= ? AND expires > ?", (now, now - _REMEMBERED))
+
+    def _rows(self, which: str, parameters: tuple[float, ...]) -> list[LeaseRow]:
         rows = self._db.rows(
             "SELECT share, depot, manage_key, length, segment, parent_key, start, expires, lease_end, told_at"
-            f" FROM share_leases WHERE {_SHORT} AND expires > ?{half_run}", (now,) if every else (now, 2 * now)
+            f" FROM share_leases WHERE {which}", parameters
         )  # fmt: skip
         return [_row(*row) for row in rows]
 

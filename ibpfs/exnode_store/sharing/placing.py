@@ -108,6 +108,20 @@ class Placing:
         _, end = await self.lease(lease.depot, until - time.time(), ask)
         return end
 
+    async def end(self, lease: Lease) -> None:
+        """The window closes, the allocation goes, at once. Raises DepotError, DepotUnreachable."""
+
+        async def ask(client: DepotClient) -> None:
+            if lease.parent is None:
+                await client.decr(lease.manage)
+            else:
+                await client.revoke_alias(lease.manage, lease.parent)
+
+        try:
+            await self.call(lease.depot, ask)
+        except CapabilityNotFound:
+            _log.debug("depot %s: what a link had there had ended already", lease.depot)
+
     # Windows
 
     async def alias(self, replica: Replica, offset: int, length: int, expires: float) -> Alias | None:
@@ -132,13 +146,6 @@ class Placing:
         read, manage = caps.read.wire_key, caps.manage.wire_key
         at = replica.base + offset
         return Alias(replica.segment, address, read, manage, replica.manage, at, length, end)
-
-    async def revoke(self, alias: Alias) -> None:
-        """The window closes at once. Raises DepotError, DepotUnreachable."""
-        try:
-            await self.call(alias.depot, lambda client: client.revoke_alias(alias.manage, alias.parent))
-        except CapabilityNotFound:
-            _log.debug("depot %s: a window had closed already", alias.depot)
 
     # Allocations of the share's own
 
@@ -176,7 +183,7 @@ class Placing:
                 raise DepotUnreachable(f"{source} copied {sent} of {length} bytes")
         except (DepotError, DepotUnreachable):
             with suppress(DepotError, DepotUnreachable):  # it ends by itself, too
-                await self.delete(owned)
+                await self.end(owned.lease)
             raise
         return owned
 
@@ -194,13 +201,6 @@ class Placing:
             except (DepotError, DepotUnreachable) as error:
                 _log.info("depot %s allocation %s: not copied to %s: %s", source, one.read.label, address, error)
         return None
-
-    async def delete(self, owned: Owned) -> None:
-        """Raises DepotError, DepotUnreachable."""
-        try:
-            await self.call(owned.depot, lambda client: client.decr(owned.manage))
-        except CapabilityNotFound:
-            _log.debug("depot %s: an allocation of a link had ended already", owned.depot)
 
     async def keep_replica(self, replica: Replica, expires: float) -> float | None:
         """Lease a replica until then, or about as long as its depot does; return until when it is leased now."""

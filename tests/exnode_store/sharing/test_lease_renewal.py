@@ -13,6 +13,7 @@ import trio
 from ibpfs.config import VolumePaths
 from ibpfs.depot.address import Address
 from ibpfs.depot.client import DepotClient
+from ibpfs.depot.wire import CapabilityNotFound
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.sharing.share_state import Share
@@ -135,13 +136,20 @@ async def test_not_beyond_the_end_of_the_link(paths: VolumePaths) -> None:
     assert sorted(200 - 30 < one <= 201 for one in left) == [False, True, True]  # the replica is the volume's
 
 
-async def test_what_has_expired_is_left_alone(paths: VolumePaths) -> None:
+async def test_what_has_expired_is_ended(paths: VolumePaths) -> None:
+    """Though the depot would have kept it for longer."""
     name = await shared(paths)
+    kept = await state_of(paths, name)
     with Database(paths.store) as db, db.transaction():
         db.execute("UPDATE share_leases SET expires = ?", (time.time() - 1,))
-    await warmed(paths)
-    left = await seconds_left(await state_of(paths, name))
-    assert sorted(one <= LEFT for one in left) == [False, True, True]
+    assert (await warmed(paths))["renewed"] == 1
+    for one in (*kept.aliases, *kept.owned):
+        with pytest.raises(CapabilityNotFound):
+            await change(one.depot, lambda client, one=one: client.load(one.read, 0, 20))  # type: ignore[misc]
+    async with opened(paths) as (now, _):
+        assert now.db.rows("SELECT * FROM share_leases") == []
+        await now.files.drop()
+        assert await now.files.read(now.names.lookup(1, b"f").ino, 0, 1 << 20) == DATA
 
 
 async def test_shares_of_before_are_noted_by_whoever_has_the_keys(paths: VolumePaths) -> None:

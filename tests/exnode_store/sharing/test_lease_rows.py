@@ -60,6 +60,7 @@ def test_due_when_half_has_run_until_the_link_ends(rows: LeaseRows) -> None:
     rows.note("s", state(ACTIVE, owned(1, 500.0), owned(2, EXPIRES - 1.0)), 100.0)
     assert [len(rows.due(now)) for now in (299.0, 301.0, 600.0, EXPIRES + 1.0)] == [0, 1, 1, 0]
     assert len(rows.due(100.0, every=True)) == 1
+    assert [len(rows.expired(now)) for now in (EXPIRES - 1.0, EXPIRES, EXPIRES + 40 * 86400)] == [0, 2, 0]
     (row,) = rows.due(301.0)
     rows.renewed(row, 900.0, 301.0)
     assert rows.due(400.0) == []
