@@ -39,16 +39,16 @@ class Unlocking:
         return open_record(entry, link, self._unwrap, self._passphrase)
 
     def _unwrap(self, wrapped: bytes) -> bytes:
-        files = self.identity_files or [Path(one).expanduser() for one in _IDENTITIES]
-        found = []
-        for path in files:
+        found: dict[Path, bytes] = {}
+        for path in self.identity_files or [Path(one).expanduser() for one in _IDENTITIES]:
             try:
                 with path.open("rb") as file:
-                    found.append(file.read(_MOST_KEY))
+                    found[path] = file.read(_MOST_KEY)
             except OSError as error:
                 if self.identity_files:
                     raise UsageError(f"{path}: {error.strerror}") from None
-        return unwrap_secret(wrapped, found)
+        paths = list(found)
+        return unwrap_secret(wrapped, list(found.values()), lambda number: _key_passphrase(paths[number]))
 
     def _passphrase(self) -> str:
         """Asked for once in a run."""
@@ -59,12 +59,27 @@ class Unlocking:
     def _read(self) -> str:
         if self.passphrase_file is not None:
             return text_of(read_passphrase_file(self.passphrase_file))
-        try:  # the link may have come on standard input
-            Path("/dev/tty").open("rb").close()
-        except OSError:
-            raise UsageError("the link has a passphrase: give it with --passphrase-file FILE") from None
+        if not _has_terminal():
+            raise UsageError("the link has a passphrase: give it with --passphrase-file FILE")
         found: str = click.prompt("Passphrase of the link", hide_input=True, err=True)
         return found
+
+
+def _key_passphrase(path: Path) -> str:
+    if not _has_terminal():
+        raise UsageError(f"{path}: has a passphrase, and there is no terminal to ask for it; give a copy without one"
+                         " (ssh-keygen -p -f COPY)")  # fmt: skip
+    found: str = click.prompt(f"Passphrase of {path}", hide_input=True, err=True)
+    return found
+
+
+def _has_terminal() -> bool:
+    """Also where a link came on standard input."""
+    try:
+        Path("/dev/tty").open("rb").close()
+    except OSError:
+        return False
+    return True
 
 
 def unlocking_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ Knows bytes and strings; no socket, no terminal.
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ PBKDF2_ITERATIONS: Final = 1_000_000
 _LIMITS: Final = {PBKDF2: {"iterations": 20_000_000},
                   ARGON2ID: {"iterations": 16, "memory_kib": 1024 * 1024, "lanes": 16}}  # fmt: skip
 _LEAST_SALT, _MOST_SALT = 16, 64
+#: An ssh key begins so.
+_PEM: Final = b"-----BEGIN"
 
 
 class BadStretching(ValueError):
@@ -102,28 +104,41 @@ def _recipient(text: str) -> Any:
         raise UsageError(f"{text[:60]!r} is no recipient: age1... or ssh-ed25519 ...") from None
 
 
-def unwrap_secret(wrapped: bytes, identities: Sequence[bytes]) -> bytes:
-    """`identities`: contents of files with AGE-SECRET-KEY-1... lines, or of unencrypted ssh keys. NoIdentity."""
+def unwrap_secret(wrapped: bytes, identities: Sequence[bytes], passphrase: Callable[[int], str]) -> bytes:
+    """`identities`: contents of files with AGE-SECRET-KEY-1... lines, or of ssh keys; `passphrase`: of the ssh key with
+    that number, asked for when no key without one opens it. NoIdentity."""
+    protected = [number for number, data in enumerate(identities) if _is_protected(data)]
+    found = [one for data in identities for one in _identities(data)]
+    if not found and not protected:
+        raise NoIdentity("the link is for certain recipients: give the file with your age or ssh key")
+
+    def tries() -> Iterator[list[Any]]:
+        yield found
+        for number in protected:
+            yield _identities(_without_passphrase(identities[number], passphrase(number)))
+
+    for keys in tries():
+        secret = _unwrapped(wrapped, keys)
+        if secret is not None:
+            return secret
+    raise NoIdentity("the link is for other recipients: none of these keys opens it")
+
+
+def _unwrapped(wrapped: bytes, identities: list[Any]) -> bytes | None:
     import pyrage
 
-    found = [one for data in identities for one in _identities(data)]
-    if not found:
-        if any(_is_protected(data) for data in identities):
-            raise NoIdentity(
-                "the link is for certain recipients, and your ssh key has a passphrase, which ibpfs cannot ask for:"
-                " give a copy without one (ssh-keygen -p -f COPY), or an age key"
-            )
-        raise NoIdentity("the link is for certain recipients: give the file with your age or ssh key")
     try:
-        secret: bytes = pyrage.decrypt(wrapped, found)
+        secret: bytes = pyrage.decrypt(wrapped, identities)
     except pyrage.DecryptError:
-        raise NoIdentity("the link is for other recipients: none of these keys opens it") from None
+        return None
     return secret
 
 
 def _is_protected(data: bytes) -> bool:
     import pyrage
 
+    if not data.lstrip().startswith(_PEM):
+        return False
     try:
         pyrage.ssh.Identity.from_buffer(data)
     except pyrage.IdentityError as error:
@@ -131,10 +146,21 @@ def _is_protected(data: bytes) -> bool:
     return False
 
 
+def _without_passphrase(data: bytes, passphrase: str) -> bytes:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization as ssh
+
+    try:
+        key = ssh.load_ssh_private_key(data, passphrase.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise NoIdentity("the passphrase of the ssh key is wrong, or it is none that can be read here") from None
+    return key.private_bytes(ssh.Encoding.PEM, ssh.PrivateFormat.OpenSSH, ssh.NoEncryption())
+
+
 def _identities(data: bytes) -> list[Any]:
     import pyrage
 
-    if data.lstrip().startswith(b"-----BEGIN"):
+    if data.lstrip().startswith(_PEM):
         try:
             return [pyrage.ssh.Identity.from_buffer(data)]
         except pyrage.IdentityError:

@@ -64,21 +64,25 @@ def test_no_row(row: object) -> None:
         Stretching.from_row(row)
 
 
+def unasked(_: int) -> str:
+    raise AssertionError("no key here has a passphrase")
+
+
 def test_recipients() -> None:
     one, two, other = (pyrage.x25519.Identity.generate() for _ in range(3))
     wrapped = wrap_secret(SECRET, [str(one.to_public()), str(two.to_public())])
     assert SECRET not in wrapped
     for identity in (one, two):
         text = f"# created today\n# public key: {identity.to_public()}\n{identity}\n".encode()
-        assert unwrap_secret(wrapped, [b"nothing here", text]) == SECRET
+        assert unwrap_secret(wrapped, [b"nothing here", text], unasked) == SECRET
     with pytest.raises(NoIdentity, match="other recipients"):
-        unwrap_secret(wrapped, [str(other).encode()])
+        unwrap_secret(wrapped, [str(other).encode()], unasked)
     with pytest.raises(NoIdentity, match="give the file"):
-        unwrap_secret(wrapped, [])
+        unwrap_secret(wrapped, [], unasked)
     with pytest.raises(NoIdentity):
-        unwrap_secret(b"no age file", [str(one).encode()])
+        unwrap_secret(b"no age file", [str(one).encode()], unasked)
     with pytest.raises(UsageError, match="damaged"):
-        unwrap_secret(wrapped, [str(one).encode()[:-3]])
+        unwrap_secret(wrapped, [str(one).encode()[:-3]], unasked)
 
 
 def test_ssh_recipients() -> None:
@@ -88,7 +92,7 @@ def test_ssh_recipients() -> None:
     key = Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    assert unwrap_secret(wrap_secret(SECRET, [f"{public} me@example"]), [private]) == SECRET
+    assert unwrap_secret(wrap_secret(SECRET, [f"{public} me@example"]), [private], unasked) == SECRET
 
 
 PROTECTED = b"""\
@@ -103,13 +107,27 @@ g0bx0DYhsH77uU4Q==
 """
 
 
+PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG8WZaHYblqtr39wzEFFKxzyYhnT8RRpkD8ZwcwyywRl"
+
+
 def test_ssh_keys_with_a_passphrase() -> None:
-    """It is said what to do; another key that opens it is enough."""
+    """It is asked for when no other key opens the link, and not before."""
     one = pyrage.x25519.Identity.generate()
-    wrapped = wrap_secret(SECRET, [str(one.to_public())])
-    with pytest.raises(NoIdentity, match="ssh-keygen -p"):
-        unwrap_secret(wrapped, [PROTECTED])
-    assert unwrap_secret(wrapped, [PROTECTED, str(one).encode()]) == SECRET
+    asked: list[int] = []
+
+    def secret(number: int) -> str:
+        asked.append(number)
+        return "secret"
+
+    wrapped = wrap_secret(SECRET, [PUBLIC, str(one.to_public())])
+    assert unwrap_secret(wrapped, [PROTECTED, str(one).encode()], secret) == SECRET
+    assert asked == []
+    assert unwrap_secret(wrapped, [b"nothing here", PROTECTED], secret) == SECRET
+    assert asked == [1]
+    with pytest.raises(NoIdentity, match="passphrase of the ssh key is wrong"):
+        unwrap_secret(wrapped, [PROTECTED], lambda _: "another")
+    with pytest.raises(NoIdentity, match="other recipients"):
+        unwrap_secret(wrap_secret(SECRET, [str(one.to_public())]), [PROTECTED], secret)
 
 
 @pytest.mark.parametrize("text", ["", "age1", "ssh-ed25519 AAAA", "somebody", "AGE-SECRET-KEY-1"])
