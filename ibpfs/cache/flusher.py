@@ -146,9 +146,7 @@ class Flusher:
                 progress(max(0, total - self.dirty_bytes), total)
             if not targets:
                 return
-            if (ino := targets[-1][0].ino) in self.files:
-                self._queue.urgent.add(ino)
-            self._wake_worker()
+            self._wake_worker()  # what flew in vain is old, and looked for as well
             await self._landed.wait()
 
     async def wait_landing(self, seconds: float) -> None:
