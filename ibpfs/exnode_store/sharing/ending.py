@@ -109,7 +109,7 @@ def intended(share: Share) -> str:
     parts = [text.format(size=format_size(sum(row["bytes"] for row in rows if row["what"] == what)),
                          depots=", ".join(row["depot"] for row in rows if row["what"] == what))
              for what, text in _INTENDED.items() if any(row["what"] == what for row in rows)]  # fmt: skip
-    what = " and ".join(parts) or "has nothing to end"
+    what = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or "has nothing to end"
     if share.stage == ENDING:
         return f"it was revoked, and is not yet everywhere: a mount {what}, as soon as it can"
     return f"revoking it {what}; who has fetched it keeps what was fetched"

@@ -10,7 +10,7 @@ def test_one_sentence_of_what_is_to_come() -> None:
     """It promises nothing that a depot has not been asked for."""
     said = intended(state(ACTIVE, alias(1, 500.0), alias(2, 500.0), owned(3, 500.0), owned(4, 500.0, RECORD)))
     assert said == (
-        "revoking it closes windows on the volume's allocations at ibp://a:1 and deletes private copies of 100 B at"
+        "revoking it closes windows on the volume's allocations at ibp://a:1, deletes private copies of 100 B at"
         " ibp://a:1 and deletes its record at ibp://a:1; who has fetched it keeps what was fetched"
     )
     assert "windows" not in intended(state(ACTIVE, owned(3, 500.0)))
