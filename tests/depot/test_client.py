@@ -84,6 +84,12 @@ async def test_status(depot: StartDepot) -> None:
         assert await client.status() == DepotStatus(1000, 30, 970, None, "1.4:1.0")
 
 
+async def test_a_window_whose_lease_is_over_and_that_is_kept(depot: StartDepot) -> None:
+    async with depot(says(b"1 15 %b 40 3 0\n" % L, b"1 1 0 64 1000 -5 \n")) as client:
+        found = await client.probe_alias(K)
+        assert (found.offset, found.length, found.seconds_left) == (64, 1000, -5)
+
+
 async def test_large_data_in_many_parts_and_slow_pieces(depot: StartDepot) -> None:
     big = bytes(range(256)) * 40_000
 

@@ -114,8 +114,8 @@ def _parse_stored(tokens: list[str]) -> ev.Stored:
 
 
 def _parse_alias_probed(tokens: list[str]) -> ev.AliasProbed:
-    n = [count(token(tokens, at)) for at in range(1, 6)]
-    return ev.AliasProbed(n[0], n[1], n[2], n[3], n[4])
+    n = [count(token(tokens, at)) for at in range(1, 5)]
+    return ev.AliasProbed(n[0], n[1], n[2], n[3], integer(token(tokens, 5)))  # below 0: some keep what has ended
 
 
 def _parse_digest_report(tokens: list[str]) -> ev.DigestReport:
