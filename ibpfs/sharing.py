@@ -311,7 +311,7 @@ class Sharing:
             "copied_bytes": share.copied_bytes,
             "depot_copied_bytes": share.depot_bytes,
             "revocation": intended(share),
-            "this_machine_only": all(Address.parse(one.depot).is_local for one in share.owned if one.kind == RECORD),
+            "this_machine_only": share.is_local,
         }
 
     # Extending and revoking

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ibpfs.config import VolumePaths
+from ibpfs.depot.address import Address
 from ibpfs.depot.wire import events as ev
 from ibpfs.errors import IbpfsError, UsageError
 from ibpfs.exnode_store.attributes import NewInode
@@ -106,6 +107,24 @@ async def test_no_capability_but_for_reading(paths: VolumePaths) -> None:
 
 def _keys(content: Any) -> str:
     return " ".join(copy.read.key for run in content.runs for copy in run.copies)
+
+
+async def test_who_can_reach_it(paths: VolumePaths) -> None:
+    """A record that others reach is of no use to them without the bytes, nor are those without the record."""
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        name = (await share(one, ino))["id"]
+        kept, elsewhere = one._shares.get(name), "ibp://depot.example:6714"
+        assert kept.is_local
+        assert (await ask(one, "share-info", id=name))["this_machine_only"]
+        kept.owned = [replace(owned, depot=elsewhere) for owned in kept.owned]
+        assert kept.is_local
+        runs = [replace(run, copies=(*run.copies, replace(run.copies[0], depot=Address.parse(elsewhere))))
+                for run in kept.content.runs]  # fmt: skip
+        kept.content = replace(kept.content, runs=tuple(runs))
+        assert not kept.is_local
+        kept.owned = [replace(owned, depot="ibp://localhost:6714") for owned in kept.owned]
+        assert kept.is_local
 
 
 async def test_what_cannot_be_made_leaves_nothing(paths: VolumePaths) -> None:

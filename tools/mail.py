@@ -26,6 +26,9 @@ _OPTIONS = (
     click.option("--gateway", metavar="URL", envvar="IBPFS_GATEWAY", help="Links go through it, for browsers."),
     click.option("--on-error", type=click.Choice(["send", "defer"]),
                  help="When a file cannot become a link: send the message as it is, or not now.  [default: send]"),
+    click.option("--local-links", type=click.Choice(["refuse", "send"]),
+                 help="Links to depots of this machine alone, which open nowhere else: an error, or sent all the same."
+                      "  [default: refuse]"),
     click.option("--signed", type=click.Choice(["keep", "wrap"]),
                  help="Messages that are signed or encrypted: leave them alone, or send a link to the whole message."
                       "  [default: keep]"),

@@ -46,6 +46,10 @@ class MountSharer:
                 seconds=parse_duration(self._settings.expires), for_browsers=True, near=None, copies=1,
                 copy_limit=_COPY_LIMIT, hashes=True, gateway=self._settings.gateway or None,
             )  # fmt: skip
+        if found["this_machine_only"] and self._settings.local_links == "refuse":
+            self.revoke([str(found["id"])])
+            raise VolumeError("its link would open on this machine alone, where the depots are (ibpfs depots add names"
+                              " others; local_links = \"send\" is for mail that stays here)")  # fmt: skip
         return _shared(found)
 
     def revoke(self, ids: Sequence[str]) -> None:

@@ -175,7 +175,8 @@ def _said(found: dict[str, Any]) -> Iterator[str]:
     yield from _copied(found["copied_bytes"], found.get("depot_copied_bytes", 0))
     yield found["revocation"]
     if found["this_machine_only"]:
-        yield "it names a depot of this machine alone: others cannot reach it (ibpfs depots add names another depot)"
+        yield ("some or all of it is on depots of this machine alone: others cannot reach them (ibpfs depots add names"
+               " another depot)")  # fmt: skip
     if found["left_out"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found["left_out_kinds"].items())
         yield f"left out: {len(found['left_out'])} ({kinds}), such as {printable(found['left_out'][0])}"

@@ -136,6 +136,8 @@ def read_links(word: str) -> list[Link]:
             trouble = error
     if trouble is not None and not links:
         raise trouble
+    if trouble is not None:
+        click.echo(f"ibpfs: one of {len(found)} links in it is of no use: {trouble}", err=True)
     return list({link.locator.id: link for link in links}.values())
 
 

@@ -13,7 +13,8 @@ from ibpfs.mail.delivery import Program, Smarthost
 from ibpfs.mail.planning import Rules
 from ibpfs.quantities import parse_duration, parse_size
 
-_CHOICES = {"on_error": ("send", "defer"), "signed": ("keep", "wrap"), "security": ("starttls", "tls", "none")}
+_CHOICES = {"on_error": ("send", "defer"), "signed": ("keep", "wrap"), "security": ("starttls", "tls", "none"),
+            "local_links": ("refuse", "send")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Settings:
     expires: str = "30d"
     gateway: str = ""  # URL that links go through, for receivers with a browser alone
     on_error: str = "send"
+    local_links: str = "refuse"  # to depots that this machine alone reaches
     signed: str = "keep"
     sendmail: str = "/usr/sbin/sendmail"
     smarthost: str = ""  # HOST[:PORT]; instead of sendmail

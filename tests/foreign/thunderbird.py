@@ -106,7 +106,7 @@ def prepare(home: Path, volume: str) -> dict[str, str]:
     (profile / "extensions").mkdir(parents=True)
     lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in _PREFERENCES.items()]
     (profile / "user.js").write_text("".join(lines))
-    (home / "mail.toml").write_text(f'volume = "{volume}"\n')
+    (home / "mail.toml").write_text(f'volume = "{volume}"\nlocal_links = "send"\n')
     environment = {**os.environ, "HOME": str(home), "IBPFS_MAIL_CONFIG": str(home / "mail.toml")}
     for words in (["install"], ["xpi", "-o", str(profile / "extensions" / "filelink@ibpfs.org.xpi")]):
         subprocess.run([BIN / "ibpfs", "thunderbird", *words], env=environment, check=True)

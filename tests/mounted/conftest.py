@@ -66,6 +66,12 @@ def volumes(session: Session) -> Iterator[Callable[..., Volume]]:
 
 
 @pytest.fixture
+def two(volumes: Callable[..., Volume]) -> Volume:
+    """A volume with a copy on each of two depots."""
+    return volumes("--copies", "2", depots=2)
+
+
+@pytest.fixture
 def depots(session: Session) -> Iterator[Callable[..., Depot]]:
     """Starts depots: `depots("--capacity", "10M")`."""
     with ExitStack() as stack:

@@ -68,7 +68,8 @@ class Writer:
         )
 
     def settings(self, **settings: object) -> None:
-        text = "".join(f'{name} = "{value}"\n' for name, value in settings.items())
+        given = {"local_links": "send"} | settings
+        text = "".join(f'{name} = "{value}"\n' for name, value in given.items())
         (self.home / "mail.toml").write_text(text)
 
     def environment(self) -> dict[str, str]:
@@ -85,7 +86,7 @@ def start_filter(server: MailServer, volume: Volume, *words: str, port: int = 0)
     with (server.base.parent / "filter.log").open("ab") as log:
         return subprocess.Popen(
             [BIN / "ibpfs", "mail-filter", "--listen", f"127.0.0.1:{port}", "--next", f"127.0.0.1:{server.back}",
-             "--volume", volume.root, *words],
+             "--volume", volume.root, "--local-links", "send", *words],
             stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -197,6 +198,22 @@ def test_without_the_volume_the_original_goes(
         assert len(server.mailbox("ben")) == 1
 
 
+def test_links_that_would_open_here_alone_do_not_go(
+    shared: Volume, server: MailServer, directory: Path, file: Path
+) -> None:
+    """A receiver elsewhere could not reach an embedded depot."""
+    writer = Writer(directory / "ada", "ibpfs-sendmail")
+    writer.settings(volume=shared.root, sendmail=server.sendmail, local_links="refuse")
+    before = run("ibpfs", "share", "list", "--json", "--volume", shared.root).stdout
+    with server.running():
+        assert "open on this machine alone" in writer.send(file).stderr
+        (message,) = server.arrived("ben")
+    assert len(message) > SIZE
+    assert not links_in(message[:100_000])
+    assert run("ibpfs", "share", "list", "--json", "--volume", shared.root).stdout == before
+    assert not list((shared / ".ibpfs-mail").iterdir())
+
+
 def test_or_it_waits_with_the_server_until_the_volume_is_there(
     volume: Volume, server: MailServer, directory: Path, file: Path
 ) -> None:
@@ -216,7 +233,7 @@ def test_from_the_thunderbird_add_on_to_the_file(shared: Volume, directory: Path
     deleted, aborted = directory / "deleted.bin", directory / "aborted.bin"
     deleted.write_bytes(b"deleted" * 1000)
     aborted.write_bytes(b"aborted" * 1000)
-    (directory / "mail.toml").write_text(f'volume = "{shared.root}"\nexpires = "2d"\n')
+    (directory / "mail.toml").write_text(f'volume = "{shared.root}"\nexpires = "2d"\nlocal_links = "send"\n')
     driver = Path(__file__).parents[1] / "tools" / "thunderbird.mjs"
     program = BIN / "ibpfs-thunderbird-host"
     done = run("node", driver, SOURCES, program, deleted, file, aborted, timeout=600,

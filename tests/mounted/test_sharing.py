@@ -1,6 +1,5 @@
 """Links: what was shared comes out elsewhere, for as long as it should, and nobody else reads it."""
 
-import email.message
 import json
 import os
 import random
@@ -14,7 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pyrage
 import pytest
 
 from tests.depot import windowless
@@ -23,7 +21,7 @@ from tests.depot.conftest import LineClient
 from .relays import Gate
 from .running import BIN, HEARD, run, until
 from .sharing import DATA, LOADS, get, refusal, share
-from .volumes import MakeVolume, Session, Volume
+from .volumes import Session, Volume
 
 pytestmark = pytest.mark.mounted
 
@@ -73,11 +71,6 @@ def listened_to(session: Session, *words: str, **more: Any) -> Iterator[tuple[Vo
 def wired(session: Session) -> Iterator[tuple[Volume, Gate]]:
     with listened_to(session) as found:
         yield found
-
-
-@pytest.fixture
-def two(volumes: MakeVolume) -> Volume:
-    return volumes("--copies", "2", depots=2)
 
 
 def test_fetched_elsewhere_killed_twice(wired: tuple[Volume, Gate], directory: Path) -> None:
@@ -359,88 +352,6 @@ def test_directories(two: Volume, directory: Path) -> None:
     assert (directory / "for you").stat().st_mtime_ns // 10**9 <= tree.stat().st_mtime_ns // 10**9
     assert not list(directory.glob(".for*"))
     assert "exists already" in refusal(directory, found["link"])
-
-
-def test_nothing_is_overwritten(two: Volume, directory: Path) -> None:
-    (two / "f").write_bytes(DATA)
-    link = share(two / "f")["link"]
-    (directory / "f").write_bytes(b"mine")
-    (directory / "elsewhere").write_bytes(b"mine, too")
-    assert "exists already" in refusal(directory, link)
-    (directory / "f").unlink()
-    (directory / "f").symlink_to("elsewhere")
-    assert "exists already" in refusal(directory, link)
-    (directory / "f").unlink()
-    (directory / "f").symlink_to("nowhere")
-    assert "exists already" in refusal(directory, link)
-    get(directory, link, "--force")
-    assert (directory / "f").read_bytes() == DATA
-    assert not (directory / "nowhere").exists()
-    assert (directory / "elsewhere").read_bytes() == b"mine, too"
-    get(directory, link, "-o", "other name")
-    assert (directory / "other name").read_bytes() == DATA
-    hidden = share(two / "f", "--name", ".profile")["link"]
-    assert "say one with -o" in refusal(directory, hidden, code=2)
-    assert "has a name that is none" in run("ibpfs", "share", two / "f", "--name", "../f", code=2).stderr
-    os.mkfifo(two / "pipe")
-    assert "/pipe: neither a file" in run("ibpfs", "share", two / "pipe", code=2).stderr
-
-
-def test_passphrases_and_recipients(two: Volume, directory: Path) -> None:
-    (two / "f").write_bytes(DATA)
-    word, wrong = directory / "word", directory / "wrong"
-    word.write_text("Gr\u00fc\u00dfe aus K\u00f6ln\n")
-    wrong.write_text("gruesse\n")
-    for more in ((), ("--no-browser",)):
-        link = share(two / "f", "--passphrase-file", word, *more)["link"]
-        assert "passphrase is wrong" in refusal(directory, link, "--passphrase-file", wrong)
-        assert "has a passphrase" in refusal(directory, link, code=2)
-        get(directory, link, "--passphrase-file", word, "-o", f"f{len(more)}")
-        assert (directory / f"f{len(more)}").read_bytes() == DATA
-    identity, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
-    link = share(two / "f", "--to", str(identity.to_public()))["link"]
-    (directory / "mine").write_text(str(identity))
-    (directory / "other").write_text(str(other))
-    assert "other recipients" in refusal(directory, link, "-i", directory / "other", code=2)
-    assert "give the file" in refusal(directory, link, code=2)
-    get(directory, link, "-i", directory / "mine")
-    assert (directory / "f").read_bytes() == DATA
-    run("ibpfs", "snapshot", "create", two.mountpoint, "now")
-    assert "lies in a snapshot" in run("ibpfs", "share", two / ".snapshots" / "now" / "f", code=2).stderr
-    assert "no recipient" in run("ibpfs", "share", two / "f", "--to", "somebody", code=2).stderr
-
-
-def test_ways_of_giving_a_link(two: Volume, directory: Path) -> None:
-    (two / "f").write_bytes(DATA)
-    run("ibpfs", "share", two / "f", "-o", directory / "f.ibpfs", "-q", "--qr")
-    document = json.loads((directory / "f.ibpfs").read_text())
-    assert (directory / "f.ibpfs").stat().st_mode & 0o777 == 0o600
-    for number, words in enumerate(([directory / "f.ibpfs"], [document["link"]])):
-        place = directory / str(number)
-        place.mkdir()
-        said = run("ibpfs", "get", *words, cwd=place).stderr
-        assert ("others on this machine" in said) == (number == 1)
-        assert (place / "f").read_bytes() == DATA
-    web = share(two / "f", "--gateway", "https://share.example/x")["link"]
-    message = email.message.EmailMessage()
-    message["Subject"] = "a file"
-    message.set_content(f"Hello,\nhere it is: <{web}>\n" + "and more text " * 20, cte="quoted-printable")
-    message.add_alternative(f'<a href="{web}">here</a>', subtype="html", cte="base64")
-    get(directory, message.as_string())
-    assert (directory / "f").read_bytes() == DATA
-    done = subprocess.run(
-        [BIN / "ibpfs", "get", "-q", "--cat", directory / "f.ibpfs"], capture_output=True, check=True
-    )  # fmt: skip
-    assert done.stdout == DATA
-
-
-def test_broken_links(two: Volume, directory: Path) -> None:
-    (two / "f").write_bytes(DATA)
-    link = share(two / "f")["link"]
-    for text in (link[:-1], link[:-40], link.partition("#")[0], link.replace("#", ""), link[:20], "nothing", "",
-                 link[:50] + ("A" if link[50] != "A" else "B") + link[51:]):  # fmt: skip
-        refusal(directory, text, code=2)
-    assert not list(directory.iterdir()) or {path.name for path in directory.iterdir()} <= {".local"}
 
 
 def test_listed_extended_and_kept(two: Volume, directory: Path) -> None:

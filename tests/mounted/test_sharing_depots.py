@@ -21,11 +21,6 @@ from .volumes import MakeVolume, Session, Volume
 pytestmark = pytest.mark.mounted
 
 
-@pytest.fixture
-def two(volumes: MakeVolume) -> Volume:
-    return volumes("--copies", "2", depots=2)
-
-
 @contextmanager
 def gated(session: Session, count: int) -> Iterator[tuple[Volume, list[Gate]]]:
     """A volume with a copy on each of its depots, which are behind gates."""

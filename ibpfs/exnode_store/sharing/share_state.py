@@ -104,6 +104,13 @@ class Share:
     def expires(self) -> int:
         return self.content.expires
 
+    @property
+    def is_local(self) -> bool:
+        """Whether nobody on another machine can have all of it."""
+        records = [Address.parse(one.depot) for one in self.owned if one.kind == RECORD]
+        places = [records, *([copy.depot for copy in run.copies] for run in self.content.runs)]
+        return any(all(one.is_local for one in found) for found in places)
+
     def to_bytes(self) -> bytes:
         row = {
             "path": self.path, "signer": encode(self.signer.private_bytes_raw()), "key": encode(self.key),
