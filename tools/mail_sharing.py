@@ -18,6 +18,7 @@ from ibpfs.mail.blocks import Shared
 from ibpfs.mail.settings import Settings
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import find_asked
+from ibpfs_tools.share import remnant
 
 #: What lies there for longer was left by a process that was killed.
 _LEFT_BEHIND = 86400.0
@@ -53,7 +54,11 @@ class MountSharer:
         return _shared(found)
 
     def revoke(self, ids: Sequence[str]) -> None:
-        call(VolumePaths(Path(self._mount().source)), "share-revoke", id="", ids=list(ids))
+        """VolumeError where a depot has not ended something."""
+        rows = call(VolumePaths(Path(self._mount().source)), "share-revoke", id="", ids=list(ids))
+        left = [f"{row['id']}: {remnant(one)}" for row in rows for one in row["left"]]
+        if left:
+            raise VolumeError("; ".join(left))
 
     def describe(self) -> str:
         """Return what is mounted where, for a person; VolumeError when nothing is."""

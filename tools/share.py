@@ -284,7 +284,7 @@ def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as
         if not as_json:
             click.echo(revoked(row))
         for one in row["left"]:
-            click.echo(f"{row['id']}: {_remnant(one)}", err=True)
+            click.echo(f"{row['id']}: {remnant(one)}", err=True)
     if any(row["left"] for row in rows):
         sys.exit(1)
 
@@ -311,7 +311,8 @@ def revoked(row: dict[str, Any]) -> str:
     return f"{row['id']}: {state}, {printable(row['name'])}; {said}; who has fetched it keeps what was fetched"
 
 
-def _remnant(one: dict[str, Any]) -> str:
+def remnant(one: dict[str, Any]) -> str:
+    """Return what a depot has not ended, why, and what is possible by it until when."""
     said = _LEFT[one["what"]].format(why=one["why"], size=format_size(one["bytes"]), until=_when(one["until"]))
     return f"{one['depot']}: {said}; a mount asks again until then"
 

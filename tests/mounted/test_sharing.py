@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from ibpfs.errors import VolumeError
+from ibpfs.mail.settings import Settings
+from ibpfs_tools.mail_sharing import MountSharer
 from tests.depot import windowless
 from tests.depot.conftest import LineClient
 
@@ -214,6 +217,8 @@ def test_revoked_without_windows(session: Session, directory: Path) -> None:
         assert f"{gone['id']}: not revoked everywhere, f; nothing has ended" in done.stdout
         assert f"{address}: the record there is not deleted (the depot answered -12" in done.stderr
         assert "who has opened the link can read 2.9 MiB of it until" in done.stderr
+        with pytest.raises(VolumeError, match=f"{gone['id']}: {address}: private copies there are not deleted"):
+            MountSharer(Settings(volume=str(volume.root))).revoke([gone["id"]])
         assert states(volume) == {gone["id"]: "ending", stays["id"]: "active"}
         shown = json.loads(run("ibpfs", "share", "info", gone["id"], "--json", "--volume", volume.root).stdout)
         assert "revoked, and is not yet everywhere" in shown["revocation"]
