@@ -76,6 +76,22 @@ def test_a_directory(browser: Browser, gateway: GatewayProcess, depot: DepotProc
     assert browser.downloaded("b.bin").read_bytes() == files["below/b.bin"]
 
 
+def test_small_files_come_together(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
+    """And large ones in pieces, holes from nowhere: each ends up with its own bytes."""
+    source = random.Random(8)
+    files = {f"many/{number:03}": source.randbytes(number * 7) for number in range(400)}
+    files |= {"many/200-": CONTENT, "many/zeros": bytes(2_500_000), "many/last": b"the last one"}
+    files = dict(sorted(files.items()))
+    share = make_share(depot.address, files, name="sorted")
+    browser.go(address(gateway, share))
+    browser.wait_for("!document.querySelector('#found').hidden")
+    before = gateway.log.read_text().count("POST load")
+    browser.click("#download")
+    with zipfile.ZipFile(browser.downloaded("sorted.zip")) as archive:
+        assert {name: archive.read(f"sorted/{name}") for name in files} == files
+    assert gateway.log.read_text().count("POST load") - before <= 8
+
+
 def test_a_passphrase(browser: Browser, gateway: GatewayProcess, depot: DepotProcess) -> None:
     share = make_share(depot.address, {"secret.txt": b"behind a passphrase"}, passphrase="grün und blau")
     browser.go(address(gateway, share))

@@ -5,7 +5,13 @@ import { Trouble, decode, join } from "./link.js";
 const HEADER = 40;
 const TAG = 16;
 const ZEROS = 1024 * 1024;
-const AHEAD = 4;
+// On their way at once: loads (browsers have no more for one server), and bytes of them.
+const LOADS_AHEAD = 6;
+const BYTES_AHEAD = 16 * 1024 * 1024;
+// Small files that lie close together are one load.
+const LARGEST_LOAD = 4 * 1024 * 1024;
+const LARGEST_GAP = 64 * 1024;
+const MOST_TOGETHER = 2000;
 const PAUSES = [500, 1000, 2000, 5000];
 // What ends a download: no other copy, and no later time, will be better.
 const FINAL = ["revoked", "expired", "mangled"];
@@ -13,8 +19,9 @@ const FINAL = ["revoked", "expired", "mangled"];
 export const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 export class Contents {
-  // `told(text)` hears why nothing arrives at the moment; `why()` throws the reason why nothing ever will, if it has one.
-  constructor(link, content, kept, told, why) {
+  // Of `entries`, which are read one after the other. `told(text)` hears why nothing arrives at the moment; `why()` throws
+  // the reason why nothing ever will, if it has one.
+  constructor(link, content, entries, kept, told, why) {
     this.link = link;
     this.content = content;
     this.kept = kept;
@@ -24,6 +31,10 @@ export class Contents {
     this.troubles = new Map();
     this.turn = 0;
     this.stopped = false;
+    this.coming = groups(content, entries);
+    this.ahead = [];
+    this.loads = 0;
+    this.bytes = 0;
   }
 
   stop() {
@@ -32,52 +43,53 @@ export class Contents {
 
   // The clear bytes of an entry, in order.
   async *read(entry) {
-    const jobs = this.jobs(entry);
-    const ahead = [];
     for (;;) {
-      while (ahead.length < AHEAD) {
-        const job = jobs.next();
-        if (job.done) break;
-        const piece = job.value();
-        piece.catch(() => {}); // it is looked at when its turn comes
-        ahead.push(piece);
-      }
-      if (!ahead.length) return;
+      this.fill();
+      if (this.ahead[0]?.entry !== entry) return;
       if (this.stopped) throw new Trouble("stopped");
-      yield await ahead.shift();
+      const { clear, size, isLast } = this.ahead.shift();
+      yield await clear;
+      this.bytes -= size;
+      if (isLast) this.loads -= 1;
     }
   }
 
-  *jobs(entry) {
-    let at = 0;
-    for (const [start, stop, slice, offset] of entry.parts ?? []) {
-      yield* zeros(start - at);
-      yield () => this.part(slice, offset, offset + stop - start);
-      at = stop;
+  fill() {
+    while (this.loads < LOADS_AHEAD && this.bytes < BYTES_AHEAD) {
+      const { done, value: group } = this.coming.next();
+      if (done) return;
+      this.loads += 1;
+      const all = this.opened(group);
+      group.forEach(({ entry, size }, number) => {
+        const clear = all.then((found) => found[number]);
+        clear.catch(() => {}); // it is looked at when its turn comes
+        this.ahead.push({ entry, size, clear, isLast: number === group.length - 1 });
+        this.bytes += size;
+      });
     }
-    yield* zeros(entry.size - at);
   }
 
-  // Clear bytes [start, stop) of a slice.
-  async part(number, start, stop) {
-    const [run, offset, length, frameSize, , sliceId, origin] = this.content.slices[number];
+  // The clear bytes of each piece of a group.
+  async opened(group) {
+    const { run, begin, size } = group[0];
+    if (run === undefined) return [new Uint8Array(size)];
+    const keys = await Promise.all(group.map(({ slice }) => this.key(slice)));
+    const open = (stored) =>
+      Promise.all(group.map((piece, at) => this.clear(piece, keys[at], stored.subarray(piece.begin - begin, piece.end - begin))));
+    return this.load(run, begin, group.at(-1).end - begin, open);
+  }
+
+  async clear({ slice, start, stop }, key, stored) {
+    const [, , length, frameSize, , sliceId, origin] = this.content.slices[slice];
     const first = Math.floor(start / frameSize);
-    const behind = Math.ceil(stop / frameSize);
     const frames = Math.ceil(length / frameSize);
     const step = frameSize + TAG;
-    const begin = HEADER + first * step;
-    const end = Math.min(HEADER + behind * step, HEADER + length + frames * TAG);
-    const key = await this.key(number);
-    const open = async (stored) => {
-      const clear = [];
-      for (let frame = first; frame < behind; frame += 1) {
-        const at = (frame - first) * step;
-        clear.push(openFrame(key, stored.subarray(at, at + step), { sliceId, origin, frameSize, frame, frames }));
-      }
-      return join(...(await Promise.all(clear)));
-    };
-    const clear = await this.load(run, offset + begin, end - begin, open);
-    return clear.subarray(start - first * frameSize, stop - first * frameSize);
+    const opened = [];
+    for (let frame = first; frame < Math.ceil(stop / frameSize); frame += 1) {
+      const at = (frame - first) * step;
+      opened.push(openFrame(key, stored.subarray(at, at + step), { sliceId, origin, frameSize, frame, frames }));
+    }
+    return join(...(await Promise.all(opened))).subarray(start - first * frameSize, stop - first * frameSize);
   }
 
   key(number) {
@@ -148,11 +160,48 @@ async function loadOnce(wanted) {
   }
 }
 
-function* zeros(length) {
-  for (let left = length; left > 0; left -= ZEROS) {
-    const size = Math.min(left, ZEROS);
-    yield async () => new Uint8Array(size);
+// The pieces of all entries, those together that are one load.
+function* groups(content, entries) {
+  let group = [];
+  for (const entry of entries) {
+    for (const piece of pieces(content, entry)) {
+      if (group.length && !isClose(group, piece)) {
+        yield group;
+        group = [];
+      }
+      group.push(piece);
+    }
   }
+  if (group.length) yield group;
+}
+
+function isClose(group, { run, begin, end }) {
+  const last = group.at(-1);
+  if (run === undefined || run !== last.run || group.length >= MOST_TOGETHER) return false;
+  return begin >= last.end && begin - last.end <= LARGEST_GAP && end - group[0].begin <= LARGEST_LOAD;
+}
+
+function* pieces(content, entry) {
+  let at = 0;
+  for (const [start, stop, slice, offset] of entry.parts ?? []) {
+    yield* zeros(entry, start - at);
+    yield stored(content.slices[slice], entry, slice, offset, offset + stop - start);
+    at = stop;
+  }
+  yield* zeros(entry, entry.size - at);
+}
+
+// Where clear bytes [start, stop) of a slice lie in its run.
+function stored([run, offset, length, frameSize], entry, slice, start, stop) {
+  const step = frameSize + TAG;
+  const begin = HEADER + Math.floor(start / frameSize) * step;
+  const whole = HEADER + length + Math.ceil(length / frameSize) * TAG;
+  const end = Math.min(HEADER + Math.ceil(stop / frameSize) * step, whole);
+  return { entry, slice, start, stop, run, begin: offset + begin, end: offset + end, size: stop - start };
+}
+
+function* zeros(entry, length) {
+  for (let left = length; left > 0; left -= ZEROS) yield { entry, size: Math.min(left, ZEROS) };
 }
 
 async function openFrame(key, stored, { sliceId, origin, frameSize, frame, frames }) {

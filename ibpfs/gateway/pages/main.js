@@ -165,7 +165,7 @@ async function download(link, content, entry) {
   const total = entry ? entry.size : content.size;
   const told = (text) => (at("progress-text").dataset.waiting = text);
   const kept = await Kept.of(link, entry ? { ...content, size: entry.size } : content);
-  const contents = new Contents(link, content, kept, told, () => fetchRecord(link));
+  const contents = new Contents(link, content, entry ? [entry] : content.entries, kept, told, () => fetchRecord(link));
   const stop = () => contents.stop();
   at("stop").addEventListener("click", stop);
   setBusy(true);
