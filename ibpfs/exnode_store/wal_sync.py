@@ -4,6 +4,7 @@ trio's threads cost 46 us of CPU time for each call (a name is set, a context co
 each fsync waits for one; where it waits for the disk itself, there are four switches between threads less, too.
 """
 
+import math
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from queue import SimpleQueue
 
 import trio
 
-#: Seconds that the last sync may have taken where the next one is waited for without a thread.
+#: Seconds that one of the last two syncs may have taken where the next one is waited for without a thread.
 QUICK = 0.001
 
 
@@ -43,25 +44,25 @@ class WalSync:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._is_running = False
         self._has_name = False  # the WAL's own name is on stable storage
-        self._last = 1.0  # seconds
+        self._latest = math.inf, math.inf  # seconds, of two: one alone may have been a neighbour's
         self._stop = weakref.finalize(self, self._jobs.put, None)
 
     @property
     def is_quick(self) -> bool:
-        """Whether the last sync took so little time that the next one may be waited for by `sync_now`."""
-        return self._has_name and self._last < QUICK
+        """Whether syncs take so little time that the next one may be waited for by `sync_now`."""
+        return self._has_name and min(self._latest) < QUICK
 
     def sync_now(self) -> None:
         """As `sync`, and nobody else does anything meanwhile."""
         began = time.perf_counter()
         _sync(self._path, not self._has_name)
-        self._last = time.perf_counter() - began
+        self._latest = self._latest[1], time.perf_counter() - began
 
     async def sync(self) -> None:
         """Return, however late, when what the WAL holds now is on stable storage. OSError when the disk refuses."""
         began = time.perf_counter()
         await self._sync_in_thread()
-        self._last = time.perf_counter() - began
+        self._latest = self._latest[1], time.perf_counter() - began
 
     async def _sync_in_thread(self) -> None:
         if not self._is_running:

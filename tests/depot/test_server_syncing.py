@@ -98,15 +98,15 @@ async def test_who_is_alone_waits_for_no_thread(tmp_path: Path, monkeypatch: pyt
 
         async def settle_often() -> None:
             for _ in range(2 * ALONE):
-                syncs._last = 0.0
+                syncs._latest = 0.0, 0.0
                 await settle()
 
         await settle_often()
         assert here == [False] * ALONE + [True] * ALONE
-        syncs._last = 1.0
+        syncs._latest = 1.0, 1.0
         await settle()
         assert here[-1] is False
-        syncs._last = 0.0
+        syncs._latest = 0.0, 0.0
         await settle()
         assert here[-1] is True
         here.clear()

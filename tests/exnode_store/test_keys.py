@@ -1,6 +1,8 @@
 """Key slots, epochs, and what is derived from them."""
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ibpfs.errors import VolumeError, WrongKey
 from ibpfs.exnode_store import keys as keys_module
@@ -102,3 +104,9 @@ def test_known_answers() -> None:
     assert derive(SECRET, b"x").hex() == "250acbf6218d2e7e0ec83c5ea75acf788f91ba9bfec7e4704c316415a0cc3fab"
     assert keys.slice_key(1, UUID).hex() == "560155cc87431fcf38dd198a13826b01e1c12f72617ea36b01fd523336958903"
     assert keys.spool_key(1).hex() == "f18efad26c394150353d62d01a92f44c7c2590364da281b619bbfc7b39d03988"
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 80])
+def test_derived_as_the_library_does(length: int) -> None:
+    theirs = HKDF(hashes.SHA256(), length, None, b"ibpfs/1 purpose").derive(SECRET)
+    assert derive(SECRET, b"purpose", length) == theirs

@@ -1,6 +1,7 @@
 """Making bytes durable, many requests at a time: whoever waits while a sync runs shares the next one."""
 
 import ctypes
+import math
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ WORKERS = 8
 MANY = 32
 # One client alone, that waits for each reply, has nobody beside it for whom a thread would be worth its price: 100 us
 # of the CPU time of a STORE, and four switches between threads that it waits for. So the event loop itself waits for
-# the disk, where that took less than so many seconds the last time, and nobody else has wanted one of so many syncs.
+# the disk, where one of the last two syncs took less than so many seconds and nobody else has wanted one of so many.
 QUICK = 0.001
 ALONE = 8
 
@@ -86,7 +87,7 @@ class SyncThreads:
         self._waiting: deque[_Piece] = deque()
         self._wake = threading.Condition()
         self._stopping = False
-        self._last = 1.0  # seconds, of the latest sync
+        self._latest = math.inf, math.inf  # seconds, of two syncs: one alone may have been a neighbour's
         self._whose: object = None  # the task that wanted the last sync, and how many before it were its own
         self._in_a_row = 0
         self._threads = [
@@ -113,10 +114,11 @@ class SyncThreads:
         if not unsynced:
             return
         began = time.perf_counter()
-        here = self._is_alone(trio.lowlevel.current_task()) and self._last < QUICK and len(unsynced) == 1
+        here = self._is_alone(trio.lowlevel.current_task()) and min(self._latest) < QUICK and len(unsynced) == 1
         error = _settle_here(unsynced) if here else await self._settle_in_threads(unsynced)
-        self._last = time.perf_counter() - began
-        self.durations.add(self._last)
+        seconds = time.perf_counter() - began
+        self._latest = self._latest[1], seconds
+        self.durations.add(seconds)
         if error is not None:
             raise error
 
