@@ -305,8 +305,7 @@ class Flusher:
         self, batch: Batch, slices: list[_Sealed], pieces: list[bytes | memoryview], length: int,
         taken: list[RetainedSlice],
     ) -> None:  # fmt: skip
-        fresh = self._fresh.append(pieces, length, len(slices))
-        segment, offset = await self._transfer.append(batch.policy, pieces, length, fresh.goes)
+        segment, offset = await self._transfer.append(batch.policy, pieces, length)
         try:
             new = [
                 NewSlice(file.ino, flight.start, flight.limit, flight.covers, form, check, offset + put)
@@ -318,7 +317,7 @@ class Flusher:
             self.retention.give_back(taken)
             self._land(batch)
             self._tell()
-            await fresh.stored(row, offset)
+            await self._fresh.add(row, offset, pieces, length, len(slices))
         finally:
             await self._transfer.release(segment)
 

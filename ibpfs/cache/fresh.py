@@ -1,15 +1,34 @@
-"""Putting into the clean cache what is being stored: beside its way to the depots, or right after it."""
+"""Putting into the clean cache what was stored: small appends many at a time, others right away.
 
-from collections import deque
+It is a cache: what waits here and is lost, or read meanwhile, is on the depots.
+"""
+
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
 from ibpfs.cache.clean import BLOCK, CleanCache
 from ibpfs.exnode_store.sealing import Buffer
 
-#: Put there without a thread: 40 us for 4 KiB, which a hop takes, too.
-_AT_ONCE = 64 * 1024
+#: Appends up to this wait for others (bytes), for so long (seconds), or until there are so many (bytes): one of 4 KiB
+#: alone takes 40 us, of which 35 are for opening the file and asking the disk for room.
+_SMALL = 64 * 1024
+_GATHER = 0.25
+_ENOUGH = 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Run:
+    """Appends one after another."""
+
+    start: int
+    end: int
+    pieces: list[Buffer] = field(default_factory=list)
+
+    def add(self, pieces: Sequence[Buffer], length: int) -> None:
+        self.pieces += pieces
+        self.end += length
 
 
 class Fresh:
@@ -19,39 +38,43 @@ class Fresh:
         self._clean = clean
         self._is_beside = is_beside
         self._writing: set[trio.Event] = set()  # in threads; set when they are done
-        self._waiting: deque[tuple[int, int, Sequence[Buffer]]] = deque()  # for `run`
+        self._waiting: dict[int, _Run] = {}  # by segment
+        self._size = 0  # of what is waiting
         self._wanted = trio.Event()
-        self._runs = False
-
-    def append(self, pieces: Sequence[Buffer], length: int, slices: int) -> "Append":
-        return Append(self, pieces, length, slices)
 
     async def run(self) -> None:
-        """Write small appends while those who make them wait for their depot, until cancelled."""
-        self._runs = True
-        try:
-            while True:
-                await self._wanted.wait()
-                self._wanted = trio.Event()
-                while self._waiting:
-                    self._clean.append(*self._waiting.popleft())
-        finally:
-            self._runs = False
-            self._waiting.clear()
+        """Write what waits, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            await trio.sleep(_GATHER)
+            self._wanted = trio.Event()
+            self._write_waiting()
 
-    def write_soon(self, segment: int, offset: int, pieces: Sequence[Buffer]) -> bool:
-        """False: there is nobody who does."""
-        if self._runs:
-            self._waiting.append((segment, offset, pieces))
-            self._wanted.set()
-        return self._runs
-
-    async def write(self, segment: int, offset: int, pieces: Sequence[Buffer], length: int, slices: int) -> None:
+    async def add(self, segment: int, offset: int, pieces: Sequence[Buffer], length: int, slices: int) -> None:
+        """So many slices, which are committed there. In the order of their places in a segment."""
         if length >= slices * BLOCK and self._is_beside(segment):  # a stream passes by, as when it is read
             return
-        if length <= _AT_ONCE:
-            self._clean.append(segment, offset, pieces)
+        if length > _SMALL:
+            self._write_waiting(segment)
+            await self._write_in_thread(segment, offset, pieces)
             return
+        if segment in self._waiting and self._waiting[segment].end != offset:  # what was between was not committed
+            self._write_waiting(segment)
+        self._waiting.setdefault(segment, _Run(offset, offset)).add(pieces, length)
+        self._size += length
+        self._wanted.set()
+        if self._size >= _ENOUGH:
+            self._write_waiting()
+
+    def _write_waiting(self, *segments: int) -> None:
+        """Of these segments, or of all."""
+        for segment in segments or list(self._waiting):
+            if segment in self._waiting:
+                run = self._waiting.pop(segment)
+                self._size -= run.end - run.start
+                self._clean.append(segment, run.start, run.pieces)
+
+    async def _write_in_thread(self, segment: int, offset: int, pieces: Sequence[Buffer]) -> None:
         written = trio.Event()
         self._writing.add(written)
         try:
@@ -66,27 +89,5 @@ class Fresh:
         for written in list(self._writing):
             await written.wait()
         self._waiting.clear()
+        self._size = 0
         await trio.to_thread.run_sync(self._clean.clear)
-
-
-class Append:
-    """`pieces` of so many slices, together `length` bytes, on their way to one segment after another until one has
-    them."""
-
-    __slots__ = ("_begun", "_fresh", "_length", "_pieces", "_slices")
-
-    def __init__(self, fresh: Fresh, pieces: Sequence[Buffer], length: int, slices: int) -> None:
-        self._fresh = fresh
-        self._pieces, self._length, self._slices = pieces, length, slices
-        self._begun: tuple[int, int] | None = None
-
-    def goes(self, segment: int, offset: int) -> None:
-        """It is being sent there. If it does not arrive, nothing else is ever stored at this place: it may be cached
-        while the depot works, which takes 40 us from an fsync."""
-        if self._length <= _AT_ONCE and self._fresh.write_soon(segment, offset, self._pieces):
-            self._begun = segment, offset
-
-    async def stored(self, segment: int, offset: int) -> None:
-        """It is committed there."""
-        if self._begun != (segment, offset):
-            await self._fresh.write(segment, offset, self._pieces, self._length, self._slices)

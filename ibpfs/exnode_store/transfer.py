@@ -4,7 +4,7 @@ A failed depot is answered with the next one. Knows no file and no key of it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import trio
@@ -57,21 +57,14 @@ class Transfer(Loading):
 
     # Appending
 
-    async def append(
-        self, policy: Policy, pieces: Sequence[Buffer], length: int,
-        going: Callable[[int, int], None] = lambda _row, _offset: None,
-    ) -> tuple[OpenSegment, int]:  # fmt: skip
+    async def append(self, policy: Policy, pieces: Sequence[Buffer], length: int) -> tuple[OpenSegment, int]:
         """Put `pieces` (together `length` bytes) at the end of an open segment, on at least min_copies depots.
 
-        `going` is told the segment's row, if it has one yet, and the offset before they are sent there; what is not
-        acknowledged then has no successor at that place.
         Returns the segment, which the caller then commits into and gives back with `release`, and the offset.
         Raises NoSpace or DepotUnreachable; then nothing of it counts.
         """
         while True:
             segment = self._take(policy, length) or await self._open_somehow(policy, length)
-            if segment.row is not None:
-                going(segment.row, segment.length)
             await self._append_to(segment, policy, pieces, length)
             if segment.row is None or not segment.lost:
                 break

@@ -1,4 +1,4 @@
-"""When what is stored gets into the clean cache: beside its way to the depots, or after it."""
+"""When what is stored gets into the clean cache, and that it gets to its place."""
 
 from pathlib import Path
 
@@ -15,36 +15,62 @@ def clean(tmp_path: Path) -> CleanCache:
     return CleanCache(tmp_path / "cache", 16 * BLOCK, 0.0)
 
 
-async def test_a_small_append_is_cached_while_its_maker_waits(clean: CleanCache) -> None:
+async def test_small_appends_are_cached_together(clean: CleanCache, autojump_clock: trio.testing.MockClock) -> None:
     fresh = Fresh(clean, lambda _: False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fresh.run)
-        await trio.testing.wait_all_tasks_blocked()
-        append = fresh.append([b"abc", b"def"], 6, 1)
-        append.goes(7, 0)
-        assert not clean.covers(7, 0, 1)
-        await trio.testing.wait_all_tasks_blocked()
-        assert clean.read(7, 0, 6) == b"abcdef"
-        append.goes(8, 0)  # the first segment did not take it
-        await append.stored(8, 0)
-        await trio.testing.wait_all_tasks_blocked()
-        assert clean.read(8, 0, 6) == b"abcdef"
+        for round_ in range(2):
+            await fresh.add(7, 6 * round_, [b"ab", b"c"], 3, 1)
+            await fresh.add(8, 2 * round_, [b"xy"], 2, 1)
+            await fresh.add(7, 6 * round_ + 3, [b"def"], 3, 1)
+            assert not clean.covers(7, 6 * round_, 6 * round_ + 1)
+            await trio.sleep(1)
+        assert clean.read(7, 0, 12) == b"abcdefabcdef"
+        assert clean.read(8, 0, 4) == b"xyxy"
         nursery.cancel_scope.cancel()
 
 
-async def test_what_nobody_could_cache_before_is_cached_in_the_end(clean: CleanCache) -> None:
+async def test_many_small_appends_wait_for_no_clock(clean: CleanCache) -> None:
     fresh = Fresh(clean, lambda _: False)
-    unannounced, unattended = fresh.append([b"abc"], 3, 1), fresh.append([b"def"], 3, 1)
-    await unannounced.stored(1, 0)
-    unattended.goes(1, 3)
-    assert not clean.covers(1, 3, 6)
-    await unattended.stored(1, 3)
-    assert clean.read(1, 0, 6) == b"abcdef"
+    for number in range(40):
+        await fresh.add(1, 50_000 * number, [bytes([number]) * 50_000], 50_000, 1)
+    assert clean.covers(1, 0, BLOCK)
+    assert clean.read(1, 100_000, 150_000) == b"\x02" * 50_000
+
+
+async def test_what_follows_a_gap_is_not_put_into_it(
+    clean: CleanCache, autojump_clock: trio.testing.MockClock
+) -> None:
+    fresh = Fresh(clean, lambda _: False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fresh.run)
+        await fresh.add(1, 0, [b"abc"], 3, 1)
+        await fresh.add(1, 5, [b"fgh"], 3, 1)
+        await trio.sleep(1)
+        assert clean.read(1, 0, 3) == b"abc"
+        assert not clean.covers(1, 3, 6)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_long_append_comes_behind_the_short_ones_before_it(clean: CleanCache) -> None:
+    fresh = Fresh(clean, lambda _: False)
+    await fresh.add(1, 0, [b"abc"], 3, 1)
+    await fresh.add(1, 3, [b"x" * 100_000], 100_000, 1)
+    assert clean.read(1, 0, 5) == b"abcxx"
+
+
+async def test_what_waits_is_dropped_with_the_rest(clean: CleanCache, autojump_clock: trio.testing.MockClock) -> None:
+    fresh = Fresh(clean, lambda _: False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fresh.run)
+        await fresh.add(1, 0, [b"abc"], 3, 1)
+        await fresh.drop()
+        await trio.sleep(1)
+        assert not clean.covers(1, 0, 1)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("is_beside", [True, False])
 async def test_streams_pass_by_a_disk_that_has_them_anyway(clean: CleanCache, is_beside: bool) -> None:
-    append = Fresh(clean, lambda _: is_beside).append([bytes(BLOCK)], BLOCK, 1)
-    append.goes(1, 0)
-    await append.stored(1, 0)
+    await Fresh(clean, lambda _: is_beside).add(1, 0, [bytes(BLOCK)], BLOCK, 1)
     assert clean.covers(1, 0, BLOCK) is not is_beside
