@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ibpfs.errors import VolumeBusy, VolumeError
+from ibpfs.errors import NoSpace, VolumeBusy, VolumeError
 from ibpfs.exnode_store.documents.exnode import ExNode
 from ibpfs.exnode_store.extents import ExtentMap
 from ibpfs.exnode_store.lors.outputs import put_in_place
+from ibpfs.quantities import format_size
 
 #: Bytes that are fetched again at most after a power cut.
 _SYNC_EVERY: Final = 64 * 1024 * 1024
@@ -92,7 +93,10 @@ class PartialFile:
     def _begin(self) -> None:
         self._note_identity()
         os.ftruncate(self._file, 0)
-        os.ftruncate(self._file, self._size)
+        try:
+            os.ftruncate(self._file, self._size)
+        except OSError as error:
+            raise NoSpace(f"{self._path}: {error.strerror}, for {format_size(self._size)}") from None
         os.fsync(self._file)
 
     def _note_identity(self) -> None:

@@ -15,6 +15,8 @@ from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm
 
 #: Numbers that every JSON reader has exactly.
 MAX_NUMBER: Final = (1 << 53) - 1
+#: A time in seconds that calendars have.
+LAST_TIME: Final = 1 << 40
 MAX_ENTRIES: Final = 100_000
 MAX_DEPTH: Final = 64
 MAX_NAME: Final = 255
@@ -129,6 +131,7 @@ class Content:
         check_name(self.name)
         if len(self.note.encode("utf-8", "surrogatepass")) > MAX_NOTE:
             raise BadContent("its note is too long")
+        _need(0 <= self.created < LAST_TIME and 0 <= self.expires < LAST_TIME, "has a time out of range")
         _need(0 < len(self.entries) <= MAX_ENTRIES, "has no files, or more than 100,000")
         _need(len(self.slices) <= MAX_SLICES, "has too many slices")
         for run in self.runs:

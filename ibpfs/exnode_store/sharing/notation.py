@@ -9,6 +9,11 @@ from ibpfs.errors import UsageError
 from ibpfs.exnode_store.ledger_rows import pack_key, unpack_key
 from ibpfs.exnode_store.sealing import AES_256_GCM, SliceForm
 from ibpfs.exnode_store.sharing.contents import (
+    MAX_COPIES,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    MAX_PARTS,
+    MAX_SLICES,
     BadContent,
     Content,
     Copy,
@@ -24,6 +29,9 @@ from ibpfs.exnode_store.sharing.record_log import FORMAT_NAME, MAX_DEPOTS, remot
 
 #: Of what has symbolic links: who does not know them is to refuse it, not to leave them out.
 WITH_LINKS: Final = "ibpfs-share/2"
+#: Brackets and commas are counted before JSON is read: each may become an object of dozens of bytes.
+_MOST_BRACKETS: Final = 4_000_000
+_MOST_COMMAS: Final = 10_000_000
 _BILLION: Final = 1_000_000_000
 
 
@@ -53,6 +61,8 @@ def to_json(content: Content) -> bytes:
 
 def from_json(data: bytes) -> Content:
     """Raises BadContent."""
+    if data.count(b"[") + data.count(b"{") > _MOST_BRACKETS or data.count(b",") > _MOST_COMMAS:
+        raise BadContent("has more parts than any may have")
     try:
         row: Any = json.loads(data)
         if row["format"] not in (FORMAT_NAME, WITH_LINKS):
@@ -60,7 +70,7 @@ def from_json(data: bytes) -> Content:
         content = _content(row)
         if bool(content.links) != (row["format"] == WITH_LINKS):
             raise BadContent("makes no sense")
-    except (KeyError, TypeError, ValueError, RecursionError, UsageError, BadCapability) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, UsageError, BadCapability) as error:
         if isinstance(error, BadContent):
             raise
         raise BadContent("makes no sense") from None
@@ -69,24 +79,22 @@ def from_json(data: bytes) -> Content:
 
 
 def _content(row: Any) -> Content:
-    depots = [remote(_text(one)) for one in row["depots"]]
-    if len(depots) > MAX_DEPOTS:
-        raise BadContent("names too many depots")
+    depots = [remote(_text(one)) for one in _rows(row["depots"], MAX_DEPOTS)]
     return Content(
         name=_text(row["name"]),
         note=_text(row["note"]),
         created=_number(row["created"]),
         expires=_number(row["expires"]),
         sender=Sender(_bytes(row["sender"]["key"], 32), _bytes(row["sender"]["signature"], 64)),
-        runs=tuple(_run(one, depots) for one in row["runs"]),
-        slices=tuple(_slice(one) for one in row["slices"]),
-        entries=tuple(_entry(one) for one in row["entries"]),
+        runs=tuple(_run(one, depots) for one in _rows(row["runs"], MAX_SLICES)),
+        slices=tuple(_slice(one) for one in _rows(row["slices"], MAX_SLICES)),
+        entries=tuple(_entry(one) for one in _rows(row["entries"], MAX_ENTRIES)),
     )
 
 
 def _run(row: Any, depots: list[Address]) -> Run:
     length, copies = row
-    return Run(_number(length), tuple(_copy(one, depots) for one in copies))
+    return Run(_number(length), tuple(_copy(one, depots) for one in _rows(copies, MAX_COPIES)))
 
 
 def _copy(row: Any, depots: list[Address]) -> Copy:
@@ -130,9 +138,9 @@ def _entry_row(one: Entry) -> dict[str, Any]:
 
 def _entry(row: Any) -> Entry:
     sha256, target = row.get("sha256"), row.get("target")
-    parts = [SharedPart(*map(_number, part)) for part in row.get("parts", ())]
+    parts = [SharedPart(*map(_number, part)) for part in _rows(row.get("parts", []), MAX_PARTS)]
     return Entry(
-        tuple(_text(name) for name in row["path"]),
+        tuple(_text(name) for name in _rows(row["path"], MAX_DEPTH)),
         _text(row["type"]),
         _number(row["size"]),
         _number(row["mtime"]) * _BILLION + _number(row["mtime_ns"]),
@@ -141,6 +149,15 @@ def _entry(row: Any) -> Entry:
         tuple(parts),
         None if target is None else _text(target),
     )
+
+
+def _rows(value: Any, most: int) -> list[Any]:
+    """Before anything is made of them."""
+    if not isinstance(value, list):
+        raise BadContent("makes no sense")
+    if len(value) > most:
+        raise BadContent("has more parts than any may have")
+    return value
 
 
 def _number(value: Any) -> int:

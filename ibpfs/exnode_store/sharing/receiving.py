@@ -25,7 +25,7 @@ from ibpfs.exnode_store.sharing.fetching import Unavailable, fetch_part
 from ibpfs.exnode_store.sharing.symlinks import make_links
 from ibpfs.quantities import format_size
 
-#: Zeros of a sparse file that are hashed; frames and their places are verified in any case.
+#: Zeros of sparse files that are hashed, in all; frames and their places are verified in any case.
 _MOST_ZEROS: Final = 64 * 1024**3
 #: Small files of a directory that are fetched side by side.
 _FILES_AT_ONCE: Final = 8
@@ -44,6 +44,7 @@ class Receiver:
         self._advance = advance
         self._counter = Counter(0, _nothing)
         self.left_out: list[str] = []
+        self._zeros = _MOST_ZEROS
 
     async def receive(self, target: Path, *, overwrite: bool, resume: bool) -> int:
         """Make `target` the file or directory; return how many bytes an earlier run had left.
@@ -68,7 +69,7 @@ class Receiver:
                 _need_room(path.parent, sum(part.stop - part.start for part in entry.parts) - before)
                 self._counter = Counter(_stored(entry), self._advance, before)
             await self._fetch(entry, partial)
-            await trio.to_thread.run_sync(_verify, entry, partial)
+            await trio.to_thread.run_sync(self._verify, entry, partial)
             partial.touch(entry.mtime_ns, executable=bool(entry.mode & stat.S_IXUSR))
             partial.finish(overwrite=overwrite)
         finally:
@@ -76,6 +77,14 @@ class Receiver:
             if not partial.done_bytes:
                 partial.discard()
         return before
+
+    def _verify(self, entry: Entry, partial: PartialFile) -> None:
+        zeros = entry.size - _stored(entry)
+        if entry.sha256 is None or zeros > self._zeros:
+            return
+        self._zeros -= zeros
+        if partial.sha256() != entry.sha256:
+            raise DataError("what was fetched is not what was shared: its SHA-256 differs (get it anew with --restart)")
 
     async def _fetch(self, entry: Entry, partial: PartialFile) -> None:
         missing: list[Unavailable] = []
@@ -171,13 +180,6 @@ def _refuse(target: Path) -> None:
 
 def _stored(entry: Entry) -> int:
     return sum(part.stop - part.start for part in entry.parts)
-
-
-def _verify(entry: Entry, partial: PartialFile) -> None:
-    if entry.sha256 is None or entry.size - _stored(entry) > _MOST_ZEROS:
-        return
-    if partial.sha256() != entry.sha256:
-        raise DataError("what was fetched is not what was shared: its SHA-256 differs (get it anew with --restart)")
 
 
 def _need_room(directory: Path, size: int) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ibpfs.depot.address import Address
 from ibpfs.errors import DataError, UsageError, WrongKey
+from ibpfs.exnode_store.sharing.contents import LAST_TIME
 from ibpfs.exnode_store.sharing.links import ID_SIZE, decode, encode, share_name
 from ibpfs.exnode_store.sharing.share_keys import BadStretching, Stretching
 
@@ -32,7 +33,6 @@ MAX_DEPOTS: Final = 256
 _FORMAT: Final = 1
 _NONCE: Final = 12
 _PIN: Final = 32
-_LAST_TIME: Final = 1 << 40
 
 
 class BadRecord(DataError):
@@ -77,7 +77,7 @@ class Public:
             times = row["created"], row["expires"]
             if len(key) != 32 or not isinstance(depots, list) or not 1 <= len(depots) <= MAX_DEPOTS:
                 raise ValueError
-            if not all(type(one) is int and 0 <= one < _LAST_TIME for one in times):
+            if not all(type(one) is int and 0 <= one < LAST_TIME for one in times):
                 raise ValueError
             stretching = None if row["passphrase"] is None else Stretching.from_row(row["passphrase"])
             addresses = tuple(remote(str(one)) for one in depots)

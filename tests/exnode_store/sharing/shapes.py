@@ -66,6 +66,10 @@ def form(length: int, frame_size: int = 64) -> SliceForm:
     return SliceForm(bytes(16), bytes(16), 1, AES_256_GCM, frame_size, length)
 
 
+def slice_form(slice_id: bytes, length: int, frame_size: int) -> SliceForm:
+    return SliceForm(slice_id, bytes(16), 1, AES_256_GCM, frame_size, length)
+
+
 @st.composite
 def contents(draw: st.DrawFn) -> Content:
     found = draw(st.lists(runs, min_size=1, max_size=3))

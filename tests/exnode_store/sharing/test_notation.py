@@ -1,6 +1,8 @@
 """A share's content as JSON: read back as it was, and nothing that makes no sense is taken."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -84,6 +86,8 @@ def _set(*path: Any, to: Any) -> Callable[[Any], None]:
     _set("name", to=5),
     _set("note", to="x" * 5000),
     _set("created", to=1.5),
+    _set("created", to=-1),
+    _set("expires", to=1 << 62),
     _set("sender", "key", to="AA"),
     _set("depots", 0, to="unix:/tmp/s"),
     _set("depots", to=[]),
@@ -103,6 +107,8 @@ def _set(*path: Any, to: Any) -> Callable[[Any], None]:
     _set("slices", 0, 4, to=1 << 32),
     _set("slices", 0, 7, to="AA"),
     _set("entries", to=[]),
+    _set("entries", 0, to=None),
+    _set("entries", 0, to=[]),
     _set("entries", 0, "path", to=["x"]),
     _set("entries", 0, "type", to="symlink"),
     _set("entries", 0, "size", to=-1),
@@ -183,3 +189,32 @@ def test_any_bytes(data: bytes) -> None:
 def test_any_json(row: Any) -> None:
     with pytest.raises(BadContent):
         from_json(json.dumps(row).encode())
+
+
+_LARGE = """
+import resource
+from ibpfs.exnode_store.sharing.contents import BadContent
+from ibpfs.exnode_store.sharing.notation import from_json
+
+resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29))
+head = b'{"format":"ibpfs-share/1","name":"n","note":"","created":1,"expires":2,"depots":["ibp://h:1"],'
+head += b'"sender":{"key":"%s","signature":"%s"},' % (b"A" * 43, b"A" * 86)
+lists = b'"entries":[],"slices":[],"runs":[%s]}'
+entries = b'"slices":[],"runs":[],"entries":[%s]}'
+file = b'{"path":[],"type":"file","size":9,"mtime":0,"mtime_ns":0,"mode":0%s}'
+for shape, unit, count in [
+    (lists, b"[]", 3_990_000), (lists, b"[]", 20_000_000), (lists, b'"ab"', 9_990_000), (lists, b'"ab"', 12_000_000),
+    (lists, b'[1,[[0,"k/1",0]]]', 499_000), (entries, file % b"", 100_001), (entries, file % b"", 99_000),
+    (entries % (file % b',"parts":[%s]'), b"[0,1,0,0]", 999_000), (b"[" * 60_000_000 + b"%s", b"", 1),
+]:
+    try:
+        from_json(head + shape % ((unit + b",") * (count - 1) + unit))
+    except BadContent:
+        print("refused")
+"""
+
+
+def test_memory_is_bounded() -> None:
+    """1.5 GiB of addresses are enough for records of the largest size, whatever is in them."""
+    done = subprocess.run([sys.executable, "-c", _LARGE], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["refused"] * 9)
