@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
+from ibpfs.ext4 import spread_directories
+
 _log = logging.getLogger(__name__)
 
 BLOCK = 1024 * 1024
@@ -306,6 +308,7 @@ class CleanCache:
     def _scan(self) -> None:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            spread_directories(self._directory)
             found = sorted(_left_behind(self._directory))
         except OSError as error:
             self._refuse(error.strerror or str(error))

@@ -1,0 +1,31 @@
+import fcntl
+import logging
+import os
+from array import array
+from pathlib import Path
+
+import pytest
+
+from ibpfs.ext4 import spread_directories
+
+
+def flags_of(directory: Path) -> int:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        flags = array("l", [0])
+        fcntl.ioctl(fd, 0x80086601, flags)
+        return flags[0]
+    finally:
+        os.close(fd)
+
+
+def test_directories_below_are_spread_or_it_is_said_why_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "ibpfs.ext4"):
+        spread_directories(tmp_path)
+    assert caplog.messages or flags_of(tmp_path) & 0x20000
+
+
+def test_what_does_not_know_it_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "ibpfs.ext4"):
+        spread_directories(Path("/proc/self"))
+    assert "directories are not spread" in caplog.text
