@@ -54,6 +54,18 @@ def test_from_all_depots_at_once(session: Session, directory: Path) -> None:
         assert sum(map(len, heard)) < len(data) * 1.1
 
 
+def test_small_files_are_few_loads(session: Session, directory: Path) -> None:
+    with gated(session, 1) as (volume, (gate,)):
+        (volume / "tree").mkdir()
+        for number in range(300):
+            (volume / "tree" / f"{number:03}").write_bytes(random.Random(number).randbytes(number * 11))
+        link = share(volume / "tree")["link"]
+        before = len(gate.heard)
+        get(directory, link)
+        run("diff", "-r", volume / "tree", directory / "tree")
+        assert len(LOADS.findall(bytes(gate.heard[before:]))) < 20
+
+
 def test_a_browser_asks_all_depots(session: Session, directory: Path) -> None:
     """And when one of them is gone, the other alone."""
     data = random.Random(4).randbytes(20 * 1024 * 1024)

@@ -20,8 +20,9 @@ from ibpfs.errors import DataError, NameExists, NoSpace, UsageError
 from ibpfs.exnode_store.lors.outputs import refuse_existing
 from ibpfs.exnode_store.lors.partial import PartialFile, part_of
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots, in_parallel
+from ibpfs.exnode_store.sharing.bundles import Bundles
 from ibpfs.exnode_store.sharing.contents import DIRECTORY, FILE, Content, Entry, SharedPart
-from ibpfs.exnode_store.sharing.fetching import Unavailable, fetch_part
+from ibpfs.exnode_store.sharing.fetching import Unavailable
 from ibpfs.exnode_store.sharing.symlinks import make_links
 from ibpfs.quantities import format_size
 
@@ -43,6 +44,7 @@ class Receiver:
         self._streams = streams
         self._advance = advance
         self._counter = Counter(0, _nothing)
+        self._bundles = Bundles(depots, content, ())
         self.left_out: list[str] = []
         self._zeros = _MOST_ZEROS
 
@@ -55,6 +57,7 @@ class Receiver:
             return await self._tree(target, resume=resume)
         refuse_existing(target, overwrite)
         entry = self._content.entries[0]
+        self._bundles = Bundles(self._depots, self._content, entry.parts)
         return await self._file(entry, target, overwrite=overwrite, resume=resume)
 
     # A file
@@ -100,7 +103,7 @@ class Receiver:
         async def one(job: tuple[int, SharedPart]) -> None:
             turn, part = job
             try:
-                data = await fetch_part(self._depots, self._content, part, turn)
+                data = await self._bundles.fetch(part, turn)
             except Unavailable as error:  # what can be had is fetched all the same, for the next time
                 missing.append(error)
                 return
@@ -129,6 +132,8 @@ class Receiver:
         had = sum(_stored(entry) for entry in files if entry.path in before)
         _need_room(place, total - had)
         self._counter = Counter(total, self._advance, had)
+        wanted = (part for entry in files if entry.path not in before for part in entry.parts)
+        self._bundles = Bundles(self._depots, self._content, wanted)
 
         async def one(job: tuple[int, Entry]) -> None:
             number, entry = job
