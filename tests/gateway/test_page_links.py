@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ibpfs import gateway
+from tests.exnode_store.sharing.shapes import fits
 
 _SCRIPT = """
 import { readFileSync, writeFileSync } from "node:fs";
@@ -90,6 +93,16 @@ _WRONG = [
 
 def test_those_that_lead_out_are_nonsense(pages: Path) -> None:
     assert read(pages, *map(content, _WRONG)) == ["nonsense"] * len(_WRONG)
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.sampled_from(["..", "..", "a", "a", ".", "", "/", "b\n"]), max_size=4).map("/".join),
+                min_size=60, max_size=60))  # fmt: skip
+def test_the_rule_is_that_of_ibpfs_get(pages: Path, targets: list[str]) -> None:
+    places = [("l",), ("d", "l"), ("d", "e", "l")]
+    trees = [content(directory("d"), directory("d", "e"), link(to, *place)) for place in places for to in targets]
+    expected = [0 if fits(place, to) else "nonsense" for place in places for to in targets]
+    assert read(pages, *trees) == expected
 
 
 def test_names_that_become_dots_do_not(pages: Path) -> None:
