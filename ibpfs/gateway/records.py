@@ -20,6 +20,9 @@ _BELIEVED = 30.0
 _MOST_KNOWN = 1000
 #: Records that are read at once: each at a depot that may be slow on purpose.
 _AT_ONCE = 64
+#: Seconds after which the next place is asked, too.
+_SLOW = 2.0
+_TROUBLES = (ShareGone, NotPermitted, BadRecord, TooBusy, DepotError, DepotUnreachable)
 #: Records may have 64 MiB: this many bytes of them are read at once.
 _BYTES_AT_ONCE = 256 * 1024 * 1024
 
@@ -57,7 +60,7 @@ class Records:
         return _depots(await self.newest(locator))
 
     async def newest(self, locator: Locator) -> LogEntry:
-        """The last valid entry, from the first place that has one. Who asks meanwhile gets the same. Raises NoShare."""
+        """The last valid entry, from whichever place gives one first; all who ask meanwhile get it. Raises NoShare."""
         name = locator.render()
         reading = self._readings.get(name)
         if reading is not None:
@@ -78,25 +81,33 @@ class Records:
         return reading.found
 
     async def _read(self, locator: Locator) -> LogEntry:
+        found: list[LogEntry] = []
         reasons: list[str] = []
-        with trio.move_on_after(LIMIT):
-            for place in locator.places:
-                try:
-                    return self._noted(locator, await self._copy(place, locator.share))
-                except ShareGone:
-                    raise NoShare("revoked") from None
-                except (CapabilityNotFound, NoRoom):  # ended; or it holds nothing
-                    reasons.append("gone")
-                except NotPermitted:
-                    reasons.append("refused")
-                except BadRecord:
-                    reasons.append("damaged")
-                except TooBusy:
-                    reasons.append("busy")
-                except (DepotError, DepotUnreachable):
-                    reasons.append("unreachable")
-            raise NoShare(_reason(reasons, locator.expires < time.time()))
-        raise NoShare("unreachable")
+
+        async def one(place: Place, before: trio.Event, failed: trio.Event) -> None:
+            with trio.move_on_after(_SLOW):
+                await before.wait()
+            try:
+                found.append(await self._copy(place, locator.share))
+            except _TROUBLES as error:
+                reasons.append(_word(error))
+                failed.set()
+            if found or "revoked" in reasons:
+                nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(LIMIT) as scope:
+            async with trio.open_nursery() as nursery:
+                before = trio.Event()
+                before.set()
+                for place in locator.places:
+                    failed = trio.Event()
+                    nursery.start_soon(one, place, before, failed)
+                    before = failed
+        if found:
+            return self._noted(locator, found[0])
+        if scope.cancelled_caught:
+            reasons.append("unreachable")
+        raise NoShare(_reason(reasons, locator.expires < time.time()))
 
     async def _copy(self, place: Place, share: bytes) -> LogEntry:
         """What lies in one place. Its bytes are counted as they are asked for: a depot's word for a length is none."""
@@ -128,9 +139,24 @@ def _depots(entry: LogEntry) -> dict[Address, bytes | None]:
     return {one: entry.public.pins.get(one) for one in entry.public.depots}
 
 
+def _word(error: Exception) -> str:
+    match error:
+        case ShareGone():
+            return "revoked"
+        case CapabilityNotFound() | NoRoom():  # ended; or it holds nothing
+            return "gone"
+        case NotPermitted():
+            return "refused"
+        case BadRecord():
+            return "damaged"
+        case TooBusy():
+            return "busy"
+    return "unreachable"
+
+
 def _reason(reasons: list[str], is_past: bool) -> str:
     """One word for all places: what is worth trying again comes first, as the others may be no more than old."""
-    for reason in ("busy", "unreachable", "damaged", "refused"):
+    for reason in ("revoked", "busy", "unreachable", "damaged", "refused"):
         if reason in reasons:
             return reason
     return "expired" if is_past else "unknown"

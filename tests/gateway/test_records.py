@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import trio
@@ -75,6 +76,20 @@ def test_a_silent_depot_does_not_keep_others_waiting(
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_link_opens_though_one_of_its_depots_is_silent(
+    gateway: GatewayProcess, depot: DepotProcess, silent: Address
+) -> None:
+    """As one is whose machine was switched off: its record is had from the other."""
+    locator = make_share(depot.address, {"file": b"x"}).link.locator
+    for places in ((Place(silent, KEY), *locator.places), (*locator.places, Place(silent, KEY)),
+                   (Place(silent, KEY), Place(silent, KEY), *locator.places)):  # fmt: skip
+        status, _, body = ask(gateway, "GET", f"/record/{replace(locator, places=places).render()}")
+        assert (status, body[:4]) == (200, b"IBPr")
+    here, gone = locator.places[0], Place(locator.places[0].address, KEY)
+    assert ask(gateway, "GET", f"/record/{replace(locator, places=(gone, here)).render()}")[0] == 200
+    assert ask(gateway, "GET", f"/record/{replace(locator, places=(gone, gone)).render()}")[0] == 404
 
 
 def test_one_machine_has_not_all_loads(silent: Address) -> None:
