@@ -305,20 +305,14 @@ class BlockReader:
                 await self._keep(key, loaded)
 
     async def _keep(self, key: Key, loaded: Loaded) -> None:
-        if self._is_beside(key[0]):  # where the disk hangs, so does the depot: a thread would be 20 us of 120 of a read
-            kept = self._cache.insert(key[0], key[1] * BLOCK, loaded.data)
-        else:
-            kept = await self._keep_in_thread(key, loaded)
-        if not kept:
-            self._hold(key, loaded)
-
-    async def _keep_in_thread(self, key: Key, loaded: Loaded) -> bool:
+        kept = False
         # A disk that hangs must not hold up who reads from a depot: the write goes on without us.
         with trio.move_on_after(_WRITE_PATIENCE):
-            return await trio.to_thread.run_sync(
+            kept = await trio.to_thread.run_sync(
                 self._cache.insert, key[0], key[1] * BLOCK, loaded.data, abandon_on_cancel=True, limiter=self._writes
             )
-        return False
+        if not kept:
+            self._hold(key, loaded)
 
     def _hold(self, key: Key, loaded: Loaded, seconds: float = 0.0) -> None:
         self._held[key] = _Held(loaded, trio.current_time() + seconds if seconds else 0.0)
