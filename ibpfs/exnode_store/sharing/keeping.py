@@ -58,7 +58,7 @@ class Keeper:
 
     def _pins(self, share: Share, depots: Iterable[Address]) -> dict[Address, bytes]:
         """By what these depots are known now; where that cannot be said, as the record had it."""
-        return {one: pin for one in depots if (pin := self._placing.pin(one) or share.pins.get(one))}
+        return {one: pin for one in depots if (pin := self._placing.pin(one, share.pins.get(one)))}
 
     # Leases
 
@@ -186,6 +186,7 @@ class Keeper:
         now = time.time()
         for name in self._shares.names():
             share = self._shares.get(name)
+            self._placing.trust(share.pins)
             if share.stage != ACTIVE or share.expires <= now:
                 await self.end(share)
                 continue

@@ -5,7 +5,7 @@ Every allocation begins with a short lease; the caller notes it in the store bef
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -39,6 +39,7 @@ class Placing:
     def __init__(self, depots: DepotSet) -> None:
         self._depots = depots
         self._others: dict[str, DepotClient] = {}
+        self._pins: dict[str, bytes] = {}  # of these
         self.without_aliases: set[str] = set()  # depots that refused one as unknown
 
     async def aclose(self) -> None:
@@ -56,11 +57,19 @@ class Placing:
         """Of these, as others reach them."""
         return [place for depot in self.places() if (place := place_of(depot))]
 
-    def pin(self, address: Address) -> bytes | None:
-        """The certificate by which a depot is known; None without TLS, or before it was spoken to."""
+    def trust(self, pins: Mapping[Address, bytes]) -> None:
+        """Depots that are none of the volume's are known by these certificates, as a record has them, from now on."""
+        for address, pin in pins.items():
+            self._pins.setdefault(str(address), pin)
+
+    def pin(self, address: Address, noted: bytes | None = None) -> bytes | None:
+        """The certificate by which a depot is known: by the volume, else as `noted`, else as it showed in this run.
+
+        None without TLS, or before it was spoken to.
+        """
         known = self._depots.at(str(address)) if address.secure else None
-        client = known.client if known else self._others.get(str(address))
-        return client.fingerprint if client else None
+        other = self._others.get(str(address))
+        return (known.client.fingerprint if known else None) or noted or (other.fingerprint if other else None)
 
     def answers(self, address: str) -> bool:
         """Whether one of the volume's depots does so now."""
@@ -75,7 +84,7 @@ class Placing:
         if known is not None:
             return await known.call(lambda: command(known.client), limit)
         if address not in self._others:
-            self._others[address] = DepotClient(Address.parse(address))
+            self._others[address] = DepotClient(Address.parse(address), fingerprint=self._pins.get(address))
         try:
             with trio.fail_after(limit):
                 return await command(self._others[address])
