@@ -9,8 +9,8 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -191,25 +191,27 @@ class Database:
             return
         if alone and self._wal.is_quick and not self._sync_lock.locked():
             self.check_syncs()
-            with self._noting_syncs():
+            try:
                 self._wal.sync_now()
+            except OSError as error:
+                self._sync_failed(error)
+                raise
+            self._synced_seq = wanted
             return
         async with self._sync_lock:
             if self._synced_seq >= wanted:  # somebody else's sync, begun after our commit, covered it
                 return
             self.check_syncs()
-            with self._noting_syncs():
+            covered = self.seq
+            try:
                 await self._wal.sync()
+            except OSError as error:
+                self._sync_failed(error)
+                raise
+            self._synced_seq = max(self._synced_seq, covered)
 
-    @contextmanager
-    def _noting_syncs(self) -> Iterator[None]:
-        covered = self.seq
-        try:
-            yield
-        except OSError as error:
-            self._sync_trouble = error.errno or errno.EIO
-            raise
-        self._synced_seq = max(self._synced_seq, covered)
+    def _sync_failed(self, error: OSError) -> None:
+        self._sync_trouble = error.errno or errno.EIO
 
     def check_syncs(self) -> None:
         """OSError when an earlier sync failed."""

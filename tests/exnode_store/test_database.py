@@ -1,11 +1,13 @@
 """Transactions: whole or not at all, durable when told, across kills of the process."""
 
+import errno
 import os
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import trio
 
 from ibpfs.errors import NoSpace, VolumeError
 from ibpfs.exnode_store import database as database_module
+from ibpfs.exnode_store import wal_sync
 from ibpfs.exnode_store.database import Database, create_database
 
 FACTS = {"format": "1", "features": "", "uuid": "00" * 16}
@@ -134,6 +137,36 @@ async def test_sync(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         add_pin(store, "two")
     await store.sync()
     assert syncs == ["exnode_store.sqlite-wal", ".", "exnode_store.sqlite-wal"]
+
+
+async def test_a_lone_sync_on_a_quick_disk_is_one_all_the_same(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    real = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        threads.append(threading.current_thread())
+        if len(threads) == 4:
+            raise OSError(errno.EIO, "bad disk")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    for number, alone in enumerate([True, False, True]):
+        with store.transaction():
+            add_pin(store, str(number))
+        await store.sync(alone=alone)
+        assert not store.unsynced
+        monkeypatch.setattr(wal_sync, "QUICK", 3600.0)
+    # Nothing is known of the disk at first.
+    assert [thread is threading.main_thread() for thread in threads] == [False, False, True]
+    with store.transaction():
+        add_pin(store, "unsure")
+    for alone in (True, True, False):
+        with pytest.raises(OSError, match=r"bad disk|an earlier sync"):
+            await store.sync(alone=alone)
+        assert store.unsynced
+    assert len(threads) == 4
 
 
 def record_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
