@@ -16,6 +16,8 @@ from ibpfs.exnode_store.sealing import Buffer
 _SMALL = 64 * 1024
 _GATHER = 0.25
 _ENOUGH = 1024 * 1024
+#: Beyond this many that wait, the disk cannot keep up, and further ones are not cached.
+_MOST = 8 * _ENOUGH
 
 
 @dataclass(slots=True)
@@ -37,49 +39,52 @@ class Fresh:
     def __init__(self, clean: CleanCache, is_beside: Callable[[int], bool]) -> None:
         self._clean = clean
         self._is_beside = is_beside
-        self._writing: set[trio.Event] = set()  # in threads; set when they are done
+        self._writing: set[trio.Event] = set()  # set when they are done
+        self._turn = trio.Lock()  # of who writes: in the order in which they came
         self._waiting: dict[int, _Run] = {}  # by segment
         self._size = 0  # of what is waiting
         self._wanted = trio.Event()
+        self._is_enough = trio.Event()
 
     async def run(self) -> None:
         """Write what waits, until cancelled."""
         while True:
             await self._wanted.wait()
-            await trio.sleep(_GATHER)
-            self._wanted = trio.Event()
-            self._write_waiting()
+            with trio.move_on_after(_GATHER):
+                await self._is_enough.wait()
+            self._wanted, self._is_enough = trio.Event(), trio.Event()
+            for segment in list(self._waiting):
+                await self._write_waiting(segment)
 
     async def add(self, segment: int, offset: int, pieces: Sequence[Buffer], length: int, slices: int) -> None:
         """So many slices, which are committed there. In the order of their places in a segment."""
         if length >= slices * BLOCK and self._is_beside(segment):  # a stream passes by, as when it is read
             return
         if length > _SMALL:
-            self._write_waiting(segment)
-            await self._write_in_thread(segment, offset, pieces)
-            return
-        if segment in self._waiting and self._waiting[segment].end != offset:  # what was between was not committed
-            self._write_waiting(segment)
-        self._waiting.setdefault(segment, _Run(offset, offset)).add(pieces, length)
-        self._size += length
-        self._wanted.set()
-        if self._size >= _ENOUGH:
-            self._write_waiting()
+            await self._write_waiting(segment)
+            await self._write(segment, offset, pieces)
+        elif self._size < _MOST:
+            if segment in self._waiting and self._waiting[segment].end != offset:  # what was between never came
+                await self._write_waiting(segment)
+            self._waiting.setdefault(segment, _Run(offset, offset)).add(pieces, length)
+            self._size += length
+            self._wanted.set()
+            if self._size >= _ENOUGH:
+                self._is_enough.set()
 
-    def _write_waiting(self, *segments: int) -> None:
-        """Of these segments, or of all."""
-        for segment in segments or list(self._waiting):
-            if segment in self._waiting:
-                run = self._waiting.pop(segment)
-                self._size -= run.end - run.start
-                self._clean.append(segment, run.start, run.pieces)
+    async def _write_waiting(self, segment: int) -> None:
+        run = self._waiting.pop(segment, None)
+        if run is not None:
+            self._size -= run.end - run.start
+            await self._write(segment, run.start, run.pieces)
 
-    async def _write_in_thread(self, segment: int, offset: int, pieces: Sequence[Buffer]) -> None:
+    async def _write(self, segment: int, offset: int, pieces: Sequence[Buffer]) -> None:
         written = trio.Event()
         self._writing.add(written)
         try:
-            # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
-            await trio.to_thread.run_sync(self._clean.append, segment, offset, pieces)
+            async with self._turn:
+                # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
+                await trio.to_thread.run_sync(self._clean.append, segment, offset, pieces)
         finally:
             self._writing.discard(written)
             written.set()

@@ -25,17 +25,30 @@ async def test_small_appends_are_cached_together(clean: CleanCache, autojump_clo
             await fresh.add(7, 6 * round_ + 3, [b"def"], 3, 1)
             assert not clean.covers(7, 6 * round_, 6 * round_ + 1)
             await trio.sleep(1)
+            while not clean.covers(8, 0, 2 * round_ + 2):
+                await trio.lowlevel.checkpoint()
         assert clean.read(7, 0, 12) == b"abcdefabcdef"
         assert clean.read(8, 0, 4) == b"xyxy"
         nursery.cancel_scope.cancel()
 
 
-async def test_many_small_appends_wait_for_no_clock(clean: CleanCache) -> None:
+async def test_many_small_appends_wait_for_no_clock(clean: CleanCache, mock_clock: trio.testing.MockClock) -> None:
     fresh = Fresh(clean, lambda _: False)
-    for number in range(40):
-        await fresh.add(1, 50_000 * number, [bytes([number]) * 50_000], 50_000, 1)
-    assert clean.covers(1, 0, BLOCK)
-    assert clean.read(1, 100_000, 150_000) == b"\x02" * 50_000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fresh.run)
+        for number in range(40):
+            await fresh.add(1, 50_000 * number, [bytes([number]) * 50_000], 50_000, 1)
+        while not clean.covers(1, 0, BLOCK):
+            await trio.lowlevel.checkpoint()
+        assert clean.read(1, 100_000, 150_000) == b"\x02" * 50_000
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_the_disk_does_not_keep_up_with_is_not_kept_in_memory(clean: CleanCache) -> None:
+    fresh = Fresh(clean, lambda _: False)
+    for number in range(1000):
+        await fresh.add(1, 50_000 * number, [bytes(50_000)], 50_000, 1)
+    assert fresh._size < 9 * BLOCK
 
 
 async def test_what_follows_a_gap_is_not_put_into_it(
@@ -47,6 +60,8 @@ async def test_what_follows_a_gap_is_not_put_into_it(
         await fresh.add(1, 0, [b"abc"], 3, 1)
         await fresh.add(1, 5, [b"fgh"], 3, 1)
         await trio.sleep(1)
+        while not clean.covers(1, 0, 3):
+            await trio.lowlevel.checkpoint()
         assert clean.read(1, 0, 3) == b"abc"
         assert not clean.covers(1, 3, 6)
         nursery.cancel_scope.cancel()
