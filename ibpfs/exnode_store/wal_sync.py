@@ -4,7 +4,6 @@ trio's threads cost 46 us of CPU time for each call (a name is set, a context co
 each fsync waits for one; where it waits for the disk itself, there are four switches between threads less, too.
 """
 
-import math
 import os
 import threading
 import time
@@ -15,8 +14,7 @@ from queue import SimpleQueue
 
 import trio
 
-#: Seconds that one of the last two syncs may have taken where the next one is waited for without a thread.
-QUICK = 0.001
+from ibpfs.depot.disk_pace import DiskPace
 
 
 @dataclass(slots=True, eq=False)
@@ -44,14 +42,14 @@ class WalSync:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._is_running = False
         self._has_name = False  # the WAL's own name is on stable storage
-        self._latest = math.inf, math.inf  # seconds, of two: one alone may have been a neighbour's
+        self._pace = DiskPace()
         self._descriptor = -1  # of the WAL, which is the same file as long as the database is open
         self._stop = weakref.finalize(self, self._jobs.put, None)
 
     @property
     def is_quick(self) -> bool:
         """Whether syncs take so little time that the next one may be waited for by `sync_now`."""
-        return self._has_name and min(self._latest) < QUICK
+        return self._has_name and self._pace.is_quick
 
     def sync_now(self) -> None:
         """As `sync` where `is_quick`, and nobody else does anything meanwhile."""
@@ -59,13 +57,13 @@ class WalSync:
         if self._descriptor < 0:
             self._descriptor = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         os.fdatasync(self._descriptor)
-        self._latest = self._latest[1], time.perf_counter() - began
+        self._pace.took(time.perf_counter() - began)
 
     async def sync(self) -> None:
         """Return, however late, when what the WAL holds now is on stable storage. OSError when the disk refuses."""
         began = time.perf_counter()
         await self._sync_in_thread()
-        self._latest = self._latest[1], time.perf_counter() - began
+        self._pace.took(time.perf_counter() - began)
 
     async def _sync_in_thread(self) -> None:
         if not self._is_running:

@@ -1,6 +1,7 @@
 """Making bytes durable: which descriptors are kept, how many syncs there are, who hears of errors."""
 
 import errno
+import math
 import os
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from ibpfs.depot import disk_pace
 from ibpfs.depot.server.syncing import ALONE, MANY, SyncThreads, Unsynced, one_per_file_system, settle_now
 
 
@@ -89,6 +91,7 @@ async def test_who_is_alone_waits_for_no_thread(tmp_path: Path, monkeypatch: pyt
     """And a disk that was slow is waited for in a thread again."""
     here: list[bool] = []
     monkeypatch.setattr(os, "fdatasync", lambda _: here.append(threading.current_thread() is threading.main_thread()))
+    monkeypatch.setattr(disk_pace, "STALL", math.inf)
     with SyncThreads() as syncs:
 
         async def settle() -> None:
@@ -98,15 +101,16 @@ async def test_who_is_alone_waits_for_no_thread(tmp_path: Path, monkeypatch: pyt
 
         async def settle_often() -> None:
             for _ in range(2 * ALONE):
-                syncs._latest = 0.0, 0.0
+                syncs._pace.took(0.0)
                 await settle()
 
         await settle_often()
         assert here == [False] * ALONE + [True] * ALONE
-        syncs._latest = 1.0, 1.0
+        syncs._pace.took(1.0)
+        syncs._pace.took(1.0)
         await settle()
         assert here[-1] is False
-        syncs._latest = 0.0, 0.0
+        syncs._pace.took(0.0)
         await settle()
         assert here[-1] is True
         here.clear()

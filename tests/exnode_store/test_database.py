@@ -1,6 +1,7 @@
 """Transactions: whole or not at all, durable when told, across kills of the process."""
 
 import errno
+import math
 import os
 import signal
 import sqlite3
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from ibpfs.depot import disk_pace
 from ibpfs.errors import NoSpace, VolumeError
 from ibpfs.exnode_store import database as database_module
-from ibpfs.exnode_store import wal_sync
 from ibpfs.exnode_store.database import Database, create_database
 
 FACTS = {"format": "1", "features": "", "uuid": "00" * 16}
@@ -152,13 +153,14 @@ async def test_a_lone_sync_on_a_quick_disk_is_one_all_the_same(
         real(descriptor)
 
     monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(disk_pace, "QUICK", math.inf)
+    monkeypatch.setattr(disk_pace, "STALL", math.inf)
     for number, alone in enumerate([True, False, True]):
         with store.transaction():
             add_pin(store, str(number))
         await store.sync(alone=alone)
         assert not store.unsynced
-        monkeypatch.setattr(wal_sync, "QUICK", 3600.0)
-    # Nothing is known of the disk at first.
+    # At first the WAL's name has to be synced, too.
     assert [thread is threading.main_thread() for thread in threads] == [False, False, True]
     with store.transaction():
         add_pin(store, "unsure")

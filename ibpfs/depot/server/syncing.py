@@ -1,7 +1,6 @@
 """Making bytes durable, many requests at a time: whoever waits while a sync runs shares the next one."""
 
 import ctypes
-import math
 import os
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from ibpfs.depot.disk_pace import DiskPace
 from ibpfs.depot.server.counters import Durations
 
 # Syncs at one time share the commits of the file system's journal, the more so when the blocks of all files are laid
@@ -22,9 +22,8 @@ WORKERS = 8
 # none, for it also waits for what strangers have written: 70 ms beside somebody who writes 300 MB/s.
 MANY = 32
 # One client alone, that waits for each reply, has nobody beside it for whom a thread would be worth its price: 100 us
-# of the CPU time of a STORE, and four switches between threads that it waits for. So the event loop itself waits for
-# the disk, where one of the last two syncs took less than so many seconds and nobody else has wanted one of so many.
-QUICK = 0.001
+# of the CPU time of a STORE, and four switches between threads that it waits for. So the event loop itself waits for a
+# quick disk where nobody else has wanted one of so many syncs.
 ALONE = 8
 
 _SYNC_FILE_RANGE_WAIT, _SYNC_FILE_RANGE_WRITE = 1, 2
@@ -87,7 +86,7 @@ class SyncThreads:
         self._waiting: deque[_Piece] = deque()
         self._wake = threading.Condition()
         self._stopping = False
-        self._latest = math.inf, math.inf  # seconds, of two syncs: one alone may have been a neighbour's
+        self._pace = DiskPace()
         self._whose: object = None  # the task that wanted the last sync, and how many before it were its own
         self._in_a_row = 0
         self._threads = [
@@ -114,10 +113,10 @@ class SyncThreads:
         if not unsynced:
             return
         began = time.perf_counter()
-        here = self._is_alone(trio.lowlevel.current_task()) and min(self._latest) < QUICK and len(unsynced) == 1
+        here = self._is_alone(trio.lowlevel.current_task()) and self._pace.is_quick and len(unsynced) == 1
         error = _settle_here(unsynced) if here else await self._settle_in_threads(unsynced)
         seconds = time.perf_counter() - began
-        self._latest = self._latest[1], seconds
+        self._pace.took(seconds)
         self.durations.add(seconds)
         if error is not None:
             raise error
