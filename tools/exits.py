@@ -99,4 +99,5 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Harmless on a terminal: a name in it may be a stranger's. What is no UTF-8 in names is shown escaped, later."""
+    return "".join(one if one.isprintable() or "\ud800" <= one <= "\udfff" else "?" for one in " ".join(text.split()))

@@ -37,6 +37,11 @@ def test_the_table(error: BaseException, mount: int, command: int, fsck: int) ->
         assert "\n" not in line
 
 
+def test_nothing_in_it_moves_a_terminal() -> None:
+    line, _ = explain(VolumeError("é \x1b[2J\u202egpj\0 caf\udce9\u2028x"), COMMAND)
+    assert line == "é ?[2J?gpj? caf\udce9 x"
+
+
 def test_a_line_names_the_file() -> None:
     assert explain(FileNotFoundError(2, "No such file or directory", "/v/x"), COMMAND) == (
         "/v/x: No such file or directory",
