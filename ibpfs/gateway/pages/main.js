@@ -181,7 +181,7 @@ async function download(link, content, entry) {
       held = piece;
       done += piece.length;
     }
-    if (one.sha256 && hash.finish() !== one.sha256) throw new Trouble("changed");
+    if (hash.length !== one.size || (one.sha256 && hash.finish() !== one.sha256)) throw new Trouble("changed");
     if (held) yield held;
   }
   const ticking = setInterval(() => progress(done, total, began), 200);
