@@ -128,7 +128,7 @@ async def test_a_depot_without_tls(start_depot: Start) -> None:
     with pytest.raises(DepotUnreachable, match="nobody answers there who speaks TLS"):
         await fingerprints_of([str(secure(depot.address))])
     async with DepotClient(Address.parse(depot.address), fingerprint=bytes(32)) as client:
-        with pytest.raises(NoTls, match="although this volume knows it with TLS; refused"):
+        with pytest.raises(NoTls, match="although it is known with TLS; refused"):
             await client.status()
 
 
