@@ -630,7 +630,8 @@ def restore(text: str, target: str, embedded: str | None) -> int:
     secret, places = read_string(text)
     depots = Depots(embedded)
     logs, key, master = find_logs(depots, secret, places)
-    with tempfile.NamedTemporaryFile(suffix=".sqlite") as file:
+    # A directory, because SQLite puts files beside this one.
+    with tempfile.TemporaryDirectory(prefix="ibpfs-restore-") as place, open(f"{place}/store", "w+b") as file:
         for log, where in logs:
             commit = rebuild(depots, key, log, where, file)
             if commit is not None:

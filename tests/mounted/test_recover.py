@@ -57,10 +57,13 @@ def test_from_the_string_alone(session: Session, directory: Path) -> None:
         gone = volume.root.rename(directory / "gone")
         elsewhere = {**os.environ, "HOME": str(directory / "home")}
 
-        alone = directory / "restored"
-        done = subprocess.run([sys.executable, "-I", RESTORE, alone, "--from", string], env=elsewhere, check=False,
+        alone, between = directory / "restored", directory / "between"
+        between.mkdir()
+        done = subprocess.run([sys.executable, "-I", RESTORE, alone, "--from", string], check=False,
+                              env={**elsewhere, "TMPDIR": str(between)},
                               capture_output=True, text=True, timeout=120)  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert list(between.iterdir()) == []
         assert listing(alone / "tree") == before
 
         done = subprocess.run([*_recover(volume.root)], input="\n".join(shares[1:]), env=elsewhere, check=False,
