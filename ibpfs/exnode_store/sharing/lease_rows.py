@@ -39,21 +39,25 @@ class LeaseRows:
 
     def note(self, share: str, state: Share, told_at: float) -> None:
         """From now on the rows of a share are what its state says: none where it is not in force."""
-        there = {row[:2]: row[2:] for row in self._db.rows(
-            "SELECT depot, manage_key, lease_end, expires FROM share_leases WHERE share = ?", (share,))}  # fmt: skip
+        rows = self._db.rows(
+            "SELECT depot, manage_key, lease_end, expires, length FROM share_leases WHERE share = ?", (share,)
+        )
+        there = {row[:2]: row[2:] for row in rows}
         wanted = {(one.depot, pack_key(one.manage)): (one, end) for one, end in _leases(state)}
         expires = float(state.expires)
         changed = [
             (share, one.depot, manage, one.segment, one.parent and pack_key(one.parent), one.start, one.length,
              expires, end, told_at)
-            for (depot, manage), (one, end) in wanted.items() if there.get((depot, manage)) != (end, expires)
+            for (depot, manage), (one, end) in wanted.items()
+            if there.get((depot, manage)) != (end, expires, one.length)
         ]  # fmt: skip
         for at in range(0, len(changed), _ROWS):
             with self._db.transaction() as db:
                 db.executemany(
                     "INSERT INTO share_leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
                     " told_at = CASE WHEN lease_end = excluded.lease_end THEN told_at ELSE excluded.told_at END,"
-                    " lease_end = excluded.lease_end, expires = excluded.expires, seq = excluded.seq",
+                    " lease_end = excluded.lease_end, expires = excluded.expires, length = excluded.length,"
+                    " seq = excluded.seq",
                     [(*row, db.seq) for row in changed[at : at + _ROWS]],
                 )
         self._delete([(share, *key) for key in there if key not in wanted])

@@ -110,7 +110,7 @@ class Placing:
 
         async def ask(client: DepotClient, seconds: int) -> None:
             if lease.parent is None:
-                await client.change(lease.manage, max_size=lease.length, duration=seconds)
+                await client.change(lease.manage, duration=seconds)  # a record may have grown meanwhile
             else:
                 await client.change_alias(lease.manage, lease.parent, lease.start, lease.length, seconds)
 

@@ -208,3 +208,30 @@ async def test_windows_that_are_gone_are_forgotten(paths: VolumePaths) -> None:
     assert (await warmed(paths))["renewed"] == 2
     with Database(paths.store) as db:
         assert db.value("SELECT count(*) FROM share_leases") == 1
+
+
+async def test_records_that_have_grown(paths: VolumePaths) -> None:
+    """Also where nobody noted it."""
+    async with opened(paths) as (now, one):
+        ino = now.create(b"f").ino
+        await now.files.write(ino, 0, DATA)
+        await now.files.flush()
+        name = (await share(one, ino, seconds=2000))["id"]
+        (before,) = one._shares.get(name).owned
+        number = 0
+        while one._shares.get(name).owned[0].size == before.size:
+            number += 1
+            await extended(one, name, 2000 + number * 1000)
+        (record,) = one._shares.get(name).owned
+        await change(record.depot, lambda client: client.change(record.manage, duration=LEFT))
+        with now.db.transaction() as db:
+            db.execute("UPDATE share_leases SET told_at = told_at - ?, lease_end = lease_end - ?", (LEASE - LEFT,) * 2)
+            assert now.db.value("SELECT length FROM share_leases WHERE segment IS NULL") == record.size
+            db.execute("UPDATE share_leases SET length = ? WHERE segment IS NULL", (before.size,))
+    assert (await warmed(paths))["not_renewed"] == 0
+    status = await change(record.depot, lambda client: client.probe(record.manage))
+    assert (status.max_size, status.seconds_left > LEASE - 60) == (record.size, True)
+
+
+async def extended(one: Sharing, name: str, seconds: int) -> Any:
+    return await one.commands()["share-extend"]({"id": name, "seconds": seconds}, lambda *_: None)

@@ -79,6 +79,14 @@ def test_what_was_told_stays_told(rows: LeaseRows) -> None:
     assert (row.told_at, row.expires) == (100.0, 20_000.0)
 
 
+def test_what_has_grown_is_noted(rows: LeaseRows) -> None:
+    before = owned(1, 500.0, RECORD)
+    rows.note("s", state(ACTIVE, before), 100.0)
+    rows.note("s", state(ACTIVE, replace(before, size=300)), 400.0)
+    (row,) = rows.due(450.0)
+    assert (row.lease.length, row.told_at) == (300, 100.0)
+
+
 def test_many(rows: LeaseRows) -> None:
     many = [owned(number, 500.0) for number in range(1200)]
     rows.note("s", state(ACTIVE, *many), 100.0)
