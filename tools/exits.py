@@ -4,14 +4,16 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
 
 from ibpfs.control import Refused
 from ibpfs.errors import IbpfsError, UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,27 @@ def explain(error: BaseException, codes: ExitCodes) -> tuple[str, int]:
     if logging.getLogger().handlers:  # a volume's log; never the terminal
         logging.getLogger(__name__).error("internal error", exc_info=error)
     return f"internal error: {type(error).__name__}: {_one_line(str(error))} (please report it)", codes.internal
+
+
+def each(things: Sequence[T], name: Callable[[T], str], work: Callable[[T], None], codes: ExitCodes) -> None:
+    """Do it with all, whatever becomes of one; then say what became of those that it failed with.
+
+    `name` says which one that was, where there are several.
+    """
+    if len(things) == 1:
+        work(things[0])
+        return
+    troubles: list[ExitWith] = []
+    for one in things:
+        try:
+            work(one)
+        except (IbpfsError, OSError) as error:
+            line, code = explain(error, codes)
+            troubles.append(ExitWith(f"{name(one)}: {line}", code))
+    for trouble in troubles[:-1]:
+        click.echo(f"ibpfs: {trouble}", err=True)
+    if troubles:
+        raise troubles[-1]
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ import trio
 
 from ibpfs.config import format_size
 from ibpfs.depot.address import Address
-from ibpfs.errors import DataError, IbpfsError, UsageError
+from ibpfs.errors import DataError, UsageError
 from ibpfs.exnode_store.lors.work import Advance, Counter, Depots
 from ibpfs.exnode_store.sharing.contents import Content
 from ibpfs.exnode_store.sharing.fetching import stream
@@ -22,7 +22,7 @@ from ibpfs.exnode_store.sharing.receiving import Receiver, file_name
 from ibpfs.exnode_store.sharing.staging import Staged
 from ibpfs_tools.adopting import adopt_content
 from ibpfs_tools.commands import command
-from ibpfs_tools.exits import COMMAND, ExitWith, explain
+from ibpfs_tools.exits import COMMAND, each
 from ibpfs_tools.exnodes import Pace, note, pace_options, printable, run
 from ibpfs_tools.shared import Senders, Unlocking, open_link, read_links, unlocking_options
 from ibpfs_tools.stage import place_of, staged_on
@@ -85,25 +85,8 @@ def get(
             else:
                 _fetch(nearer, output, hints, pace, force=force, restart=restart)
 
-    _each(links, work)
-
-
-def _each(links: list[Link], work: Callable[[Link], None]) -> None:
-    """Do it with all, whatever becomes of one; then say what became of those that were not to be had."""
-    if len(links) == 1:
-        work(links[0])
-        return
-    troubles: list[ExitWith] = []
-    for number, one in enumerate(links, start=1):
-        try:
-            work(one)
-        except (IbpfsError, OSError) as error:
-            line, code = explain(error, COMMAND)
-            troubles.append(ExitWith(f"link {number} of {len(links)}: {line}", code))
-    for trouble in troubles[:-1]:
-        click.echo(f"ibpfs: {trouble}", err=True)
-    if troubles:
-        raise troubles[-1]
+    numbers = range(len(links))
+    each(numbers, lambda at: f"link {at + 1} of {len(links)}", lambda at: work(links[at]), COMMAND)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ibpfs.exnode_store.lors.outputs import refuse_existing, write_document
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
 from ibpfs_tools.commands import CONTEXT, read_passphrase_file
+from ibpfs_tools.exits import COMMAND, each
 from ibpfs_tools.exnodes import printable
 from ibpfs_tools.shared import text_of
 from ibpfs_tools.unlocking import Secrets, secret_options
@@ -276,8 +277,22 @@ def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as
         raise UsageError("say which links: their ids, or --path PATH")
     if path is not None:
         rows = ask(mounts.volume_holding(_nearest(path)), "share-revoke", secrets, path=_inside(path))
+        _say_ended(rows, as_json)
     else:
-        rows = [row for one in share_ids for row in _ask_one(volume, secrets, "share-revoke", "", ids=[one])]
+        rows = []
+
+        def end(one: str) -> None:
+            rows.extend(_ask_one(volume, secrets, "share-revoke", "", ids=[one]))
+
+        try:
+            each(share_ids, str, end, COMMAND)
+        finally:
+            _say_ended(rows, as_json)
+    if any(row["left"] for row in rows):
+        sys.exit(1)
+
+
+def _say_ended(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     for row in rows:
@@ -285,8 +300,6 @@ def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as
             click.echo(revoked(row))
         for one in row["left"]:
             click.echo(f"{row['id']}: {remnant(one)}", err=True)
-    if any(row["left"] for row in rows):
-        sys.exit(1)
 
 
 _ENDED = {"window": "windows on the volume's allocations are closed", "copy": "private copies of {size} are deleted",

@@ -207,7 +207,11 @@ class Gateway:
         except BaseException:
             over()
             raise
-        return SealedBytes(data, over)
+        more = max(0, len(data) - size)
+        if not self._gate.more(more):
+            over()
+            return _failure("busy", 0.5)
+        return SealedBytes(data, partial(self._gate.end_load, address, locator.render(), size + more))
 
 
 def base_of(public_url: str | None) -> str:

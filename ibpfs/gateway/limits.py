@@ -59,6 +59,13 @@ class Gate:
         self._bytes += size
         return True
 
+    def more(self, size: int) -> bool:
+        """Whether so many bytes more may be held for a load that runs; they are part of its size then."""
+        if self._bytes + size > self._limits.bytes:
+            return False
+        self._bytes += size
+        return True
+
     def end_load(self, address: str, locator: str, size: int = 0) -> None:
         self._loads -= 1
         self._bytes -= size

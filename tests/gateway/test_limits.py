@@ -45,6 +45,16 @@ def test_bytes_are_counted_too() -> None:
     assert gate.begin_load("192.0.2.2", LINK, 0.0, 60)
 
 
+def test_a_load_that_turns_out_to_be_larger_is_counted_whole() -> None:
+    gate = Gate(Limits(bytes=100))
+    assert gate.begin_load("192.0.2.1", LINK, 0.0)
+    assert gate.more(60)
+    assert not gate.more(60)
+    assert not gate.begin_load("192.0.2.2", LINK, 0.0, 60)
+    gate.end_load("192.0.2.1", LINK, 60)
+    assert gate.begin_load("192.0.2.2", LINK, 0.0, 60)
+
+
 def test_many_addresses_are_forgotten_a_few_at_a_time() -> None:
     gate = Gate(Limits(loads_per_address=1))
     gate.begin_load("198.51.100.1", LINK, 0.0)

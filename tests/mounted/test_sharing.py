@@ -177,6 +177,11 @@ def test_revoked(wired: tuple[Volume, Gate], directory: Path) -> None:
     assert f"windows on the volume's allocations are closed at ibp://127.0.0.1:{gate.port}; its record is" in said
     assert "revoked by its sender" in refusal(directory / "b", gone["link"])
     assert not answered(volume, lines)
+    several = share(volume / "f"), share(volume / "f")
+    ids = several[0]["id"], "unknown", several[1]["id"]
+    done = run("ibpfs", "share", "revoke", *ids, "--volume", volume.root, code=2)
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == [f"{one['id']}: revoked" for one in several]
+    assert done.stderr.startswith("ibpfs: unknown: ")
     get(directory / "b", stays["link"])
     assert (directory / "b" / "f").read_bytes() == DATA
     volume.drop_cache()

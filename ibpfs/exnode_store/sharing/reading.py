@@ -1,5 +1,6 @@
 """Fetching a share's record from the depots that a link names, and opening it."""
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -22,8 +23,8 @@ from ibpfs.exnode_store.sharing.share_keys import record_key
 #: Entries of one log; each is an extension.
 _MOST_ENTRIES: Final = 1000
 _PIECE: Final = 4 * 1024 * 1024
-#: Seconds that other depots are waited for when one knows the record no more.
-_GRACE: Final = 0.5
+#: Seconds in which other depots are to give a first byte when one knows the record no more.
+_GRACE: Final = 2.0
 SENDER_CONTEXT: Final = b"ibpfs-share/1 sender\0"
 
 
@@ -42,16 +43,30 @@ async def read_record(depots: Depots, locator: Locator) -> LogEntry:
     """
     found: list[LogEntry] = []
     troubles: list[IbpfsError] = []
+    giving: set[Place] = set()  # who has it is waited for
+
+    def wait() -> None:
+        gone = any(isinstance(one, ShareGone) for one in troubles) and not giving
+        nursery.cancel_scope.deadline = trio.current_time() + _GRACE if gone else math.inf
+
+    async def load(place: Place, offset: int, length: int) -> bytes | bytearray:
+        data = await depots.client(place.address).load(place.read, offset, length)
+        if place not in giving:
+            giving.add(place)
+            wait()
+        return data
 
     async def one(place: Place) -> None:
         try:
-            found.append(await read_log(partial(depots.client(place.address).load, place.read), locator.share))
+            found.append(await read_log(partial(load, place), locator.share))
             nursery.cancel_scope.cancel()
+            return
         except (CapabilityNotFound, NoRoom, ShareGone):  # ended; or it holds nothing
             troubles.append(ShareGone(""))
-            nursery.cancel_scope.deadline = trio.current_time() + _GRACE
         except (DepotError, DepotUnreachable, BadRecord) as error:
             troubles.append(error)
+        giving.discard(place)
+        wait()
 
     async with trio.open_nursery() as nursery:
         for place in locator.places:

@@ -216,3 +216,43 @@ def test_who_is_asked_first() -> None:
     hinted = Depots([three.depot])
     with hinted.loading(three.depot):
         assert [best_first(hinted, copies, turn)[0] for turn in range(3)] == [three] * 3
+
+
+class Late(DepotClient):
+    async def load(self, key: Key, offset: int, length: int) -> bytearray:
+        await trio.sleep(0.2)
+        return await super().load(key, offset, length)
+
+
+class Far(Local):
+    """Of the depot called far each answer takes a while."""
+
+    def client(self, address: Address) -> DepotClient:
+        return self.far if address.host == "far" else super().client(address)
+
+    def __init__(self, socket: Path) -> None:
+        super().__init__(socket)
+        self.far = Late(Address(path=str(socket)))
+
+    async def aclose(self) -> None:
+        await self.far.aclose()
+        await super().aclose()
+
+
+@pytest.mark.parametrize("grace", [0.5, 0.1], ids=["in time", "too late"])
+async def test_who_has_begun_to_give_a_record_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grace: float
+) -> None:
+    monkeypatch.setattr("ibpfs.exnode_store.sharing.reading._GRACE", grace)
+    async with depot(tmp_path / "depot") as local:
+        gone, there = await stored(local, entry()), await stored(local, entry())
+        await local.client(Address("one", 1)).decr(gone.manage.wire_key)
+        far = Far(local.socket)
+        try:
+            if grace > 0.2:  # though the whole takes three answers
+                assert (await read_record(far, locator(place(gone), place(there, "far")))).number == 1
+            else:
+                with pytest.raises(ShareGone):
+                    await read_record(far, locator(place(gone), place(there, "far")))
+        finally:
+            await far.aclose()
