@@ -87,7 +87,9 @@ class LeaseRenewal:
                 return
             if every or (row.share, row.lease) not in self._later:
                 try:
-                    await self._renew(row)
+                    # Meanwhile the link may have been extended, or revoked.
+                    if (now := self._rows.again(row)) is not None:
+                        await self._renew(now)
                 except DepotUnreachable as error:
                     self._put_off(rows, error)
                     return

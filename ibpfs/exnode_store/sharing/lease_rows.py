@@ -90,12 +90,16 @@ class LeaseRows:
         """Those of links that have ended; not for ever: a depot that does not answer for so long is gone."""
         return self._rows("expires <= ? AND expires > ?", (now, now - _REMEMBERED))
 
-    def _rows(self, which: str, parameters: tuple[float, ...]) -> list[LeaseRow]:
+    def _rows(self, which: str, parameters: tuple[float | str, ...]) -> list[LeaseRow]:
         rows = self._db.rows(
             "SELECT share, depot, manage_key, length, segment, parent_key, start, expires, lease_end, told_at"
             f" FROM share_leases WHERE {which}", parameters
         )  # fmt: skip
         return [_row(*row) for row in rows]
+
+    def again(self, row: LeaseRow) -> LeaseRow | None:
+        """As it is now; None: it is gone."""
+        return next(iter(self._rows(_KEY, _key(row))), None)
 
     def renewed(self, row: LeaseRow, end: float, now: float) -> None:
         with self._db.transaction() as db:

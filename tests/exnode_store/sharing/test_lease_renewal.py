@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,25 @@ async def test_records_that_have_grown(paths: VolumePaths) -> None:
     assert (await warmed(paths))["not_renewed"] == 0
     status = await change(record.depot, lambda client: client.probe(record.manage))
     assert (status.max_size, status.seconds_left > LEASE - 60) == (record.size, True)
+
+
+async def test_links_that_were_extended_during_a_pass(paths: VolumePaths) -> None:
+    """Nor any that were revoked."""
+    async with opened(paths) as (now, one):
+        ino = now.create(b"f").ino
+        await now.files.write(ino, 0, DATA)
+        await now.files.flush()
+        name = (await share(one, ino, seconds=200))["id"]
+        links = now.warmer.links
+        read = links._rows.expired(time.time() + 300)
+        assert len(read) == 2
+        await extended(one, name, 3600)
+        await links._renew_on(read, True)
+        await links._renew_on([replace(row, expires=time.time() - 1) for row in read], True)
+        assert min(await seconds_left(one._shares.get(name))) > LEASE - 60
+        await one.commands()["share-revoke"]({"ids": [name]}, lambda *_: None)
+        await links._renew_on(read, True)
+        assert now.db.rows("SELECT * FROM share_leases") == []
 
 
 async def extended(one: Sharing, name: str, seconds: int) -> Any:
