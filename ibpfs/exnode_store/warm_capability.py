@@ -3,9 +3,9 @@
 The file is an exNode store of its own with the tables of depots, policies, segments, slices (where they lie, and
 their digests), replicas, the copies of record logs, and the leases of links; so the warmer works on it as on a
 volume. It renews, verifies and copies sealed bytes, and can read none; of the logs of checkpoints and snapshots, and
-of links, it can do nothing but renew the leases; it gives nothing back but what a link has that has expired. It is a
-snapshot: what was written since is not in it. What was added to it is taken home by `Merge`, which trusts nothing in
-it before it has been verified.
+of links, it can do nothing but renew the leases; it gives nothing back. It is a snapshot: what was written since is not
+in it, and a link that has expired in it may have been extended. What was added to it is taken home by `Merge`, which
+trusts nothing in it before it has been verified.
 """
 
 import fcntl

@@ -50,7 +50,7 @@ class Warmer:
 
     def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, transfer: Transfer,
                  checkpoints: Checkpoints | None = None, logs: Logs | None = None) -> None:  # fmt: skip
-        """`logs`: those of a volume whose checkpoints somebody else makes."""
+        """`logs`: those of a volume whose checkpoints, and links, are made by somebody else."""
         self.checkpoints = checkpoints
         self.logs = logs if checkpoints is None else checkpoints.logs
         self._ledger = ledger
@@ -60,7 +60,7 @@ class Warmer:
         self._verification = Verification(db, ledger, transfer)
         self._releasing = Releasing(db, ledger, depots, *([checkpoints.releasable] if checkpoints else []))
         self.renewal = Renewal(ledger, depots, allocator)
-        self.links = LeaseRenewal(db, ledger, depots)
+        self.links = LeaseRenewal(db, ledger, depots, is_snapshot=logs is not None)
         copying = Copying(db, ledger, allocator)
         self._repairing = Repairing(ledger, depots, transfer, copying, self._verification, self.renewal)
         self.recoding = Recoding(ledger, depots, transfer, self._verification, copying)

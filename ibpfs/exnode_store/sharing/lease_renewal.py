@@ -1,8 +1,9 @@
 """Renewing the leases of links until each expires, by whoever has a volume or warm capability open, and ending them
-then. Needs no keys."""
+then, by whoever has the volume. Needs no keys."""
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
@@ -23,24 +24,28 @@ _PATIENCE, _LEAST_PATIENCE = 0.25, 0.05
 _SHORTEST = 1.0
 
 
-async def keep_lease(ledger: Ledger, placing: Placing, lease: Lease, expires: float) -> float:
-    """Lease it until its link expires, or as long as depots do; return the lease's end.
+async def keep_lease(
+    ledger: Ledger, placing: Placing, lease: Lease, expires: float, *, never_shorter: bool = False
+) -> float:
+    """Lease it until its link expires, or as long as depots do; return the lease's end. `never_shorter`: what is leased
+    for longer stays so.
 
     A window's replica is leased for as long first: no window outlasts it. Raises DepotError, DepotUnreachable;
     CapabilityNotFound also when there is no such replica any more.
     """
+    extend = partial(placing.extend, lease, never_shorter=never_shorter)
     if lease.segment is None:
-        return await placing.extend(lease, expires)
+        return await extend(expires)
     parent = next((one for one in ledger.replicas(lease.segment) if one.manage == lease.parent), None)
     if parent is None:
         raise CapabilityNotFound(ErrorCode.CAP_NOT_FOUND, "its replica was let go of")
     end = await keep_replica(ledger, placing, parent, expires)
     if end is None:
-        return await placing.extend(lease, expires)
+        return await extend(expires)
     try:
-        return await placing.extend(lease, min(expires, end))
+        return await extend(min(expires, end))
     except LeaseTooLong:  # than the replica's, by the time that passed
-        return await placing.extend(lease, min(expires, end - SLACK))
+        return await extend(min(expires, end - SLACK))
 
 
 async def keep_replica(ledger: Ledger, placing: Placing, replica: Replica, expires: float) -> float | None:
@@ -52,21 +57,23 @@ async def keep_replica(ledger: Ledger, placing: Placing, replica: Replica, expir
 
 
 class LeaseRenewal:
-    """One per open store."""
+    """One per open store. `is_snapshot`: of one whose links may have been extended since, elsewhere; there nothing is
+    ended."""
 
-    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet) -> None:
+    def __init__(self, db: Database, ledger: Ledger, depots: DepotSet, *, is_snapshot: bool = False) -> None:
         self._ledger = ledger
         self._depots = depots
+        self._is_snapshot = is_snapshot
         self._placing = Placing(depots)
         self._rows = LeaseRows(db)
         self._turn = trio.Lock()
         self._later: dict[tuple[str, Lease], float] = {}  # and when what was not renewed is asked for again
 
     async def renew(self, *, every: bool = False) -> None:
-        """Renew what is due, or `every` lease, on depots that answer; end what has expired, as some depots do not."""
+        """Lengthen what is due, or `every` lease, on depots that answer; end what has expired: some do not."""
         async with self._turn:
             now = self._ledger.now()
-            rows = self._rows.due(now, every=every) + self._rows.expired(now)
+            rows = self._rows.due(now, every=every) + ([] if self._is_snapshot else self._rows.expired(now))
             self._later = {key: when for key, when in self._later.items() if when > now}
             try:
                 async with trio.open_nursery() as nursery:
@@ -97,10 +104,9 @@ class LeaseRenewal:
     async def _renew(self, row: LeaseRow) -> None:
         try:
             if row.expires <= self._ledger.now():
-                await self._placing.end(row.lease)
-                self._rows.drop(row)
+                await self._end(row)
                 return
-            end = await keep_lease(self._ledger, self._placing, row.lease, row.expires)
+            end = await keep_lease(self._ledger, self._placing, row.lease, row.expires, never_shorter=True)
         except CapabilityNotFound as error:
             # A mount opens another window, on the replica that took the place of this one.
             _log.info("%s has ended: %s", _named(row), error)
@@ -109,6 +115,11 @@ class LeaseRenewal:
             self._put_off([row], error)
         else:
             self._rows.renewed(row, end, self._ledger.now())
+
+    async def _end(self, row: LeaseRow) -> None:
+        if not self._is_snapshot:
+            await self._placing.end(row.lease)
+            self._rows.drop(row)
 
     def _put_off(self, rows: Sequence[LeaseRow], error: DepotError | DepotUnreachable) -> None:
         now = self._ledger.now()

@@ -4,6 +4,7 @@ Every allocation begins with a short lease; the caller notes it in the store bef
 """
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -104,18 +105,21 @@ class Placing:
                 raise
         return await self.call(address, lambda client: ask(client, longest)), time.time() + longest
 
-    async def extend(self, lease: Lease, until: float) -> float:
+    async def extend(self, lease: Lease, until: float, *, never_shorter: bool = False) -> float:
         """Lease it until then, or as long as its depot does; return the lease's end. Raises DepotError,
-        DepotUnreachable."""
+        DepotUnreachable. `never_shorter`: what its depot has leased for longer stays so."""
 
-        async def ask(client: DepotClient, seconds: int) -> None:
+        async def ask(client: DepotClient, seconds: int) -> float:
+            if never_shorter and (left := await _seconds_left(client, lease)) >= seconds:
+                return left
             if lease.parent is None:
                 await client.change(lease.manage, duration=seconds)  # a record may have grown meanwhile
             else:
                 await client.change_alias(lease.manage, lease.parent, lease.start, lease.length, seconds)
+            return seconds
 
-        _, end = await self.lease(lease.depot, until - time.time(), ask)
-        return end
+        seconds, end = await self.lease(lease.depot, until - time.time(), ask)
+        return end if math.isinf(seconds) else max(end, time.time() + seconds)
 
     async def end(self, lease: Lease) -> None:
         """The window closes, the allocation goes, at once. Raises DepotError, DepotUnreachable."""
@@ -219,9 +223,19 @@ class Placing:
         if replica.lease_end is None or replica.lease_end >= enough or not replica.is_managed:
             return replica.lease_end
         # The address is how `call` finds it, also the embedded one's, whose socket it then goes to.
-        _, end = await self.lease(depot.address, expires - time.time(), lambda client, seconds: client.change(
-            replica.manage, duration=seconds))  # fmt: skip
-        return max(end, replica.lease_end)
+        lease = Lease(depot.address, replica.manage, 0)
+        return max(await self.extend(lease, expires, never_shorter=True), replica.lease_end)
+
+
+async def _seconds_left(client: DepotClient, lease: Lease) -> float:
+    """0 when its depot does not know it: some renew what has ended; inf: it is permanent."""
+    try:
+        if lease.parent is not None:
+            return (await client.probe_alias(lease.manage)).seconds_left
+        left = (await client.probe(lease.manage)).seconds_left
+    except CapabilityNotFound:
+        return 0.0
+    return math.inf if left is None else left
 
 
 def place_of(depot: Depot) -> str | None:

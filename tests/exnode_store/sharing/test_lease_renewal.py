@@ -180,6 +180,31 @@ async def test_with_a_warm_capability(paths: VolumePaths, tmp_path: Path) -> Non
     assert min(await seconds_left(await state_of(paths, name))) > LEASE - 60
 
 
+@pytest.mark.parametrize("expires_in", [-1, 100])
+async def test_with_a_warm_capability_from_before_it_was_extended(
+    paths: VolumePaths, tmp_path: Path, expires_in: int
+) -> None:
+    """It neither ends it nor shortens a lease: neither before nor after the time that the file knows."""
+    async with opened(paths) as (now, one):
+        ino = now.create(b"f").ino
+        await now.files.write(ino, 0, DATA)
+        await now.files.flush()
+        name = (await share(one, ino, seconds=20))["id"]
+        now.ledger.close_all_segments()
+        write_warm_capability(paths.store, tmp_path / "file", dict(now.db.facts))
+        await extended(one, name, 3600)
+    with Database(tmp_path / "file") as db, db.transaction():
+        db.execute("UPDATE share_leases SET expires = ?", (time.time() + expires_in,))
+        for table in ("replicas", "share_leases"):
+            db.execute(f"UPDATE {table} SET lease_end = ?", (time.time() + 10,))
+        assert db.value("SELECT count(*) FROM share_leases") == 2
+    for every in (False, True):
+        async with open_warm(tmp_path / "file") as upkeep:
+            await upkeep.warm(lambda *_: None, every=every)
+            await upkeep._warmer.links.renew(every=every)
+    assert min(await seconds_left(await state_of(paths, name))) > LEASE - 60
+
+
 async def test_revoked_links_are_not_renewed(paths: VolumePaths) -> None:
     name = await shared(paths)
     async with opened(paths) as (now, one):
