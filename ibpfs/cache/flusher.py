@@ -253,7 +253,8 @@ class Flusher:
                 # That a depot is silent has been said of the depot; that one refuses is said here.
                 level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
                 _log.log(level, "%d bytes wait in the spool: %s", self.dirty_bytes, error)
-            self.trouble = error
+            # Without its frames, which refer to what was to be stored, and to it: only the collector would free them.
+            self.trouble = error.with_traceback(None)
             self._failures += 1
             if _no_room(error):
                 self._queue.slice = max(SHORTEST, self._queue.slice // 2)

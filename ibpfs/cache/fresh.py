@@ -91,8 +91,8 @@ class Fresh:
 
     async def drop(self) -> None:
         """Forget all of it, and all else that is in the cache."""
-        for written in list(self._writing):
-            await written.wait()
         self._waiting.clear()
         self._size = 0
+        while self._writing:  # who has written what waited goes on to write what came with it
+            await next(iter(self._writing)).wait()
         await trio.to_thread.run_sync(self._clean.clear)

@@ -41,6 +41,7 @@ class Reaper:
         self._doomed: dict[int, None] = {}  # in the order of their ends
         self._to_cut: list[int] = []
         self._work_wanted = trio.Event()
+        self._is_wanted = False  # somebody waits for the room that deleting gives back
 
     def recover(self) -> set[int]:
         """Take up what an earlier owner left; return the inodes that are doomed."""
@@ -60,6 +61,10 @@ class Reaper:
         self._to_cut.append(ino)
         self._work_wanted.set()
 
+    def hurry(self) -> None:
+        """Wait for nothing until all that is doomed now is deleted."""
+        self._is_wanted = bool(self._doomed)
+
     @property
     def is_busy(self) -> bool:
         """Whether something unlinked has still to be deleted."""
@@ -67,7 +72,8 @@ class Reaper:
 
     async def done(self) -> None:
         """Return when nothing is doomed any more."""
-        while self._doomed:  # noqa: ASYNC110 (others come and go)
+        while self._doomed:
+            self.hurry()
             await trio.sleep(0.01)
 
     async def run(self) -> None:
@@ -84,7 +90,7 @@ class Reaper:
             except (NoSpace, OSError):
                 await trio.sleep(1.0)  # the local disk is full; who writes is told
                 continue
-            self._work_wanted = trio.Event()
+            self._work_wanted, self._is_wanted = trio.Event(), False
             if not self._doomed:  # nobody came while truncations were finished
                 await self._work_wanted.wait()
                 await self._gather()
@@ -94,11 +100,11 @@ class Reaper:
         for _ in range(_PATIENCE):
             before = len(self._doomed)
             await trio.sleep(_GATHER)
-            if len(self._doomed) == before:
+            if self._is_wanted or len(self._doomed) == before:
                 return
 
     async def _leave_way(self, latest: float) -> None:
-        while self._fsyncs.go_on and trio.current_time() < latest:  # noqa: ASYNC110 (time passes, too)
+        while not self._is_wanted and self._fsyncs.go_on and trio.current_time() < latest:  # noqa: ASYNC110
             await trio.sleep(_GATHER)
 
     def finish(self) -> None:

@@ -71,6 +71,7 @@ class Room:
                 self._say_what_is_full(length)
                 raise DeadlineExceeded("the depots do not take what waits in the spool")
             if self._depots_have_room(length) or self._expects_room():
+                self._reaper.hurry()
                 await self._make_room()
             elif await self._ask_the_depots(length):
                 since = trio.current_time()

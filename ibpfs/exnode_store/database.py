@@ -32,6 +32,8 @@ WAL_LIMIT = 32 * 1024 * 1024
 #: Of new stores; those of older ones stay as they were made. A commit writes about nine pages, each whole: a create
 #: costs 60 us of CPU time with pages of 4 KiB, 46 with 2 KiB, 39 with 1 KiB, and less of the WAL has to be synced.
 PAGE_SIZE = 1024
+#: Milliseconds that a connection waits for another's lock.
+BUSY_TIMEOUT = 5000
 
 Row = tuple[Any, ...]
 
@@ -233,7 +235,11 @@ class Database:
             if size > WAL_LIMIT and not self.readers:
                 # Under unbroken load a passive checkpoint never finds a moment in which the WAL may begin anew. Little
                 # is left to copy now: 2 to 11 ms, where it took 55 to 118 with 1 s of creates, and to cut the file off.
-                self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+                self._connection.execute("PRAGMA busy_timeout = 0")  # a reader in another process is not waited for
+                try:
+                    self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
+                finally:
+                    self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
         except sqlite3.OperationalError as error:
             raise _refusal(error) from error
 
@@ -377,7 +383,7 @@ def _connect(path: Path, read_only: bool, *, page_size: int | None = None) -> sq
         connection.execute(f"PRAGMA journal_size_limit = {2 * WAL_LIMIT}")
         connection.execute("PRAGMA cache_size = -32768")
         connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
     except sqlite3.DatabaseError as error:
         connection.close()
         raise VolumeError(f"{path}: damaged database ({error}); run fsck.ibpfs") from error

@@ -1,6 +1,8 @@
 """Files over a real depot, against a plain model: reads, writes, truncations, flushes, kills."""
 
+import gc
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,24 @@ async def test_without_a_depot_writes_wait_in_the_spool(volume: VolumePaths) -> 
         await now.files.flush()
         await now.files.drop()
         assert await now.files.read(ino, 0, 100) == b"patience"
+
+
+async def test_what_flew_in_vain_does_not_stay_in_memory(volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even until cycles are looked for, which is seldom."""
+    monkeypatch.setattr("ibpfs.cache.flusher._BACKOFF", (0.01, 0.01))
+    async with run_stack(volume) as now:
+        await now.files.write(now.create(b"file").ino, 0, bytes(1 << 20))
+        now.flusher.hurry(now.names.lookup(1, b"file").ino)
+        gc.disable()
+        tracemalloc.start()
+        try:
+            with trio.fail_after(60):
+                while now.flusher._failures < 40:
+                    await trio.sleep(0.01)
+            assert tracemalloc.get_traced_memory()[0] < 10 << 20
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 async def test_a_full_depot_is_no_space_and_loses_nothing(volume: VolumePaths) -> None:

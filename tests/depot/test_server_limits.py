@@ -1,9 +1,13 @@
 """What one peer may cost: length of a line, memory, time."""
 
+import os
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ibpfs.depot.server.courier import _is_own
 from ibpfs.depot.server.door import Door
@@ -126,3 +130,24 @@ def test_an_ipv6_network_is_one_peer() -> None:
     assert door.refusal(ip_address("192.0.2.1")) is None
     door.leave(ip_address("2001:db8:1:2::1"))
     assert door.refusal(ip_address("2001:db8:1:2::99")) is None
+
+
+@pytest.mark.parametrize("meanwhile", ["9 {} 1 45 90000 10", "18 {} 1 2 1 600 5000 10"], ids=["truncate", "split"])
+def test_a_limit_that_changes_leaves_alone_what_is_being_stored(
+    in_process: Start, tmp_path: Path, meanwhile: str
+) -> None:
+    depot = in_process()
+    writer, client = depot.connect(), depot.connect()
+    read, write, manage = client.allocate(size=100_000)
+    client.store(write, bytes(8192))  # zeros lie behind it now
+    (file,) = [one for one in (tmp_path / "store" / "allocations").rglob("*") if one.is_file()]
+    data = os.urandom(4096)
+    writer.send(f"1 2 {write} 1 {len(data)} 10\n".encode() + data[:2048])
+    assert writer.line() == b"1 \n"
+    until(lambda: data[:2048] in file.read_bytes())
+    assert client.ask(f"1 {meanwhile.format(manage)}")[:2] == b"1 "
+    writer.send(data[2048:])
+    assert writer.line() == b"1 4096 \n"
+    assert client.load(read, 8192, 4096) == data
+    writer.close()
+    client.close()

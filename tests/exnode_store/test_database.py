@@ -262,6 +262,29 @@ async def test_a_wal_that_begins_anew_keeps_its_blocks(store: Database) -> None:
     assert full > wal_file(store).stat().st_size == 2 * database_module.WAL_LIMIT
 
 
+async def test_a_reader_in_another_process_holds_up_nobody(store: Database) -> None:
+    other = sqlite3.connect(store.path)
+    try:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM volume").fetchall()
+        with store.transaction():
+            store.set_fact("bulk", "x" * 2 * database_module.WAL_LIMIT)
+        said: list[str] = []
+        store._connection.set_trace_callback(said.append)
+        await store.checkpoint()
+        store._connection.set_trace_callback(None)
+        at = said.index("PRAGMA wal_checkpoint(RESTART)")
+        assert said[at - 1 : at + 2 : 2] == ["PRAGMA busy_timeout = 0", "PRAGMA busy_timeout = 5000"]
+        with store.transaction():
+            add_pin(store, "one")
+    finally:
+        other.close()
+    await store.checkpoint()
+    with store.transaction():
+        add_pin(store, "two")
+    assert store._wal_index.sizes()[0] < 100_000
+
+
 def test_closing_folds_the_wal_in(path: Path) -> None:
     with Database(path) as store, store.transaction():
         add_pin(store, "one")

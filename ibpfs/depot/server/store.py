@@ -265,9 +265,12 @@ class AllocationStore:
             if allocation.checksum is not None and cut:
                 changes["stale"] = widened(allocation.stale, last_block(allocation.checksum, size))
             self._write_header(allocation, fd, changes)
-            if cut or allocation.laid > size:
+            if cut:
                 self.drop_data(allocation, fd)
                 self._cut_digests(allocation)
+            elif allocation.laid > max_size:  # not to the size: behind it lies what a STORE under way has written
+                os.ftruncate(fd, HEADER_BYTES + max_size)
+                allocation.laid = max_size
         except BaseException:
             os.close(fd)
             raise
