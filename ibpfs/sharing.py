@@ -42,7 +42,7 @@ from ibpfs.exnode_store.sharing.placing import Placing
 from ibpfs.exnode_store.sharing.planning import Pieces
 from ibpfs.exnode_store.sharing.record_log import public_bytes, remote
 from ibpfs.exnode_store.sharing.share_keys import Stretching, record_key, wrap_secret
-from ibpfs.exnode_store.sharing.share_state import ACTIVE, RECORD, Share
+from ibpfs.exnode_store.sharing.share_state import ACTIVE, ENDING, RECORD, Share
 from ibpfs.exnode_store.sharing.shares import Shares
 from ibpfs.exnode_store.sharing.tree import Found, Walk
 
@@ -120,8 +120,9 @@ class Sharing:
                 await self._placing.aclose()
 
     def _next_look(self) -> float:
-        first = self._db.value("SELECT min(expires) FROM shares")
-        return _LOOK_EVERY if first is None else min(_LOOK_EVERY, max(1.0, first - time.time()))
+        now = time.time()  # what expired before it, and is left on depots that do not answer, can wait
+        first = self._db.value("SELECT min(expires) FROM shares WHERE expires > ?", (now,))
+        return _LOOK_EVERY if first is None else min(_LOOK_EVERY, max(1.0, first - now))
 
     def hold_until(self) -> float | None:
         """Until when every link holds with this machine off; None without any link. May lag behind renewals."""
@@ -306,7 +307,7 @@ class Sharing:
             "note": content.note,
             "passphrase": share.stretching is not None,
             "recipients": share.recipients,
-            "state": share.stage if share.expires > time.time() else "expired",
+            "state": share.stage if share.stage == ENDING or share.expires > time.time() else "expired",
             "aliased_bytes": content.size - min(share.copied_bytes, content.size),
             "copied_bytes": share.copied_bytes,
             "depot_copied_bytes": share.depot_bytes,

@@ -270,8 +270,8 @@ def extend(share_id: str, duration: str, volume: str | None, as_json: bool, secr
 def revoke(share_ids: tuple[str, ...], path: Path | None, volume: str | None, as_json: bool, secrets: Secrets) -> None:
     """End links. Files, and other links to them, stay.
 
-    Says what each depot has ended, and what it has not; that is asked for again by a mount, until the lease there is
-    over. Exit code 1 when something is left.
+    Says what each depot has ended, and what it has not; that is asked for again by a mount, until 30 days after it
+    would have expired. Exit code 1 when something is left.
     """
     if bool(share_ids) == (path is not None):
         raise UsageError("say which links: their ids, or --path PATH")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.exnode_store.sharing.lease_rows import REMEMBERED
 from ibpfs.exnode_store.sharing.links import share_name
 from ibpfs.exnode_store.sharing.placing import Placing
 from ibpfs.exnode_store.sharing.share_state import COPY, ENDING, RECORD, STALE, Alias, Owned, Share
@@ -36,9 +37,11 @@ class Ender:
         self._placing = placing
 
     async def end(self, share: Share) -> Ended:
-        """Give everything back; what is left stays in the store until it has ended by itself."""
+        """Give everything back; what is left is known, and asked for again, until long after it should have ended."""
         share.stage = ENDING
         self._shares.save(share)
+        if share.expires <= time.time():
+            self._shares.let_go(share_name(share.share))
         ended = Ended()
         # The record first: whoever has the link learns nothing new from then on.
         for owned in sorted(share.owned, key=lambda one: one.kind == COPY):
@@ -47,7 +50,7 @@ class Ender:
         for alias in list(share.aliases):
             if await self._gone(alias, ended):
                 share.aliases.remove(alias)
-        if ended.left and time.time() < share.expires:
+        if ended.left and time.time() < share.expires + REMEMBERED:
             self._shares.save(share)
         else:
             self._shares.forget(share_name(share.share))
@@ -111,7 +114,8 @@ def intended(share: Share) -> str:
              for what, text in _INTENDED.items() if any(row["what"] == what for row in rows)]  # fmt: skip
     what = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:]))) or "has nothing to end"
     if share.stage == ENDING:
-        return f"it was revoked, and is not yet everywhere: a mount {what}, as soon as it can"
+        how = "was revoked, and is" if time.time() < share.expires else "has expired, and has"
+        return f"it {how} not yet everywhere: a mount {what}, as soon as it can"
     return f"revoking it {what}; who has fetched it keeps what was fetched"
 
 

@@ -12,7 +12,7 @@ from ibpfs.exnode_store.sharing.share_state import ACTIVE, STALE, Alias, Lease, 
 #: Seconds by which a lease, which is asked for in whole ones, may end before its link and yet be long enough.
 SLACK: Final = 2.0
 #: Seconds after the end of a link for which its depots are asked to end what it has there.
-_REMEMBERED: Final = 30 * 86400.0
+REMEMBERED: Final = 30 * 86400.0
 #: Rows of one transaction.
 _ROWS: Final = 500
 #: As the index share_leases_due has it.
@@ -88,7 +88,7 @@ class LeaseRows:
 
     def expired(self, now: float) -> list[LeaseRow]:
         """Those of links that have ended; not for ever: a depot that does not answer for so long is gone."""
-        return self._rows("expires <= ? AND expires > ?", (now, now - _REMEMBERED))
+        return self._rows("expires <= ? AND expires > ?", (now, now - REMEMBERED))
 
     def _rows(self, which: str, parameters: tuple[float | str, ...]) -> list[LeaseRow]:
         rows = self._db.rows(

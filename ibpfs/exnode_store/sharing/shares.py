@@ -76,9 +76,13 @@ class Shares:
         rows = self._db.rows("SELECT segment FROM held_segments WHERE kind = ? AND name = ?", (_KIND, name))
         return [segment for (segment,) in rows]
 
-    def forget(self, name: str) -> None:
-        """The share has ended, and nothing of it is left on depots."""
+    def let_go(self, name: str) -> None:
+        """Nobody counts on its segments any more."""
         self._ledger.let_go_of(_KIND, name)
+
+    def forget(self, name: str) -> None:
+        """The share has ended, and nothing of it is left on depots that they would still end."""
+        self.let_go(name)
         self._leases.forget(name)
         with self._db.transaction() as db:
             db.execute("DELETE FROM shares WHERE id = ?", (name,))

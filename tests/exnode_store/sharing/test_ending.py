@@ -1,5 +1,8 @@
 """What is told of what depots have ended, and have not."""
 
+import time
+from dataclasses import replace
+
 from ibpfs.exnode_store.sharing.ending import intended, rows_of
 from ibpfs.exnode_store.sharing.share_state import ACTIVE, ENDING, RECORD
 
@@ -18,10 +21,11 @@ def test_one_sentence_of_what_is_to_come() -> None:
 
 
 def test_one_sentence_of_what_is_left() -> None:
-    said = intended(state(ENDING, owned(4, 500.0, RECORD)))
-    assert (
-        said == "it was revoked, and is not yet everywhere: a mount deletes its record at ibp://a:1, as soon as it can"
-    )
+    what = "a mount deletes its record at ibp://a:1, as soon as it can"
+    ending = state(ENDING, owned(4, 500.0, RECORD))
+    assert intended(ending) == f"it has expired, and has not yet everywhere: {what}"
+    ending.content = replace(ending.content, expires=int(time.time()) + 100)
+    assert intended(ending) == f"it was revoked, and is not yet everywhere: {what}"
 
 
 def test_rows_by_depot_kind_and_reason() -> None:

@@ -17,6 +17,7 @@ from ibpfs.depot.client import DepotClient
 from ibpfs.depot.wire import CapabilityNotFound
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.sharing.lease_rows import REMEMBERED
 from ibpfs.exnode_store.sharing.share_state import Share
 from ibpfs.exnode_store.warm_capability import write_warm_capability
 from ibpfs.keyless import open_for_upkeep, open_warm
@@ -30,15 +31,15 @@ LEASE = 600
 LEFT = 50
 DATA = bytes(range(256)) * 1000
 
-StartDepot = Callable[[str], DepotProcess]
+StartDepot = Callable[..., DepotProcess]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[StartDepot]:
     started: list[DepotProcess] = []
 
-    def one(name: str) -> DepotProcess:
-        started.append(DepotProcess(tmp_path / name, "--listen", "127.0.0.1:0", "--max-lease", f"{LEASE}s"))
+    def one(name: str, listen: str = "127.0.0.1:0") -> DepotProcess:
+        started.append(DepotProcess(tmp_path / name, "--listen", listen, "--max-lease", f"{LEASE}s"))
         return started[-1]
 
     yield one
@@ -225,6 +226,34 @@ async def test_one_depot_does_not_answer(
     assert f"{near.address} allocation" in caplog.text
     kept = await state_of(paths, name)
     assert min(await seconds_left(kept, without=near.address)) > LEASE - 60
+
+
+async def test_what_a_depot_has_that_is_away_when_a_link_expires(paths: VolumePaths, start: StartDepot) -> None:
+    """It is asked again when it is back, but not for ever, and not all the time."""
+    near = start("near")
+    name = await shared(paths, near=near.address)
+    near.stop()
+    async with opened(paths) as (now, one):
+        kept = one._shares.get(name)
+        ours = [found for found in kept.owned if found.depot == near.address]
+        assert ours
+        kept.content = replace(kept.content, expires=int(time.time()) - 1)
+        one._shares.save(kept)
+        await one._keeper.tend()
+        left = one._shares.get(name)
+        assert (left.owned, left.aliases, now.ledger.held("share")) == (ours, [], [])
+        assert (one._described(left)["state"], one._next_look()) == ("ending", 300.0)
+        near = start("near", near.address.removeprefix("ibp://"))
+        await change(near.address, lambda client: client.probe(ours[0].manage))
+        await one._keeper.tend()
+        with pytest.raises(CapabilityNotFound):
+            await change(near.address, lambda client: client.probe(ours[0].manage))
+        assert one._shares.names() == []
+        near.stop()
+        kept.content = replace(kept.content, expires=int(time.time() - REMEMBERED) - 1)
+        one._shares.save(kept)
+        await one._keeper.tend()
+        assert one._shares.names() == []
 
 
 async def test_windows_that_are_gone_are_forgotten(paths: VolumePaths) -> None:
