@@ -17,7 +17,7 @@ from ibpfs.cache.files import FileCache
 from ibpfs.control import Command, Progress
 from ibpfs.depot.address import Address
 from ibpfs.depot.wire import DepotError, DepotUnreachable
-from ibpfs.errors import DataError, DeadlineExceeded, IbpfsError, NoSpace, UsageError
+from ibpfs.errors import DataError, DeadlineExceeded, NoSpace, UsageError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.imports import Imports
@@ -110,10 +110,7 @@ class Sharing:
                 self._shares.note_leases()
             while True:
                 async with self._turn:
-                    try:
-                        await self._keeper.tend()
-                    except IbpfsError as error:
-                        _log.warning("links are not looked after: %s", error)
+                    await self._keeper.tend()
                 await trio.sleep(self._next_look())
         finally:
             with trio.CancelScope(shield=True):
@@ -265,7 +262,7 @@ class Sharing:
         share.link = Link(Locator(share.share, share.expires, places), fragment)
         self._shares.save(share)
         await self._db.sync()
-        troubles = await self._keeper.keep(share)
+        troubles = await self._keeper.keep(share, share.expires)
         if self._keeper.hold_until(share) <= time.time():
             raise DepotUnreachable(f"the link would not hold: {troubles[0] if troubles else 'leases are too short'}")
         share.stage = ACTIVE

@@ -1,5 +1,6 @@
 """Keeping a share's promise: its leases last until it expires, and nothing of it lasts longer."""
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,9 +10,10 @@ from typing import Final
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Key
 from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.sharing.contents import Run, depots_of
+from ibpfs.exnode_store.sharing.contents import Content, Run, depots_of
 from ibpfs.exnode_store.sharing.ending import Ender
 from ibpfs.exnode_store.sharing.lease_renewal import keep_lease, keep_replica
 from ibpfs.exnode_store.sharing.lease_rows import SLACK
@@ -22,6 +24,8 @@ from ibpfs.exnode_store.sharing.placing import Placing
 from ibpfs.exnode_store.sharing.record_log import Public, make_entry, public_bytes
 from ibpfs.exnode_store.sharing.share_state import ACTIVE, RECORD, STALE, Alias, Owned, Share
 from ibpfs.exnode_store.sharing.shares import Shares
+
+_log = logging.getLogger(__name__)
 
 #: Room beside the first entry of a record, for those that extending it appends.
 _SPARE: Final = 4096
@@ -37,18 +41,18 @@ class Keeper:
         self._placing = placing
         ender = Ender(shares, placing)
         self.end, self._drop_stale = ender.end, ender.drop_stale
+        self._said: dict[str, str] = {}  # of a share, why it could not be looked after
 
     # Records
 
     async def write_record(self, share: Share, copies: int) -> None:
         """Store the first entry on up to so many depots. Raises DepotError, DepotUnreachable."""
         depots = self._placing.places()
-        entry = self._entry(share, 1, self._placing.addresses()[:MAX_PLACES])
+        entry = self._entry(share, share.content, 1, self._placing.addresses()[:MAX_PLACES])
         share.owned += await store_on(self._placing, depots, RECORD, [entry], copies, 2 * len(entry) + _SPARE)
         share.number, share.log_length = 1, len(entry)
 
-    def _entry(self, share: Share, number: int, places: Sequence[str]) -> bytes:
-        content = share.content
+    def _entry(self, share: Share, content: Content, number: int, places: Sequence[str]) -> bytes:
         depots = dict.fromkeys([*map(Address.parse, places), *depots_of(content.runs)])
         share.pins = self._pins(share, depots)
         public = Public(
@@ -62,13 +66,15 @@ class Keeper:
 
     # Leases
 
-    async def keep(self, share: Share) -> list[str]:
-        """Lease all of it until it expires, or as long as depots do; return what some of them said."""
+    async def keep(self, share: Share, expires: int) -> list[str]:
+        """Lease all of it until then, or as long as depots do; return what some of them said."""
         troubles: list[str] = []
         for segment in self._shares.held(share_name(share.share)):
-            await self._keep_segment(segment, share.expires, troubles)
-        share.aliases = [await self._keep_alias(one, share.expires, troubles) for one in share.aliases]
-        share.owned = [await self._keep_owned(one, share.expires, troubles) for one in share.owned]
+            await self._keep_segment(segment, expires, troubles)
+        dropped = share.dropped
+        share.aliases = [one if one in dropped else await self._keep_alias(one, expires, troubles)
+                         for one in share.aliases]  # fmt: skip
+        share.owned = [await self._keep_owned(one, expires, troubles) for one in share.owned]
         return troubles
 
     async def _keep_alias(self, alias: Alias, expires: int, troubles: list[str]) -> Alias:
@@ -116,42 +122,64 @@ class Keeper:
 
     async def extend(self, share: Share, expires: int) -> list[str]:
         """Until then: a new entry of the record, and leases. Returns what some depots said."""
-        share.content = replace(share.content, expires=expires)
         name = share_name(share.share)
         self._shares.hold(name, self._shares.held(name), expires)
-        troubles = await self.keep(share)
-        await self._append_entry(share, troubles)
+        troubles = await self.keep(share, expires)
+        await self._append_entry(share, replace(share.content, expires=expires), troubles)
         return troubles
 
-    async def _append_entry(self, share: Share, troubles: list[str]) -> None:
-        """Write what the share is now. Raises DepotUnreachable when no depot takes it."""
+    async def _append_entry(self, share: Share, content: Content, troubles: list[str]) -> None:
+        """Write this, and make it what the share is. Raises DepotUnreachable when no depot takes it."""
         records = [one for one in share.owned if one.kind == RECORD]
-        entry = self._entry(share, share.number + 1, [one.depot for one in records])
+        entry = self._entry(share, content, share.number + 1, [one.depot for one in records])
+        length = share.log_length
+        # Noted first: whatever becomes of the answers, no number is used twice.
+        share.number, share.log_length, share.behind = share.number + 1, length + len(entry), True
+        self._shares.save(share)
+        await self._shares.sync()
         told: dict[Owned, Owned] = {}
+        refused = 0
         for one in records:
             try:
-                told[one] = await self._placing.append(one, entry, share.log_length)
+                told[one] = await self._placing.append(one, entry, length)
             except (DepotError, DepotUnreachable) as error:
                 troubles.append(f"{one.depot}: {error}")
                 told[one] = replace(one, kind=STALE)
+                refused += isinstance(error, DepotError)
         if all(one.kind == STALE for one in told.values()):
+            if refused == len(records):
+                share.log_length = length
+                self._shares.save(share)
             raise DepotUnreachable(f"no depot took the new record: {troubles[-1] if troubles else 'there is none'}")
         share.owned = [told.get(one, one) for one in share.owned]
-        share.number += 1
-        share.log_length += len(entry)
+        share.content, share.behind = content, False
         self._shares.save(share)
+        await self._drop_stale(share)
 
     # Mending
 
     async def mend(self, share: Share) -> None:
         """Windows on replicas that took the place of others: the record names them from then on; new pins, too."""
         known = {(one.depot, one.read): one for one in share.aliases}
-        runs = [await self._mended(run, known, share) for run in share.content.runs]
-        if runs != list(share.content.runs):
-            share.content = replace(share.content, runs=tuple(runs))
-            await self._append_entry(share, [])
-        elif self._is_pinned_anew(share):
-            await self._append_entry(share, [])
+        runs = list(share.content.runs)
+        try:
+            for number, run in enumerate(runs):
+                runs[number] = await self._mended(run, known, share)
+        finally:
+            if runs != list(share.content.runs):
+                share.content, share.behind = replace(share.content, runs=tuple(runs)), True
+                self._shares.save(share)
+        if self._is_behind(share) or self._is_pinned_anew(share):
+            await self._append_entry(share, share.content, [])
+
+    def _is_behind(self, share: Share) -> bool:
+        """And a copy of the record may be to be had."""
+        return share.behind and not all(self._is_away(one.depot) for one in share.owned if one.kind == RECORD)
+
+    def _is_away(self, address: str) -> bool:
+        """As far as is known: only the volume's depots are looked at all the time."""
+        known = self._depots.at(address)
+        return known is not None and not known.answers
 
     def _is_pinned_anew(self, share: Share) -> bool:
         """And the record can be written wherever it lies."""
@@ -176,22 +204,50 @@ class Keeper:
         copies = [*map(copy_of, [*alive, *new]), *copies]
         if not copies or (not new and len(alive) == len(windows)):
             return run
-        share.aliases = [one for one in share.aliases if one not in windows or one in alive] + new
+        # Those that the record does not name any more are closed when their depots have said so.
+        share.aliases = share.aliases + new
         return Run(run.length, tuple(copies))
+
+    async def _close_dropped(self, share: Share) -> None:
+        """Windows that the record does not name any more: their replicas may be there yet, on depots that were away."""
+        closed: list[Alias] = []
+        away: set[str] = set()
+        for one in share.dropped:
+            if one.depot in away or self._is_away(one.depot):
+                continue
+            try:
+                await self._placing.end(one.lease)
+                closed.append(one)
+            except DepotUnreachable:
+                away.add(one.depot)
+            except DepotError as error:
+                _log.info("depot %s allocation %s: its window is not closed: %s", one.depot, one.read.label, error)
+        if closed:
+            share.aliases = [one for one in share.aliases if one not in closed]
+            self._shares.save(share)
 
     # All of them
 
     async def tend(self) -> None:
         """End what has expired, and open the windows that are lacking. Leases are the warmer's."""
-        now = time.time()
         for name in self._shares.names():
-            share = self._shares.get(name)
-            self._placing.trust(share.pins)
-            if share.stage != ACTIVE or share.expires <= now:
-                await self.end(share)
-                continue
-            await self._drop_stale(share)
-            await self.mend(share)
+            try:
+                await self._tend(self._shares.get(name))
+                self._said.pop(name, None)
+            except IbpfsError as error:
+                if self._said.get(name) != str(error):
+                    _log.warning("link %s is not looked after: %s", name, error)
+                self._said[name] = str(error)
+
+    async def _tend(self, share: Share) -> None:
+        self._placing.trust(share.pins)
+        if share.stage != ACTIVE or share.expires <= time.time():
+            await self.end(share)
+            return
+        await self._drop_stale(share)
+        await self.mend(share)
+        if not share.behind:
+            await self._close_dropped(share)
 
 
 def _end(lease_end: float | None, expires: int) -> float:

@@ -75,9 +75,9 @@ class Alias:
 
 @dataclass
 class Share:
-    """`stage`: see MAKING. `key`: the record's. `number`, `log_length`: of its last entry, of all; `pins`: what that
-    says of depots' certificates. `link`: None while it is made. `depot_bytes`: of the copied ones those that depots
-    copied by themselves."""
+    """`stage`: see MAKING. `key`: the record's. `number`: of its last entry. `log_length`: of all entries, at most.
+    `behind`: the record may not say what the share is now. `pins`: what it says of depots' certificates. `link`: None
+    while it is made. `depot_bytes`: of the copied ones those that depots copied by themselves."""
 
     path: str
     signer: Ed25519PrivateKey = field(repr=False)
@@ -86,6 +86,7 @@ class Share:
     stage: str = MAKING
     number: int = 0
     log_length: int = 0
+    behind: bool = False
     link: Link | None = None
     gateway: str | None = None
     stretching: Stretching | None = None
@@ -111,11 +112,17 @@ class Share:
         places = [records, *([copy.depot for copy in run.copies] for run in self.content.runs)]
         return any(all(one.is_local for one in found) for found in places)
 
+    @property
+    def dropped(self) -> list[Alias]:
+        """Windows that the content does not name any more, and that may be open yet."""
+        named = {(str(copy.depot), copy.read) for run in self.content.runs for copy in run.copies}
+        return [one for one in self.aliases if (one.depot, one.read) not in named]
+
     def to_bytes(self) -> bytes:
         row = {
             "path": self.path, "signer": encode(self.signer.private_bytes_raw()), "key": encode(self.key),
             "content": to_json(self.content).decode("ascii"), "stage": self.stage, "number": self.number,
-            "log_length": self.log_length,
+            "log_length": self.log_length, "behind": self.behind,
             "link": None if self.link is None else self.link.render(), "gateway": self.gateway,
             "stretching": None if self.stretching is None else self.stretching.as_row(),
             "recipients": self.recipients, "copied_bytes": self.copied_bytes,
@@ -132,7 +139,7 @@ class Share:
         return cls(
             path=row["path"], signer=Ed25519PrivateKey.from_private_bytes(decode(row["signer"])),
             key=decode(row["key"]), content=from_json(row["content"].encode("ascii")), stage=row["stage"],
-            number=row["number"], log_length=row["log_length"],
+            number=row["number"], log_length=row["log_length"], behind=row.get("behind", False),
             link=None if row["link"] is None else Link.parse(row["link"]), gateway=row["gateway"],
             stretching=None if row["stretching"] is None else Stretching.from_row(row["stretching"]),
             recipients=row["recipients"], copied_bytes=row["copied_bytes"],

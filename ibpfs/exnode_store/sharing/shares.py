@@ -68,6 +68,10 @@ class Shares:
             )
         self._leases.note(name, share, self._ledger.now())
 
+    async def sync(self) -> None:
+        """Return when all that was saved is on stable storage."""
+        await self._db.sync()
+
     def hold(self, name: str, segments: Collection[int], until: int) -> None:
         """They stay where they are, and whole, until then."""
         self._ledger.hold_segments(_KIND, name, sorted(segments), float(until))
