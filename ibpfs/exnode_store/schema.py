@@ -403,7 +403,7 @@ CREATE TABLE IF NOT EXISTS share_leases (
     start      INTEGER NOT NULL,           -- of a window: where in the replica's allocation it begins
     length     INTEGER NOT NULL,           -- of the window; the size of an own allocation
     expires    REAL NOT NULL,              -- Unix seconds at which the link ends: no lease is asked for beyond it
-    lease_end  REAL NOT NULL,              -- as it was granted last
+    lease_end  REAL NOT NULL,              -- as it was granted last; 0: its depot does not know it any more
     told_at    REAL NOT NULL,              -- when; 0: not known
     seq        INTEGER NOT NULL,
     PRIMARY KEY (share, depot, manage_key)

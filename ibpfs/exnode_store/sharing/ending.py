@@ -90,7 +90,7 @@ def rows_of(things: Iterable[tuple[Alias | Owned, str]], expires: int) -> list[d
     """By depot, kind and reason; `until`: when the last of it ends by itself."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for one, why in things:
-        end = float(expires) if one.lease_end is None else min(one.lease_end, float(expires))
+        end = min(one.lease_end or float(expires), float(expires))  # a 0 says nothing
         row = rows.setdefault(
             (one.depot, kind_of(one), why),
             {"depot": one.depot, "what": kind_of(one), "count": 0, "bytes": 0, "until": 0, "why": why},

@@ -16,7 +16,7 @@ from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.sharing.contents import Content, Run, depots_of
 from ibpfs.exnode_store.sharing.ending import Ender
 from ibpfs.exnode_store.sharing.lease_renewal import keep_lease, keep_replica
-from ibpfs.exnode_store.sharing.lease_rows import SLACK
+from ibpfs.exnode_store.sharing.lease_rows import GONE, SLACK
 from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
 from ibpfs.exnode_store.sharing.making import copy_of, store_on
 from ibpfs.exnode_store.sharing.notation import to_json
@@ -195,7 +195,7 @@ class Keeper:
         first = windows[0]
         replicas = self._ledger.replicas(first.segment)
         manages = {one.manage for one in replicas}
-        alive = [one for one in windows if one.parent in manages]
+        alive = [one for one in windows if one.parent in manages and one.lease_end != GONE]
         opened = [one.parent for one in alive]
         made = [await self._placing.alias(one, first.offset, first.length, share.expires) for one in replicas
                 if one.manage not in opened]  # fmt: skip

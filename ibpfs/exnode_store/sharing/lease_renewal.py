@@ -108,9 +108,9 @@ class LeaseRenewal:
                 return
             end = await keep_lease(self._ledger, self._placing, row.lease, row.expires, never_shorter=True)
         except CapabilityNotFound as error:
-            # A mount opens another window, on the replica that took the place of this one.
+            # A mount opens another window, on the same replica or that which took its place.
             _log.info("%s has ended: %s", _named(row), error)
-            self._rows.drop(row)
+            self._rows.gone(row)
         except DepotError as error:
             self._put_off([row], error)
         else:

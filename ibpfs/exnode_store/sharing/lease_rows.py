@@ -13,6 +13,8 @@ from ibpfs.exnode_store.sharing.share_state import ACTIVE, STALE, Alias, Lease, 
 SLACK: Final = 2.0
 #: Seconds after the end of a link for which its depots are asked to end what it has there.
 REMEMBERED: Final = 30 * 86400.0
+#: The end of a lease of what its depot does not know any more.
+GONE: Final = 0.0
 #: Rows of one transaction.
 _ROWS: Final = 500
 #: As the index share_leases_due has it.
@@ -84,7 +86,8 @@ class LeaseRows:
     def due(self, now: float, *, every: bool = False) -> list[LeaseRow]:
         """Those that have half run (or `every` one), of links that hold for longer."""
         half_run = "" if every else " AND told_at + lease_end <= ?"
-        return self._rows(f"{_SHORT} AND expires > ?{half_run}", (now,) if every else (now, 2 * now))
+        which = f"{_SHORT} AND lease_end > {GONE} AND expires > ?{half_run}"
+        return self._rows(which, (now,) if every else (now, 2 * now))
 
     def expired(self, now: float) -> list[LeaseRow]:
         """Those of links that have ended; not for ever: a depot that does not answer for so long is gone."""
@@ -107,6 +110,11 @@ class LeaseRows:
                 f"UPDATE share_leases SET lease_end = ?, told_at = ?, seq = ? WHERE {_KEY}",
                 (end, now, db.seq, *_key(row)),
             )
+
+    def gone(self, row: LeaseRow) -> None:
+        """Its depot does not know it any more; a mount makes up for it."""
+        with self._db.transaction() as db:
+            db.execute(f"UPDATE share_leases SET lease_end = ?, seq = ? WHERE {_KEY}", (GONE, db.seq, *_key(row)))
 
     def drop(self, row: LeaseRow) -> None:
         self._delete([_key(row)])

@@ -256,13 +256,24 @@ async def test_what_a_depot_has_that_is_away_when_a_link_expires(paths: VolumePa
         assert one._shares.names() == []
 
 
-async def test_windows_that_are_gone_are_forgotten(paths: VolumePaths) -> None:
+async def test_a_window_that_is_gone_is_opened_anew_by_a_mount(paths: VolumePaths) -> None:
+    """On the same replica; and it is not asked for again before."""
     name = await shared(paths)
     (alias,) = (await state_of(paths, name)).aliases
     await change(alias.depot, lambda client: client.revoke_alias(alias.manage, alias.parent))
-    assert (await warmed(paths))["renewed"] == 2
-    with Database(paths.store) as db:
-        assert db.value("SELECT count(*) FROM share_leases") == 1
+    found = await warmed(paths)
+    assert (found["renewed"], found["not_renewed"]) == (2, 0)
+    assert (await warmed(paths))["renewed"] == 0
+    async with opened(paths) as (_, one):
+        one._shares.note_leases()
+        assert one.hold_until() == 0
+        await one._keeper.tend()
+        kept = one._shares.get(name)
+        (new,) = kept.aliases
+        assert (new.parent, new.read != alias.read) == (alias.parent, True)
+        assert [copy.read for run in kept.content.runs for copy in run.copies] == [new.read]
+        assert min(await seconds_left(kept)) > LEASE - 60
+        assert one._keeper.hold_until(kept) > time.time() + LEASE - 60
 
 
 async def test_records_that_have_grown(paths: VolumePaths) -> None:

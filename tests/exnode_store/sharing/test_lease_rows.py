@@ -11,7 +11,7 @@ from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.database import Database, create_database
 from ibpfs.exnode_store.schema import FORMAT
 from ibpfs.exnode_store.sharing.contents import FILE, Content, Entry, Sender
-from ibpfs.exnode_store.sharing.lease_rows import LeaseRows
+from ibpfs.exnode_store.sharing.lease_rows import GONE, LeaseRows
 from ibpfs.exnode_store.sharing.share_state import ACTIVE, COPY, ENDING, MAKING, RECORD, STALE, Alias, Owned, Share
 
 EXPIRES = 10_000
@@ -66,8 +66,11 @@ def test_due_when_half_has_run_until_the_link_ends(rows: LeaseRows) -> None:
     assert rows.due(400.0) == []
     (row,) = rows.due(601.0)
     assert (row.end, row.told_at) == (900.0, 301.0)
+    rows.gone(row)
+    assert (rows.due(601.0), rows.due(601.0, every=True), len(rows.expired(EXPIRES))) == ([], [], 2)
+    assert rows.ends("s")["ibp://a:1", key(1)] == GONE
     rows.drop(row)
-    assert rows.due(601.0) == []
+    assert len(rows.expired(EXPIRES)) == 1
 
 
 def test_what_was_told_stays_told(rows: LeaseRows) -> None:
