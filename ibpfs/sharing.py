@@ -93,7 +93,8 @@ class Sharing:
         self._policies = Policies(db)
         self._maker = Maker(ledger, self._placing, files.stored, imports.slice_key)
         self._keeper = Keeper(self._shares, ledger, depots, self._placing)
-        self._turn = trio.Lock()
+        self._turn = trio.Lock()  # of links that are in the store
+        self._filling = trio.Lock()  # of one that is not yet, for as long as it takes; is had before the other
         self._told: tuple[str | None, float, float | None] | None = None
 
     def commands(self) -> dict[str, Command]:
@@ -105,7 +106,7 @@ class Sharing:
     async def run(self) -> None:
         """Keep the shares' leases, and give back what has expired; for ever."""
         try:
-            async with self._turn:
+            async with self._filling, self._turn:
                 self._shares.drop_strays()
                 self._shares.note_leases()
             while True:
@@ -139,16 +140,20 @@ class Sharing:
         share = await self._begin(asked, secret)
         begun, name = share.content, share_name(share.share)
         wrapped = wrap_secret(secret, asked.recipients) if asked.recipients else None
-        async with self._turn:
+        async with self._filling:
             made = Made()
             try:
                 await self._fill(share, asked, walk, made, progress)
-                await self._promise(share, asked, secret, wrapped)
+                async with self._turn:
+                    await self._promise(share, asked, secret, wrapped)
             except BaseException:
                 with trio.CancelScope(shield=True), trio.move_on_after(10.0):
                     share.content = begun
                     share.aliases, share.owned = made.aliases, [*made.owned, *_records(share)]
-                    await self._keeper.end(share)
+                    share.stage = ENDING
+                    self._shares.save(share)
+                    async with self._turn:
+                        await self._keeper.end(share)
                 raise
         return self._described(share) | {"left_out": walk.left_out, "left_out_kinds": dict(walk.unfit), "id": name}
 

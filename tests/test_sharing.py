@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from ibpfs.config import VolumePaths
 from ibpfs.depot.address import Address
@@ -157,6 +158,52 @@ async def test_after_a_crash_half_made_ones_are_taken_back(paths: VolumePaths) -
         assert held(now) == []
         await now.files.drop()
         assert await now.files.read(ino, 0, 10**6) == DATA
+
+
+async def test_no_link_waits_for_another_that_is_made(paths: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To copy and to hash much takes hours."""
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        names = [(await share(one, ino))["id"] for _ in range(2)]
+        real, begun, go_on = one._maker.sha256, trio.Event(), trio.Event()
+
+        async def slow(*of: Any) -> bytes:
+            begun.set()
+            await go_on.wait()
+            return await real(*of)
+
+        monkeypatch.setattr(one._maker, "sha256", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(share, one, ino)
+            await begun.wait()
+            with trio.fail_after(30):
+                (gone,) = await ask(one, "share-revoke", ids=[names[0]])
+                longer = await ask(one, "share-extend", id=names[1], seconds=7200)
+                await one._keeper.tend()
+            assert (gone["left"], longer["troubles"]) == ([], [])
+            go_on.set()
+        assert [found["state"] for found in await ask(one, "share-list")] == [ACTIVE, ACTIVE]
+
+
+async def test_one_that_is_stopped_while_it_is_made(paths: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        used, begun = await used_bytes(now), trio.Event()
+        without_windows(now)
+
+        async def endless(*_: Any) -> bytes:
+            begun.set()
+            await trio.sleep_forever()
+            raise AssertionError
+
+        monkeypatch.setattr(one._maker, "sha256", endless)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(share, one, ino)
+            await begun.wait()
+            assert await used_bytes(now) > used
+            nursery.cancel_scope.cancel()
+        assert held(now) == []
+        assert await used_bytes(now) <= used
 
 
 async def test_expired_ones_are_forgotten(paths: VolumePaths) -> None:
