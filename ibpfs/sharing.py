@@ -187,6 +187,7 @@ class Sharing:
         if asked.near is not None:
             await self._maker.copy_to(asked.near, made)
         await self._more_copies(asked.wishes.copies, made)
+        await self._maker.copy_for_others(made, asked.wishes.copy_limit)
         entries = []
         done = 0
         for one, size, file, parts in zip(found, sizes, pieces, made.parts, strict=True):

@@ -1,6 +1,7 @@
 """Making the content of a share: windows on slices as they lie, private copies of the rest, a hash of every file."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from ibpfs.exnode_store.sharing.planning import Excerpt, Pieces, SharePlan, Stor
 from ibpfs.exnode_store.sharing.share_state import COPY, Alias, Owned
 from ibpfs.exnode_store.sharing.tree import Found
 from ibpfs.quantities import format_size
+
+_log = logging.getLogger(__name__)
 
 Read = Callable[[SliceRef, int, int], Awaitable[bytes]]
 #: Bytes that are read, hashed or sealed at once.
@@ -176,8 +179,21 @@ class Maker:
 
     # More copies
 
-    async def copy_to(self, address: str, made: Made) -> None:
-        """Have the depots copy all of it to that one. Raises DepotError, DepotUnreachable."""
+    async def copy_for_others(self, made: Made, limit: int) -> None:
+        """What lies where nobody on another machine reaches it, to a depot that others reach; if one takes so much."""
+        for address in self._placing.addresses():
+            here = [at for at, run in enumerate(made.runs) if all(one.depot.is_local for one in run.copies)]
+            size = sum(made.runs[at].length for at in here)
+            if not here or size > limit:
+                return
+            if not Address.parse(address).is_local:
+                try:
+                    await self.copy_to(address, made, here)
+                except (DepotError, DepotUnreachable) as error:
+                    _log.info("depot %s: %s for a link are not copied there: %s", address, format_size(size), error)
+
+    async def copy_to(self, address: str, made: Made, which: Sequence[int] | None = None) -> None:
+        """Have the depots copy these runs (None: all of it) to that one. Raises DepotError, DepotUnreachable."""
 
         async def one(number: int) -> None:
             run = made.runs[number]
@@ -196,7 +212,7 @@ class Maker:
             assert trouble is not None
             raise trouble
 
-        await side_by_side([partial(one, number) for number in range(len(made.runs))], 4)
+        await side_by_side([partial(one, number) for number in (range(len(made.runs)) if which is None else which)], 4)
 
     # Hashes
 
