@@ -259,6 +259,8 @@ class FileCache:
     async def stored(self, ref: SliceRef, start: int, stop: int) -> bytes:
         """Bytes of a slice from its replicas; what these do not give, or not soon, from what the spool retains."""
         retention = self._flusher.retention
+        if self._flusher.fresh.is_settling(ref.segment):
+            await self._flusher.fresh.settle(ref.segment)
         if retention.holds(ref):
             with trio.move_on_after(_PATIENCE), suppress(DataError):
                 return await self._reader.read(ref, start, stop)

@@ -49,7 +49,7 @@ class Flusher:
         self._transfer = transfer
         self._spool = spool
         self._memory = memory
-        self._fresh = Fresh(clean, is_beside)
+        self.fresh = Fresh(clean, is_beside)
         self._sealer = sealer
         self.retention = retention
         self._queue = UploadQueue(transfer.policy)
@@ -170,7 +170,7 @@ class Flusher:
         async with trio.open_nursery() as nursery:
             for _ in range(MOST_LANES):
                 nursery.start_soon(self._work)
-            nursery.start_soon(self._fresh.run)
+            nursery.start_soon(self.fresh.run)
             nursery.start_soon(self._rouse)
             nursery.start_soon(self._keep)
             nursery.start_soon(self._prepare)
@@ -318,7 +318,7 @@ class Flusher:
             self.retention.give_back(taken)
             self._land(batch)
             self._tell()
-            await self._fresh.add(row, offset, pieces, length, len(slices))
+            await self.fresh.add(row, offset, pieces, length, len(slices))
         finally:
             await self._transfer.release(segment)
 
@@ -366,7 +366,7 @@ class Flusher:
 
     async def drop_clean(self) -> None:
         """Forget what freshly stored bytes were put into the clean cache, and all else that is there."""
-        await self._fresh.drop()
+        await self.fresh.drop()
 
     async def finish(self, seconds: float) -> bool:
         """Try to make everything clean within `seconds`; then close the segments. False when something is left."""

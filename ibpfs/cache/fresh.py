@@ -1,6 +1,6 @@
 """Putting into the clean cache what was stored: small appends many at a time, others right away.
 
-It is a cache: what waits here and is lost, or read meanwhile, is on the depots.
+It is a cache: what waits here and is lost is on the depots. What is read meanwhile is written first.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,6 +88,15 @@ class Fresh:
         finally:
             self._writing.discard(written)
             written.set()
+
+    async def settle(self, segment: int) -> None:
+        """Return when nothing of the segment is on its way into the cache: whoever reads may find its depots away."""
+        await self._write_waiting(segment)
+        while self._writing:
+            await next(iter(self._writing)).wait()
+
+    def is_settling(self, segment: int) -> bool:
+        return segment in self._waiting or bool(self._writing)
 
     async def drop(self) -> None:
         """Forget all of it, and all else that is in the cache."""

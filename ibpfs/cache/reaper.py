@@ -81,6 +81,8 @@ class Reaper:
         latest = trio.current_time()
         while True:
             try:
+                while self._to_cut:
+                    await self._cut(self._to_cut[-1])
                 while self._doomed:
                     await self._leave_way(latest)
                     self._reap(list(islice(self._doomed, _TOGETHER)))
@@ -108,16 +110,23 @@ class Reaper:
             await trio.sleep(_GATHER)
 
     def finish(self) -> None:
-        """What was unlinked a moment ago, before the store is closed."""
+        """What was unlinked or cut a moment ago, before the store is closed."""
         with suppress(NoSpace, OSError):
+            # All of them: what a flight in vain had kept from being finished is in nobody's list.
+            self._to_cut = self._ledger.voided()
             for _ in range(_STEPS_AT_END):
                 self._reap(list(islice(self._doomed, _TOGETHER)))
+                if self._to_cut and not self._ledger.cut(self._to_cut[-1], idle=self._is_idle(self._to_cut[-1])):
+                    self._to_cut.pop()
 
     async def _cut(self, ino: int) -> None:
         # A kill may have left a truncation of which nothing is left that would settle it.
-        while self._ledger.cut(ino, idle=ino not in self._flusher.files):
+        while self._ledger.cut(ino, idle=self._is_idle(ino)):
             await trio.lowlevel.checkpoint()
         self._to_cut.remove(ino)
+
+    def _is_idle(self, ino: int) -> bool:
+        return ino not in self._flusher.files
 
     def _reap(self, inos: list[int]) -> None:
         """One transaction: as many of them as it may hold, the first in part if need be."""

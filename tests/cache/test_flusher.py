@@ -235,7 +235,7 @@ async def test_what_is_just_being_cached_is_dropped_too(
         await now.files.drop()
         while now.flusher._carrying:
             await trio.sleep(0.01)
-        assert not now.flusher._fresh._clean.covers(1, 0, 100)
+        assert not now.flusher.fresh._clean.covers(1, 0, 100)
 
 
 async def test_a_file_that_goes_while_a_truncation_is_finished_is_not_forgotten(volume: VolumePaths) -> None:
@@ -258,12 +258,12 @@ async def test_a_stream_to_the_depot_on_the_same_disk_is_not_copied_into_the_cac
 ) -> None:
     data = os.urandom(4 * 1024 * 1024)
     async with run_depot(volume.depot), run_stack(volume) as now:
-        monkeypatch.setattr(now.flusher._fresh, "_is_beside", now.transfer.is_own)
+        monkeypatch.setattr(now.flusher.fresh, "_is_beside", now.transfer.is_own)
         large, small = now.create(b"large").ino, now.create(b"small").ino
         await now.files.write(large, 0, data)
         await now.files.flush()
         assert now.transfer.is_own(1)
-        assert now.flusher._fresh._clean.used == 0
+        assert now.flusher.fresh._clean.used == 0
         await now.files.write(small, 0, b"small")
         await now.files.flush()
         assert await now.files.read(large, 0, len(data)) == data

@@ -89,3 +89,13 @@ async def test_what_waits_is_dropped_with_the_rest(clean: CleanCache, autojump_c
 async def test_streams_pass_by_a_disk_that_has_them_anyway(clean: CleanCache, is_beside: bool) -> None:
     await Fresh(clean, lambda _: is_beside).add(1, 0, [bytes(BLOCK)], BLOCK, 1)
     assert clean.covers(1, 0, BLOCK) is not is_beside
+
+
+async def test_who_reads_what_waits_has_it_written_first(tmp_path: Path) -> None:
+    clean = CleanCache(tmp_path / "cache", 64 << 20, 0.0)
+    fresh = Fresh(clean, lambda _: False)
+    await fresh.add(1, 0, [b"x" * 100], 100, 1)
+    assert fresh.is_settling(1)
+    await fresh.settle(1)
+    assert not fresh.is_settling(1)
+    assert clean.read(1, 0, 100) == b"x" * 100

@@ -114,3 +114,14 @@ async def test_who_waits_for_an_fsync_comes_first_for_a_while(
             await trio.sleep(1.5)
             assert not reaper.is_busy
         nursery.cancel_scope.cancel()
+
+
+def test_what_was_cut_a_moment_ago_is_finished_at_the_end(volume: Volume) -> None:
+    reaper = Reaper(volume.db, volume.names, volume.ledger, cast("Flusher", SimpleNamespace(files={})), Fsyncs())
+    for name in (b"one", b"two"):
+        ino = fill(volume, name, 600, together=True)
+        assert volume.ledger.truncate(ino, 0, volume.names.inode(ino).version + 1, spooled=False)
+        reaper.cut(ino)
+    reaper.finish()
+    assert volume.db.value("SELECT count(*) FROM voids") == 0
+    assert volume.db.value("SELECT count(*) FROM mappings") == 0
