@@ -18,6 +18,8 @@ _GATHER = 0.25
 _ENOUGH = 1024 * 1024
 #: Beyond this many that wait, the disk cannot keep up, and further ones are not cached.
 _MOST = 8 * _ENOUGH
+#: Seconds that a reader waits for the cache's disk before depots are asked.
+_READER_PATIENCE = 0.25
 
 
 @dataclass(slots=True)
@@ -39,7 +41,8 @@ class Fresh:
     def __init__(self, clean: CleanCache, is_beside: Callable[[int], bool]) -> None:
         self._clean = clean
         self._is_beside = is_beside
-        self._writing: set[trio.Event] = set()  # set when they are done
+        self._writing: dict[trio.Event, int] = {}  # set when they are done; into which segment
+        self._landed = trio.Event()  # the next of them is done
         self._turn = trio.Lock()  # of who writes: in the order in which they came
         self._waiting: dict[int, _Run] = {}  # by segment
         self._size = 0  # of what is waiting
@@ -80,23 +83,29 @@ class Fresh:
 
     async def _write(self, segment: int, offset: int, pieces: Sequence[Buffer]) -> None:
         written = trio.Event()
-        self._writing.add(written)
+        self._writing[written] = segment
         try:
             async with self._turn:
                 # About 1 ms per MiB; before the segment is given back, so that appends arrive in order.
                 await trio.to_thread.run_sync(self._clean.append, segment, offset, pieces)
         finally:
-            self._writing.discard(written)
+            del self._writing[written]
             written.set()
+            self._landed.set()
+            self._landed = trio.Event()
 
     async def settle(self, segment: int) -> None:
-        """Return when nothing of the segment is on its way into the cache: whoever reads may find its depots away."""
-        await self._write_waiting(segment)
-        while self._writing:
-            await next(iter(self._writing)).wait()
+        """Return when nothing of the segment is on its way into the cache, or its disk takes too long.
+
+        Whoever reads may find the segment's depots away.
+        """
+        with trio.move_on_after(_READER_PATIENCE):
+            while self.is_settling(segment):
+                self._is_enough.set()
+                await self._landed.wait()
 
     def is_settling(self, segment: int) -> bool:
-        return segment in self._waiting or bool(self._writing)
+        return segment in self._waiting or segment in self._writing.values()
 
     async def drop(self) -> None:
         """Forget all of it, and all else that is in the cache."""

@@ -95,7 +95,13 @@ async def test_who_reads_what_waits_has_it_written_first(tmp_path: Path) -> None
     clean = CleanCache(tmp_path / "cache", 64 << 20, 0.0)
     fresh = Fresh(clean, lambda _: False)
     await fresh.add(1, 0, [b"x" * 100], 100, 1)
+    await fresh.settle(2)  # another one, which nobody waits for
     assert fresh.is_settling(1)
-    await fresh.settle(1)
-    assert not fresh.is_settling(1)
+    await fresh.settle(1)  # nobody writes: that is not waited for
+    assert fresh.is_settling(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fresh.run)
+        while fresh.is_settling(1):
+            await fresh.settle(1)
+        nursery.cancel_scope.cancel()
     assert clean.read(1, 0, 100) == b"x" * 100
