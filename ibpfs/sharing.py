@@ -141,20 +141,22 @@ class Sharing:
         begun, name = share.content, share_name(share.share)
         wrapped = wrap_secret(secret, asked.recipients) if asked.recipients else None
         async with self._filling:
-            made = Made()
+            self._keeper.making.add(name)
             try:
-                await self._fill(share, asked, walk, made, progress)
+                self._shares.save(share)  # before anything is made for it
+                await self._fill(share, asked, walk, Made(self._shares.term(share)), progress)
                 async with self._turn:
                     await self._promise(share, asked, secret, wrapped)
             except BaseException:
                 with trio.CancelScope(shield=True), trio.move_on_after(10.0):
-                    share.content = begun
-                    share.aliases, share.owned = made.aliases, [*made.owned, *_records(share)]
-                    share.stage = ENDING
+                    self._shares.complete(share)
+                    share.content, share.stage = begun, ENDING
                     self._shares.save(share)
                     async with self._turn:
                         await self._keeper.end(share)
                 raise
+            finally:
+                self._keeper.making.discard(name)
         return self._described(share) | {"left_out": walk.left_out, "left_out_kinds": dict(walk.unfit), "id": name}
 
     async def _begin(self, asked: _Asked, secret: bytes) -> Share:
@@ -261,6 +263,7 @@ class Sharing:
 
     async def _promise(self, share: Share, asked: _Asked, secret: bytes, wrapped: bytes | None) -> None:
         """The record is written, all of it is in the store, and leased for as long as it can be."""
+        self._shares.complete(share)  # filling may have taken so long that leases were renewed
         await self._keeper.write_record(share, max(2, asked.wishes.copies))
         records = [one for one in share.owned if one.kind == RECORD]
         places = tuple(Place(Address.parse(one.depot), one.read) for one in records)
@@ -339,6 +342,7 @@ class Sharing:
         async with self._turn:
             if path is not None:
                 found = [share for share in self._shares.all() if _is_below(share.path, str(path))]
+                found = [share for share in found if share_name(share.share) not in self._keeper.making]
                 if not found:
                     raise UsageError(f"{path}: there are no links to it")
             else:
@@ -354,10 +358,6 @@ class Sharing:
                 progress(number + 1, len(found), "")
             await self._db.sync()
             return told
-
-
-def _records(share: Share) -> list[Any]:
-    return [one for one in share.owned if one.kind == RECORD]
 
 
 def _check(content: Content, path: str) -> None:

@@ -10,11 +10,14 @@ import trio
 
 from ibpfs.config import VolumePaths
 from ibpfs.depot.address import Address
+from ibpfs.depot.wire import CapabilityNotFound
 from ibpfs.depot.wire import events as ev
 from ibpfs.errors import IbpfsError, UsageError
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.exnode_store.sharing.share_state import ACTIVE, MAKING, Share
+from ibpfs.exnode_store.ledger_rows import unpack_key
+from ibpfs.exnode_store.sharing.placing import FIRST_LEASE
+from ibpfs.exnode_store.sharing.share_state import ACTIVE, ENDING, MAKING, Share
 from ibpfs.sharing import Sharing
 from tests.cache.stack import Stack, run_depot, run_stack
 
@@ -204,6 +207,74 @@ async def test_one_that_is_stopped_while_it_is_made(paths: VolumePaths, monkeypa
             nursery.cancel_scope.cancel()
         assert held(now) == []
         assert await used_bytes(now) <= used
+
+
+@pytest.mark.parametrize("offered", [True, False])
+async def test_after_a_kill_nothing_of_one_that_was_made_is_left(
+    paths: VolumePaths, monkeypatch: pytest.MonkeyPatch, offered: bool
+) -> None:
+    """What the next mount does, while all is as it was in the middle."""
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        if not offered:
+            without_windows(now)
+        used, there = await used_bytes(now), []
+
+        async def killed(*_: Any) -> bytes:
+            rows = now.db.rows("SELECT manage_key, parent_key FROM share_leases WHERE lease_end > ?", (time.time(),))
+            # However long filling takes.
+            there.extend([row for row in rows if await seconds_left(now, *row) > FIRST_LEASE])
+            monkeypatch.setattr(one._keeper, "end", _nothing)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(one._maker, "sha256", killed)
+        save = one._shares.save
+        monkeypatch.setattr(one._shares, "save", lambda kept: None if kept.stage == ENDING else save(kept))
+        with pytest.raises(KeyboardInterrupt):
+            await share(one, ino)
+        assert len(there) == 1
+        again = sharing(now)
+        again._shares.drop_strays()
+        again._shares.note_leases()
+        assert held(now) != []
+        await again._keeper.tend()
+        assert held(now) == []
+        assert now.db.rows("SELECT * FROM share_leases") == []
+        assert [await seconds_left(now, *row) for row in there] == [0.0]
+        assert await used_bytes(now) <= used
+
+
+async def seconds_left(now: Stack, manage_key: str, parent_key: str | None) -> float:
+    """0: it is gone."""
+    (depot,) = now.depots
+    manage = unpack_key(manage_key)
+    try:
+        found = await depot.client.probe_alias(manage) if parent_key else await depot.client.probe(manage)
+    except CapabilityNotFound:
+        return 0.0
+    return found.seconds_left or 0.0
+
+
+async def _nothing(_: Any) -> None:
+    pass
+
+
+async def test_one_that_is_made_is_not_taken_for_one_that_was_left(
+    paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        ino, one = await written(now), sharing(now)
+        real = one._maker.sha256
+
+        async def meanwhile(*of: Any) -> bytes:
+            await one._keeper.tend()
+            with pytest.raises(UsageError, match="no links"):
+                await ask(one, "share-revoke", path="/f")
+            return await real(*of)
+
+        monkeypatch.setattr(one._maker, "sha256", meanwhile)
+        found = await share(one, ino)
+        assert [row["hold_until"] for row in await ask(one, "share-list")] == [found["expires"]]
 
 
 async def test_expired_ones_are_forgotten(paths: VolumePaths) -> None:

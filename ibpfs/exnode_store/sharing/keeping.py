@@ -41,6 +41,7 @@ class Keeper:
         self._placing = placing
         ender = Ender(shares, placing)
         self.end, self._drop_stale = ender.end, ender.drop_stale
+        self.making: set[str] = set()  # shares that are not to be looked after yet
         self._said: dict[str, str] = {}  # of a share, why it could not be looked after
 
     # Records
@@ -49,7 +50,8 @@ class Keeper:
         """Store the first entry on up to so many depots. Raises DepotError, DepotUnreachable."""
         depots = self._placing.places()
         entry = self._entry(share, share.content, 1, self._placing.addresses()[:MAX_PLACES])
-        share.owned += await store_on(self._placing, depots, RECORD, [entry], copies, 2 * len(entry) + _SPARE)
+        term = self._shares.term(share)
+        share.owned += await store_on(self._placing, depots, RECORD, [entry], copies, 2 * len(entry) + _SPARE, term)
         share.number, share.log_length = 1, len(entry)
 
     def _entry(self, share: Share, content: Content, number: int, places: Sequence[str]) -> bytes:
@@ -197,7 +199,8 @@ class Keeper:
         manages = {one.manage for one in replicas}
         alive = [one for one in windows if one.parent in manages and one.lease_end != GONE]
         opened = [one.parent for one in alive]
-        made = [await self._placing.alias(one, first.offset, first.length, share.expires) for one in replicas
+        term = self._shares.term(share)
+        made = [await self._placing.alias(one, first.offset, first.length, term) for one in replicas
                 if one.manage not in opened]  # fmt: skip
         new = [one for one in made if one is not None]
         copies = [one for one in run.copies if (str(one.depot), one.read) not in known]
@@ -231,6 +234,8 @@ class Keeper:
     async def tend(self) -> None:
         """End what has expired, and open the windows that are lacking. Leases are the warmer's."""
         for name in self._shares.names():
+            if name in self.making:
+                continue
             try:
                 await self._tend(self._shares.get(name))
                 self._said.pop(name, None)

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ibpfs.depot.capability import Key
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger_rows import pack_key, unpack_key
-from ibpfs.exnode_store.sharing.share_state import ACTIVE, STALE, Alias, Lease, Owned, Share
+from ibpfs.exnode_store.sharing.share_state import ENDING, STALE, Alias, Lease, Owned, Share
 
 #: Seconds by which a lease, which is asked for in whole ones, may end before its link and yet be long enough.
 SLACK: Final = 2.0
@@ -40,7 +39,11 @@ class LeaseRows:
         self._db = db
 
     def note(self, share: str, state: Share, told_at: float) -> None:
-        """From now on the rows of a share are what its state says: none where it is not in force."""
+        """From now on the rows of a share are what its state says: none of one that is to end."""
+        self._delete([(share, *key) for key in self.add(share, state, told_at)])
+
+    def add(self, share: str, state: Share, told_at: float) -> list[tuple[str, str]]:
+        """There are rows of all that the state of a share says; return the depots and keys of others."""
         rows = self._db.rows(
             "SELECT depot, manage_key, lease_end, expires, length FROM share_leases WHERE share = ?", (share,)
         )
@@ -62,7 +65,18 @@ class LeaseRows:
                     " seq = excluded.seq",
                     [(*row, db.seq) for row in changed[at : at + _ROWS]],
                 )
-        self._delete([(share, *key) for key in there if key not in wanted])
+        return [key for key in there if key not in wanted]
+
+    def note_one(self, share: str, lease: Lease, end: float, expires: float, now: float) -> None:
+        """What was just made for a share, or has a longer lease now; its state may not name it yet."""
+        parent = lease.parent and pack_key(lease.parent)
+        with self._db.transaction() as db:
+            db.execute(
+                "INSERT INTO share_leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " lease_end = excluded.lease_end, told_at = excluded.told_at, seq = excluded.seq",
+                (share, lease.depot, pack_key(lease.manage), lease.segment, parent, lease.start, lease.length,
+                 expires, end, now, db.seq),
+            )  # fmt: skip
 
     def forget(self, share: str) -> None:
         rows = self._db.rows("SELECT share, depot, manage_key FROM share_leases WHERE share = ?", (share,))
@@ -78,10 +92,8 @@ class LeaseRows:
             with self._db.transaction() as db:
                 db.executemany(f"DELETE FROM share_leases WHERE {_KEY}", list(keys[at : at + _ROWS]))
 
-    def ends(self, share: str) -> dict[tuple[str, Key], float]:
-        """Of the leases of a share, by depot and manage key."""
-        rows = self._db.rows("SELECT depot, manage_key, lease_end FROM share_leases WHERE share = ?", (share,))
-        return {(depot, unpack_key(manage)): end for depot, manage, end in rows}
+    def of(self, share: str) -> list[LeaseRow]:
+        return self._rows("share = ?", (share,))
 
     def due(self, now: float, *, every: bool = False) -> list[LeaseRow]:
         """Those that have half run (or `every` one), of links that hold for longer."""
@@ -134,6 +146,6 @@ def _key(row: LeaseRow) -> tuple[str, str, str]:
 
 def _leases(state: Share) -> Iterator[tuple[Lease, float]]:
     """With their ends. A copy of the record that missed an entry is not kept."""
-    if state.stage == ACTIVE:
+    if state.stage != ENDING:
         kept: list[Alias | Owned] = [*state.aliases, *(one for one in state.owned if one.kind != STALE)]
         yield from ((one.lease, one.lease_end) for one in kept if one.lease_end is not None)

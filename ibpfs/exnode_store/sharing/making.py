@@ -21,7 +21,7 @@ from ibpfs.exnode_store.sealing import AES_256_GCM, FRAME_SIZE, Buffer, SliceFor
 from ibpfs.exnode_store.sharing.contents import FILE, Copy, Entry, Run, SharedPart, SharedSlice
 from ibpfs.exnode_store.sharing.placing import Placing, place_of, side_by_side
 from ibpfs.exnode_store.sharing.planning import Excerpt, Pieces, SharePlan, StoredSpan, plan_share
-from ibpfs.exnode_store.sharing.share_state import COPY, Alias, Owned
+from ibpfs.exnode_store.sharing.share_state import COPY, Alias, Owned, Term
 from ibpfs.exnode_store.sharing.tree import Found
 from ibpfs.quantities import format_size
 
@@ -47,8 +47,9 @@ class Wishes:
 
 @dataclass
 class Made:
-    """What was made, in the order that the record names it."""
+    """What was made, in the order that the record names it; all of it is noted as `term` has it."""
 
+    term: Term
     runs: list[Run] = field(default_factory=list)
     slices: list[SharedSlice] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
@@ -83,7 +84,7 @@ class Maker:
         plan = plan_share(files, is_refused)
         # Of a plan with fewer windows more slices are left, but no other spans than parts of these.
         while lacking := [span for span in plan.spans if span not in found]:
-            await side_by_side([partial(self._open, span, wishes.expires, found, made) for span in lacking])
+            await side_by_side([partial(self._open, span, found, made) for span in lacking])
             without = [span for span in lacking if not found[span]]
             made.copied_bytes = plan.copied_bytes + sum(span.clear_length for span in without)
             _check_limit(made.copied_bytes, wishes.copy_limit)
@@ -100,12 +101,10 @@ class Maker:
 
     # As they lie
 
-    async def _open(
-        self, span: StoredSpan, expires: int, found: dict[StoredSpan, Sequence[Alias | Owned]], made: Made
-    ) -> None:
+    async def _open(self, span: StoredSpan, found: dict[StoredSpan, Sequence[Alias | Owned]], made: Made) -> None:
         opened: list[Alias] = []
         for replica in self._ledger.replicas(span.segment):
-            alias = await self._placing.alias(replica, span.offset, span.length, expires)
+            alias = await self._placing.alias(replica, span.offset, span.length, made.term)
             if alias is not None:
                 opened.append(alias)
                 made.aliases.append(alias)
@@ -120,7 +119,7 @@ class Maker:
         for depot in self._placing.places():
             if len(done) == copies:
                 break
-            owned = await self._placing.copy_replica(replicas, span.offset, span.length, depot)
+            owned = await self._placing.copy_replica(replicas, span.offset, span.length, depot, made.term)
             if owned is not None:
                 done.append(owned)
                 made.owned.append(owned)
@@ -173,7 +172,7 @@ class Maker:
     async def _store(
         self, pieces: list[Buffer], length: int, depots: Sequence[Depot], copies: int, made: Made
     ) -> None:
-        stored = await store_on(self._placing, depots, COPY, pieces, copies, length)
+        stored = await store_on(self._placing, depots, COPY, pieces, copies, length, made.term)
         made.owned += stored
         made.runs.append(Run(length, tuple(copy_of(one) for one in stored)))
 
@@ -201,7 +200,7 @@ class Maker:
             for source in run.copies:
                 try:
                     owned = await self._placing.copy(
-                        str(source.depot), source.read, source.base, run.length, address, COPY
+                        str(source.depot), source.read, source.base, run.length, address, made.term
                     )
                 except (DepotError, DepotUnreachable) as error:
                     trouble = error
@@ -253,7 +252,7 @@ def _note_parts(group: list[Excerpt], number: int, made: Made) -> None:
 
 
 async def store_on(
-    placing: Placing, depots: Sequence[Depot], kind: str, pieces: Sequence[Buffer], copies: int, room: int
+    placing: Placing, depots: Sequence[Depot], kind: str, pieces: Sequence[Buffer], copies: int, room: int, term: Term
 ) -> list[Owned]:
     """Store the same on up to `copies` of the depots. When none takes it, raises what the last one said."""
     stored: list[Owned] = []
@@ -263,7 +262,7 @@ async def store_on(
         if len(stored) == copies or address is None:
             break
         try:
-            stored.append(await placing.store(address, kind, pieces, room))
+            stored.append(await placing.store(address, kind, pieces, room, term))
         except (DepotError, DepotUnreachable) as error:
             trouble = error
     if not stored:

@@ -1,6 +1,6 @@
 """What a share has on depots: windows on the volume's own replicas, private copies, copies of its record.
 
-Every allocation begins with a short lease; the caller notes it in the store before `keep` extends it.
+Every window and allocation begins with a short lease; it is noted in the store before it gets a longer one.
 """
 
 import logging
@@ -21,12 +21,13 @@ from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import COMMAND_LIMIT, Depot, DepotSet
 from ibpfs.exnode_store.ledger_rows import Replica
 from ibpfs.exnode_store.sealing import Buffer
-from ibpfs.exnode_store.sharing.share_state import COPY, Alias, Lease, Owned
+from ibpfs.exnode_store.sharing.lease_rows import SLACK
+from ibpfs.exnode_store.sharing.share_state import COPY, Alias, Lease, Owned, Term
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Seconds of the first lease, until the store knows of an allocation.
+#: Seconds of the first lease, until the store knows of an allocation, and that is filled.
 FIRST_LEASE: Final = 600
 #: The part of a depot's longest lease that is as good as the whole: many windows may lie on one replica.
 _NEARLY: Final = 0.9
@@ -137,7 +138,7 @@ class Placing:
 
     # Windows
 
-    async def alias(self, replica: Replica, offset: int, length: int, expires: float) -> Alias | None:
+    async def alias(self, replica: Replica, offset: int, length: int, term: Term) -> Alias | None:
         """A window on a replica that closes when the share expires; None where its depot gives none now."""
         depot = self._depots.find(replica.depot)
         address = None if depot is None or not depot.answers else place_of(depot)
@@ -146,9 +147,10 @@ class Placing:
         if not replica.is_managed or replica.imported or replica.suspect:
             return None
         # No longer than the replica: some depots refuse that. Both are leased for longer later.
-        until = expires if replica.lease_end is None else min(expires, replica.lease_end)
+        until = term.expires if replica.lease_end is None else min(term.expires, replica.lease_end)
+        first = min(until - time.time(), FIRST_LEASE)
         try:
-            caps, end = await self.lease(address, until - time.time(), lambda client, seconds: client.alias(
+            caps, end = await self.lease(address, first, lambda client, seconds: client.alias(
                 replica.manage, replica.base + offset, length, seconds))  # fmt: skip
         except NotOffered:
             self.without_aliases.add(address)
@@ -158,20 +160,49 @@ class Placing:
             return None
         read, manage = caps.read.wire_key, caps.manage.wire_key
         at = replica.base + offset
-        return Alias(replica.segment, address, read, manage, replica.manage, at, length, end)
+        alias = Alias(replica.segment, address, read, manage, replica.manage, at, length, end)
+        term.note(alias.lease, end)
+        await term.sync()
+        return replace(alias, lease_end=await self._lengthen(alias.lease, end, until, term))
+
+    async def _lengthen(self, lease: Lease, end: float, until: float, term: Term) -> float:
+        """What was noted, for as long as it is to last; return the lease's end. Who keeps it tries again."""
+        if until - end <= SLACK:
+            return end
+        try:
+            end = await self.extend(lease, until)
+        except (DepotError, DepotUnreachable) as error:
+            _log.info("depot %s allocation %s: has a short lease: %s", lease.depot, lease.manage.label, error)
+        else:
+            term.note(lease, end)
+        return end
 
     # Allocations of the share's own
 
-    async def store(self, address: str, kind: str, pieces: Sequence[Buffer], room: int) -> Owned:
+    async def store(self, address: str, kind: str, pieces: Sequence[Buffer], room: int, term: Term) -> Owned:
         """Store `pieces` in a new allocation with so much room. Raises DepotError, DepotUnreachable."""
         length = sum(map(len, pieces))
-        owned = await self._allocate(address, kind, max(room, length))
-        await self.call(address, lambda client: client.store(owned.write, pieces), _patience(length))
-        return owned
 
-    async def _allocate(self, address: str, kind: str, size: int) -> Owned:
+        async def fill(owned: Owned) -> None:
+            await self.call(address, lambda client: client.store(owned.write, pieces), _patience(length))
+
+        return await self._make(address, kind, max(room, length), term, fill)
+
+    async def _make(
+        self, address: str, kind: str, size: int, term: Term, fill: Callable[[Owned], Awaitable[None]]
+    ) -> Owned:
+        """An allocation that is noted first, then filled, then leased until the share expires."""
         caps, end = await self.lease(address, FIRST_LEASE, lambda client, seconds: client.allocate(size, seconds))
-        return Owned(kind, address, caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key, size, end)
+        owned = Owned(kind, address, caps.read.wire_key, caps.write.wire_key, caps.manage.wire_key, size, end)
+        term.note(owned.lease, end)
+        await term.sync()
+        try:
+            await fill(owned)
+        except (DepotError, DepotUnreachable):
+            with suppress(DepotError, DepotUnreachable):  # it ends by itself, too
+                await self.end(owned.lease)
+            raise
+        return replace(owned, lease_end=await self._lengthen(owned.lease, end, term.expires, term))
 
     async def append(self, owned: Owned, data: bytes, behind: int) -> Owned:
         """Append to an allocation that holds `behind` bytes, making it larger if it must be."""
@@ -182,25 +213,23 @@ class Placing:
         await self.call(owned.depot, lambda client: client.store(owned.write, [data]), _patience(len(data)))
         return owned
 
-    async def copy(self, source: str, read: Key, base: int, length: int, address: str, kind: str) -> Owned:
+    async def copy(self, source: str, read: Key, base: int, length: int, address: str, term: Term) -> Owned:
         """Have depot `source` copy bytes to a new allocation on another. Raises DepotError, DepotUnreachable."""
-        owned = await self._allocate(address, kind, length)
-        target = capability(address, owned.write, CapabilityKind.WRITE)
         limit = _patience(length)
 
-        async def send(client: DepotClient) -> int:
-            return await client.copy(read, target, base, length, seconds=int(limit))
-
-        try:
-            if (sent := await self.call(source, send, limit)) != length:
+        async def fill(owned: Owned) -> None:
+            target = capability(address, owned.write, CapabilityKind.WRITE)
+            sent = await self.call(
+                source, lambda client: client.copy(read, target, base, length, seconds=int(limit)), limit
+            )
+            if sent != length:
                 raise DepotUnreachable(f"{source} copied {sent} of {length} bytes")
-        except (DepotError, DepotUnreachable):
-            with suppress(DepotError, DepotUnreachable):  # it ends by itself, too
-                await self.end(owned.lease)
-            raise
-        return owned
 
-    async def copy_replica(self, replicas: Sequence[Replica], offset: int, length: int, target: Depot) -> Owned | None:
+        return await self._make(address, COPY, length, term, fill)
+
+    async def copy_replica(
+        self, replicas: Sequence[Replica], offset: int, length: int, target: Depot, term: Term
+    ) -> Owned | None:
         """Have a depot copy bytes of a segment to a new allocation, inside itself where it can; None: none does."""
         address = place_of(target)
         whole = [one for one in replicas if one.shard is None and not (one.imported or one.suspect)]
@@ -210,7 +239,7 @@ class Placing:
             if source is None or address is None:
                 continue
             try:
-                return await self.copy(source, one.read, one.base + offset, length, address, COPY)
+                return await self.copy(source, one.read, one.base + offset, length, address, term)
             except (DepotError, DepotUnreachable) as error:
                 _log.info("depot %s allocation %s: not copied to %s: %s", source, one.read.label, address, error)
         return None

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -71,6 +71,15 @@ class Alias:
     @property
     def lease(self) -> Lease:
         return Lease(self.depot, self.manage, self.length, self.segment, self.parent, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Until when what is made for a link is leased, and where it is noted, and synced, before it is leased so long."""
+
+    expires: int
+    note: Callable[[Lease, float], None]
+    sync: Callable[[], Awaitable[None]]
 
 
 @dataclass

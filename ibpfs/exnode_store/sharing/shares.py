@@ -14,9 +14,9 @@ from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.sharing.contents import BadContent
-from ibpfs.exnode_store.sharing.lease_rows import LeaseRows
+from ibpfs.exnode_store.sharing.lease_rows import LeaseRow, LeaseRows
 from ibpfs.exnode_store.sharing.links import share_name
-from ibpfs.exnode_store.sharing.share_state import Alias, Owned, Share
+from ibpfs.exnode_store.sharing.share_state import STALE, Alias, Lease, Owned, Share, Term
 
 T = TypeVar("T", Alias, Owned)
 _NONCE = 12
@@ -42,7 +42,7 @@ class Shares:
             yield self.get(name)
 
     def get(self, name: str) -> Share:
-        """UsageError when there is none of that id. Its leases end as table share_leases has it."""
+        """UsageError when there is none of that id. It has what table share_leases says."""
         sealed = self._db.value("SELECT record FROM shares WHERE id = ?", (name,))
         if sealed is None:
             raise UsageError(f"{name[:40]}: no share of this volume (see ibpfs share list)")
@@ -52,10 +52,29 @@ class Shares:
             share = Share.from_bytes(AESGCM(self._keys.shares_key(epoch)).decrypt(nonce, data, name.encode()))
         except (InvalidTag, BadContent, ValueError, KeyError):
             raise VolumeError(f"{name}: what is known of this share is damaged") from None
-        ends = self._leases.ends(name)
-        share.aliases = [_with_end(one, ends) for one in share.aliases]
-        share.owned = [_with_end(one, ends) for one in share.owned]
+        self.complete(share)
         return share
+
+    def complete(self, share: Share) -> None:
+        """Its leases end as they were noted; what was noted and came no further is of no use, but to be ended."""
+        rows = {(row.lease.depot, row.lease.manage): row for row in self._leases.of(share_name(share.share))}
+        share.aliases = [_with_end(one, rows) for one in share.aliases]
+        share.owned = [_with_end(one, rows) for one in share.owned]
+        kept: list[Alias | Owned] = [*share.aliases, *share.owned]
+        named = {(one.depot, one.manage) for one in kept}
+        for row in (row for key, row in rows.items() if key not in named):
+            stray = _stray(row.lease, row.end)
+            share.aliases += [stray] if isinstance(stray, Alias) else []
+            share.owned += [stray] if isinstance(stray, Owned) else []
+
+    def term(self, share: Share) -> Term:
+        """For what is made for it."""
+        name, expires = share_name(share.share), share.expires
+
+        def note(lease: Lease, end: float) -> None:
+            self._leases.note_one(name, lease, end, float(expires), self._ledger.now())
+
+        return Term(expires, note, self.sync)
 
     def save(self, share: Share) -> None:
         name, epoch, nonce = share_name(share.share), self._keys.epoch, os.urandom(_NONCE)
@@ -103,8 +122,17 @@ class Shares:
     def note_leases(self) -> None:
         """Of shares of a program that did not keep table share_leases; when those were told is not known."""
         for name, share in zip(self.names(), self.all(), strict=True):
-            self._leases.note(name, share, 0.0)
+            self._leases.add(name, share, 0.0)
 
 
-def _with_end(one: T, ends: Mapping[tuple[str, Key], float]) -> T:
-    return replace(one, lease_end=ends.get((one.depot, one.manage), one.lease_end))
+def _with_end(one: T, rows: Mapping[tuple[str, Key], LeaseRow]) -> T:
+    row = rows.get((one.depot, one.manage))
+    return one if row is None else replace(one, lease_end=row.end)
+
+
+def _stray(lease: Lease, end: float) -> Alias | Owned:
+    """Nobody knows a capability to read or write it, nor needs one: the record does not name it."""
+    no = lease.manage
+    if lease.segment is None or lease.parent is None:
+        return Owned(STALE, lease.depot, no, no, lease.manage, lease.length, end)
+    return Alias(lease.segment, lease.depot, no, lease.manage, lease.parent, lease.start, lease.length, end)

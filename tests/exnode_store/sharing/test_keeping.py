@@ -132,6 +132,36 @@ async def test_a_lost_window_is_closed_as_soon_as_its_depot_answers(
     caplog.clear()
 
 
+def killed(_: Share) -> None:
+    raise KeyboardInterrupt
+
+
+async def test_killed_before_new_windows_were_written_down(
+    tmp_path: Path, start: StartDepot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are closed, as the record does not name them."""
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[start("a").address])
+    async with opened(paths) as (now, one):
+        name = (await shared(now, one))["id"]
+        kept = one._shares.get(name)
+        kept.aliases = [replace(alias, parent=Key("gone", "1")) for alias in kept.aliases]
+        one._shares.save(kept)
+        known = {alias.manage for alias in kept.aliases}
+        with monkeypatch.context() as patched:
+            patched.setattr(one._shares, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                await one._keeper.mend(one._shares.get(name))
+    async with opened(paths) as (_, one):
+        one._shares.note_leases()
+        (lost,) = [alias for alias in one._shares.get(name).aliases if alias.manage not in known]
+        assert (await change(lost.depot, lambda client: client.probe_alias(lost.manage))).seconds_left > 500
+        await one._keeper.tend()
+        with pytest.raises(CapabilityNotFound):
+            await change(lost.depot, lambda client: client.probe_alias(lost.manage))
+        assert lost.manage not in [alias.manage for alias in one._shares.get(name).aliases]
+
+
 # Records
 
 

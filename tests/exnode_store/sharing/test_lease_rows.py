@@ -12,7 +12,7 @@ from ibpfs.exnode_store.database import Database, create_database
 from ibpfs.exnode_store.schema import FORMAT
 from ibpfs.exnode_store.sharing.contents import FILE, Content, Entry, Sender
 from ibpfs.exnode_store.sharing.lease_rows import GONE, LeaseRows
-from ibpfs.exnode_store.sharing.share_state import ACTIVE, COPY, ENDING, MAKING, RECORD, STALE, Alias, Owned, Share
+from ibpfs.exnode_store.sharing.share_state import ACTIVE, COPY, ENDING, RECORD, STALE, Alias, Owned, Share
 
 EXPIRES = 10_000
 
@@ -45,15 +45,29 @@ def state(stage: str, *leases: Alias | Owned) -> Share:
     )  # fmt: skip
 
 
+def ends(rows: LeaseRows) -> dict[tuple[str, Key], float]:
+    return {(row.lease.depot, row.lease.manage): row.end for row in rows.of("s")}
+
+
 def test_what_is_in_force_is_noted(rows: LeaseRows) -> None:
     leases = alias(1, 500.0), owned(2, 600.0, RECORD), owned(3, 700.0, STALE), owned(4, None)
-    rows.note("s", state(MAKING, *leases), 0.0)
-    assert rows.ends("s") == {}
+    rows.note("s", state(ENDING, *leases), 0.0)
+    assert ends(rows) == {}
     rows.note("s", state(ACTIVE, *leases), 100.0)
-    assert rows.ends("s") == {("ibp://a:1", key(1)): 500.0, ("ibp://a:1", key(2)): 600.0}
+    assert ends(rows) == {("ibp://a:1", key(1)): 500.0, ("ibp://a:1", key(2)): 600.0}
     assert {row.lease for row in rows.due(400.0)} == {leases[0].lease, leases[1].lease}
     rows.note("s", state(ENDING, *leases), 100.0)
-    assert rows.ends("s") == {}
+    assert ends(rows) == {}
+
+
+def test_what_is_just_made_is_noted_and_due_as_all_else(rows: LeaseRows) -> None:
+    one, other = alias(1, 500.0), owned(2, 600.0)
+    rows.note_one("s", one.lease, 500.0, EXPIRES, 100.0)
+    rows.note_one("s", other.lease, 600.0, EXPIRES, 100.0)
+    assert {row.lease for row in rows.due(351.0)} == {one.lease, other.lease}
+    rows.note_one("s", one.lease, EXPIRES, EXPIRES, 200.0)
+    assert {row.lease for row in rows.due(351.0)} == {other.lease}
+    assert [row.told_at for row in rows.of("s")] == [200.0, 100.0]
 
 
 def test_due_when_half_has_run_until_the_link_ends(rows: LeaseRows) -> None:
@@ -68,7 +82,7 @@ def test_due_when_half_has_run_until_the_link_ends(rows: LeaseRows) -> None:
     assert (row.end, row.told_at) == (900.0, 301.0)
     rows.gone(row)
     assert (rows.due(601.0), rows.due(601.0, every=True), len(rows.expired(EXPIRES))) == ([], [], 2)
-    assert rows.ends("s")["ibp://a:1", key(1)] == GONE
+    assert ends(rows)["ibp://a:1", key(1)] == GONE
     rows.drop(row)
     assert len(rows.expired(EXPIRES)) == 1
 
@@ -94,9 +108,9 @@ def test_many(rows: LeaseRows) -> None:
     many = [owned(number, 500.0) for number in range(1200)]
     rows.note("s", state(ACTIVE, *many), 100.0)
     rows.note("other", state(ACTIVE, many[0]), 100.0)
-    assert len(rows.ends("s")) == 1200
+    assert len(ends(rows)) == 1200
     rows.note("s", state(ACTIVE, *many[1190:]), 100.0)
-    assert len(rows.ends("s")) == 10
+    assert len(ends(rows)) == 10
     assert rows.strays() == ["other", "s"]
     rows.forget("s")
     assert rows.strays() == ["other"]
