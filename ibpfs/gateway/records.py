@@ -82,16 +82,19 @@ class Records:
 
     async def _read(self, locator: Locator) -> LogEntry:
         found: list[LogEntry] = []
+        expired: list[LogEntry] = []
         reasons: list[str] = []
 
         async def one(place: Place, before: trio.Event, failed: trio.Event) -> None:
             with trio.move_on_after(_SLOW):
                 await before.wait()
             try:
-                found.append(await self._copy(place, locator.share))
+                entry = await self._copy(place, locator.share)
+                # Others may know that it was extended; and depots keep some things longer than was agreed.
+                (found if entry.public.expires > time.time() else expired).append(entry)
             except _TROUBLES as error:
                 reasons.append(_word(error))
-                failed.set()
+            failed.set()
             if found or "revoked" in reasons:
                 nursery.cancel_scope.cancel()
 
@@ -107,7 +110,7 @@ class Records:
             return self._noted(locator, found[0])
         if scope.cancelled_caught:
             reasons.append("unreachable")
-        raise NoShare(_reason(reasons, locator.expires < time.time()))
+        raise NoShare(_reason(reasons, bool(expired) or locator.expires < time.time()))
 
     async def _copy(self, place: Place, share: bytes) -> LogEntry:
         """What lies in one place. Its bytes are counted as they are asked for: a depot's word for a length is none."""
@@ -127,8 +130,6 @@ class Records:
             self._bytes -= taken
 
     def _noted(self, locator: Locator, entry: LogEntry) -> LogEntry:
-        if entry.public.expires <= time.time():  # depots keep some things longer than was agreed
-            raise NoShare("expired")
         self._known[locator.render()] = trio.current_time() + _BELIEVED, _depots(entry)
         while len(self._known) > _MOST_KNOWN:
             self._known.popitem(last=False)

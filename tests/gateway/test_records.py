@@ -13,8 +13,10 @@ import trio.testing
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Key
+from ibpfs.depot.client import DepotClient
 from ibpfs.depot.server.reach import Places
 from ibpfs.exnode_store.sharing.links import Locator, Place
+from ibpfs.exnode_store.sharing.record_log import make_entry
 from ibpfs.gateway import records as module
 from ibpfs.gateway.records import NoShare, Records
 from ibpfs.gateway.relay import LOADS_PER_DEPOT, Relay, TooBusy
@@ -90,6 +92,24 @@ def test_a_link_opens_though_one_of_its_depots_is_silent(
     here, gone = locator.places[0], Place(locator.places[0].address, KEY)
     assert ask(gateway, "GET", f"/record/{replace(locator, places=(gone, here)).render()}")[0] == 200
     assert ask(gateway, "GET", f"/record/{replace(locator, places=(gone, gone)).render()}")[0] == 404
+
+
+def test_a_copy_that_missed_an_extension_is_not_believed(
+    gateway: GatewayProcess, depot: DepotProcess
+) -> None:
+    share = make_share(depot.address, {"file": b"x"}, hold=-5)
+    public = replace(share.public, expires=int(time.time()) + 600)
+    longer = make_entry(share.signer, 2, public, b"", bytes(32), bytes(12))
+
+    async def store() -> Place:
+        async with DepotClient(share.depot) as client:
+            caps = await client.allocate(10_000, 600)
+            await client.store(caps.write.wire_key, [longer])
+            return Place(share.depot, caps.read.wire_key)
+
+    newer, (stale,) = trio.run(store), share.link.locator.places
+    for places, status in (((stale, newer), 200), ((newer, stale), 200), ((stale,), 410)):
+        assert ask(gateway, "GET", f"/record/{replace(share.link.locator, places=places).render()}")[0] == status
 
 
 def test_one_machine_has_not_all_loads(silent: Address) -> None:

@@ -17,13 +17,27 @@ from ibpfs.exnode_store.lors.work import Depots
 from ibpfs.exnode_store.sharing.contents import BadContent, Content
 from ibpfs.exnode_store.sharing.links import Fragment, Link, Locator, Place
 from ibpfs.exnode_store.sharing.notation import from_json
-from ibpfs.exnode_store.sharing.record_log import HEADER, REVOKED, BadRecord, LogEntry, parse_entry, parse_header
+from ibpfs.exnode_store.sharing.record_log import (
+    BEGINNING,
+    HEADER,
+    REVOKED,
+    BadRecord,
+    Lengths,
+    LogEntry,
+    parse_entry,
+    parse_header,
+)
 from ibpfs.exnode_store.sharing.share_keys import record_key
 
 #: Entries of one log; each is an extension.
 _MOST_ENTRIES: Final = 1000
 _PIECE: Final = 4 * 1024 * 1024
-#: Seconds in which other depots are to give a first byte when one knows the record no more.
+#: Of what may be the beginning of one, behind an entry that was cut short.
+_MOST_BEGINNINGS: Final = 32
+#: Bytes that are searched for it at once; less at the end of the log, where no more are to be had.
+_SEARCHED: Final = 64 * 1024
+_LEAST_SEARCHED: Final = 128
+#: Seconds in which other depots are to give a first byte when one knows the record no more, or an expired one.
 _GRACE: Final = 2.0
 SENDER_CONTEXT: Final = b"ibpfs-share/1 sender\0"
 
@@ -36,18 +50,23 @@ class ShareGone(DataError):
     """The link has expired or was revoked."""
 
 
-async def read_record(depots: Depots, locator: Locator) -> LogEntry:
-    """The last entry of the record, from the depot that gives one first.
+class Revoked(ShareGone):
+    """Its sender has signed that."""
 
-    Raises ShareGone, BadRecord, or what the last depot said.
+
+async def read_record(depots: Depots, locator: Locator) -> LogEntry:
+    """The last entry of the record, from the depot that gives one first that has not expired.
+
+    Of an expired one, and where the record is gone, there may be a newer one on depots that do not answer: then
+    DepotUnreachable. Else raises ShareGone, BadRecord, or what the last depot said.
     """
     found: list[LogEntry] = []
     troubles: list[IbpfsError] = []
     giving: set[Place] = set()  # who has it is waited for
 
     def wait() -> None:
-        gone = any(isinstance(one, ShareGone) for one in troubles) and not giving
-        nursery.cancel_scope.deadline = trio.current_time() + _GRACE if gone else math.inf
+        over = found or any(isinstance(one, ShareGone) for one in troubles)
+        nursery.cancel_scope.deadline = trio.current_time() + _GRACE if over and not giving else math.inf
 
     async def load(place: Place, offset: int, length: int) -> bytes | bytearray:
         data = await depots.client(place.address).load(place.read, offset, length)
@@ -59,9 +78,13 @@ async def read_record(depots: Depots, locator: Locator) -> LogEntry:
     async def one(place: Place) -> None:
         try:
             found.append(await read_log(partial(load, place), locator.share))
+            if not _is_over(found[-1]):
+                nursery.cancel_scope.cancel()
+                return
+        except Revoked as error:
+            troubles.append(error)
             nursery.cancel_scope.cancel()
-            return
-        except (CapabilityNotFound, NoRoom, ShareGone):  # ended; or it holds nothing
+        except (CapabilityNotFound, NoRoom):  # ended; or it holds nothing
             troubles.append(ShareGone(""))
         except (DepotError, DepotUnreachable, BadRecord) as error:
             troubles.append(error)
@@ -71,23 +94,52 @@ async def read_record(depots: Depots, locator: Locator) -> LogEntry:
     async with trio.open_nursery() as nursery:
         for place in locator.places:
             nursery.start_soon(one, place)
-    if found:
-        return found[0]
+    return _judge(found, troubles, locator)
+
+
+def _judge(found: list[LogEntry], troubles: list[IbpfsError], locator: Locator) -> LogEntry:
+    newest = max(found, key=lambda one: one.number, default=None)
+    if newest is not None and not _is_over(newest):
+        return newest
+    if (revoked := next((one for one in troubles if isinstance(one, Revoked)), None)) is not None:
+        raise revoked
+    silent = len(locator.places) - len(found) - sum(isinstance(one, ShareGone | BadRecord) for one in troubles)
+    if silent and (newest is not None or any(isinstance(one, ShareGone) for one in troubles)):
+        raise _doubt(newest, troubles, locator, silent)
+    if newest is not None:
+        return newest
     raise _reason(troubles, locator)
+
+
+def _is_over(entry: LogEntry) -> bool:
+    return entry.public.expires <= time.time()
+
+
+def _doubt(newest: LogEntry | None, troubles: list[IbpfsError], locator: Locator, silent: int) -> DepotUnreachable:
+    expires = locator.expires if newest is None else newest.public.expires
+    how = f"expired on {_date(expires)}" if time.time() >= expires else "was revoked, or lost"
+    why = next((f": {one}" for one in troubles if not isinstance(one, ShareGone | BadRecord)), "")
+    return DepotUnreachable(
+        f"as far as the depots that answer know, the link {how}; but {silent} of the {len(locator.places)} that have"
+        f" its record did not answer, and may know of a later end: try again{why}"
+    )
 
 
 def _reason(troubles: list[IbpfsError], locator: Locator) -> IbpfsError:
     if any(isinstance(one, ShareGone) for one in troubles):
         if time.time() >= locator.expires:
-            when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(locator.expires))
-            return ShareGone(f"the link has expired ({when})")
+            return ShareGone(f"the link has expired ({_date(locator.expires)})")
         return ShareGone("the link was revoked by its sender (or the depots have lost what it points to)")
     wrong = next((one for one in troubles if isinstance(one, BadRecord)), None)
     return wrong or DepotUnreachable(f"no depot of the link answers: {troubles[-1]}")
 
 
+def _date(when: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(when))
+
+
 async def read_log(load: Load, share: bytes) -> LogEntry:
-    """The last entry of one copy, whose bytes `load` gives. Raises what that does, NoRoom, BadRecord, ShareGone."""
+    """The last entry of one copy, whose bytes `load` gives. Raises what that does, NoRoom, BadRecord, Revoked."""
     last: LogEntry | None = None
     at = 0
     for _ in range(_MOST_ENTRIES):
@@ -98,20 +150,60 @@ async def read_log(load: Load, share: bytes) -> LogEntry:
                 raise
             return last
         try:
-            lengths = parse_header(head)
-            body = await _load_whole(load, at + HEADER.size, lengths.body)
-            entry = parse_entry(head + body, share)
-            if last is not None and entry.number <= last.number:
-                raise BadRecord("the share's record is out of order")
+            entry = await _entry(load, at, parse_header(head), head, share)
         except (BadRecord, NoRoom):
             if last is None:
                 raise
-            return last  # one that is being written, or was never finished
+            found = await _behind_a_cut(load, at, share)
+            if found is None:
+                return last  # one that is being written, or was never finished
+            at, entry = found
         if entry.kind == REVOKED:
-            raise ShareGone("")
-        last = entry
+            raise Revoked("the link was revoked by its sender")
+        if last is None or entry.number > last.number:
+            last = entry
         at += len(entry.raw)
     raise BadRecord("the share's record has too many entries")
+
+
+async def _entry(load: Load, at: int, lengths: Lengths, head: bytes, share: bytes) -> LogEntry:
+    return parse_entry(head + await _load_whole(load, at + HEADER.size, lengths.body), share)
+
+
+async def _behind_a_cut(load: Load, start: int, share: bytes) -> tuple[int, LogEntry] | None:
+    """The next whole entry, and where it begins: a STORE that broke has left but the beginning of the one at `start`.
+
+    So the next one begins before that would have ended.
+    """
+    at, end = start, start + 1
+    for _ in range(_MOST_BEGINNINGS):
+        try:
+            head = bytes(await load(at, HEADER.size))
+            end = max(end, at + HEADER.size)
+            lengths = parse_header(head)
+            end = max(end, at + HEADER.size + lengths.body)
+            return at, await _entry(load, at, lengths, head, share)
+        except (BadRecord, NoRoom, DepotBusy):
+            beginning = await _find(load, at + 1, end)
+        if beginning is None:
+            return None
+        at = beginning
+    return None
+
+
+async def _find(load: Load, at: int, end: int) -> int | None:
+    """Where the next entry may begin, at most at `end`."""
+    size = _SEARCHED
+    while at <= end and size >= _LEAST_SEARCHED:
+        try:
+            data = bytes(await load(at, size))
+        except (NoRoom, DepotBusy):
+            size //= 8
+            continue
+        if (found := data.find(BEGINNING)) >= 0:
+            return at + found if at + found <= end else None
+        at += len(data) - len(BEGINNING) + 1
+    return None
 
 
 def _is_end(error: DepotError) -> bool:
@@ -134,9 +226,8 @@ def open_record(
     Raises WrongKey, ShareGone, BadRecord.
     """
     fragment = link.fragment
-    if entry.public.expires <= time.time():
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(entry.public.expires))
-        raise ShareGone(f"the link has expired ({when})")
+    if _is_over(entry):
+        raise ShareGone(f"the link has expired ({_date(entry.public.expires)})")
     secret = _secret(fragment, unwrap)
     stretched = b""
     if fragment.passphrase:

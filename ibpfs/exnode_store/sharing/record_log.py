@@ -31,6 +31,8 @@ MAX_PUBLIC: Final = 64 * 1024
 MAX_SEALED: Final = 64 * 1024 * 1024
 MAX_DEPOTS: Final = 256
 _FORMAT: Final = 1
+#: Of any entry.
+BEGINNING: Final = MAGIC + bytes([_FORMAT])
 _NONCE: Final = 12
 _PIN: Final = 32
 

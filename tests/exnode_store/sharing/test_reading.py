@@ -24,7 +24,15 @@ from ibpfs.exnode_store.sharing.links import Fragment, Link, Locator, Place
 from ibpfs.exnode_store.sharing.notation import to_json
 from ibpfs.exnode_store.sharing.reading import SENDER_CONTEXT, ShareGone, open_record, read_log, read_record
 from ibpfs.exnode_store.sharing.receiving import Receiver, file_name
-from ibpfs.exnode_store.sharing.record_log import BadRecord, Public, make_entry, make_revocation, public_bytes, share_id
+from ibpfs.exnode_store.sharing.record_log import (
+    HEADER,
+    BadRecord,
+    Public,
+    make_entry,
+    make_revocation,
+    public_bytes,
+    share_id,
+)
 from ibpfs.exnode_store.sharing.share_keys import record_key
 from tests.cache.stack import run_depot
 
@@ -100,6 +108,31 @@ async def test_some_depots_wait_behind_the_last_byte() -> None:
         await read_log(load, SHARE)
 
 
+@pytest.mark.parametrize("cut", [1, 7, HEADER.size - 1, HEADER.size, HEADER.size + 100, -1])
+async def test_what_a_broken_store_left_hides_no_later_entry(tmp_path: Path, cut: int) -> None:
+    """Wherever it broke, and whatever else broke behind it."""
+    async with depot(tmp_path) as depots:
+        for behind in (b"", entry(3)[:cut], entry(3)[:200] + entry(4)[:cut], entry(1), entry(5)[:cut] * 8):
+            caps = await stored(depots, entry(1) + entry(2)[:cut] + behind + entry(6, b"newer") + entry(7)[:cut])
+            found = await read_record(depots, locator(place(caps)))
+            assert (found.number, found.open(KEY)) == (6, b"newer")
+
+
+async def test_no_depot_has_a_record_searched_for_ever() -> None:
+    """Each beginning says that much may follow."""
+    data = entry(1) + entry(2)[: HEADER.size] * 10_000
+    loads = []
+
+    async def load(offset: int, length: int) -> bytes:
+        loads.append(length)
+        if offset + length > len(data):
+            raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
+        return data[offset : offset + length]
+
+    assert (await read_log(load, SHARE)).number == 1
+    assert len(loads) < 500
+
+
 @pytest.mark.parametrize("data", [b"", b"IBP", b"x" * 500, entry()[:-1]])
 async def test_no_record(tmp_path: Path, data: bytes) -> None:
     async with depot(tmp_path) as depots:
@@ -123,6 +156,28 @@ async def test_any_place_will_do(tmp_path: Path) -> None:
             await read_record(depots, locator(place(good, "down")))
         with pytest.raises(BadRecord):
             await read_record(depots, locator(place(bad), place(good, "down")))
+
+
+async def test_a_copy_that_missed_an_extension_is_not_believed(tmp_path: Path) -> None:
+    """Also where the depot that has it is the quickest, or the only one that answers."""
+    past = replace(PUBLIC, expires=int(time.time()) - 5)
+    async with depot(tmp_path / "depot") as local:
+        stale = place(await stored(local, entry(1, public=past)))
+        longer = await stored(local, entry(1, public=past) + entry(2))
+        gone = await stored(local, entry())
+        await local.client(Address("one", 1)).decr(gone.manage.wire_key)
+        far = Far(local.socket)
+        try:
+            for places in ([stale, place(longer, "far")], [place(longer, "far"), stale], [stale, place(longer)]):
+                assert (await read_record(far, locator(*places, expires=5))).number == 2
+        finally:
+            await far.aclose()
+        for one in (stale, place(gone)):
+            with pytest.raises(DepotUnreachable, match=r"expired on .* 1 of the 2 .* may know of a later end"):
+                await read_record(local, locator(one, place(longer, "down"), expires=5))
+        with pytest.raises(DepotUnreachable, match="was revoked, or lost; but 1"):
+            await read_record(local, locator(place(gone), place(longer, "down")))
+        assert (await read_record(local, locator(stale, place(gone), expires=5))).number == 1  # that is the end
 
 
 async def test_a_revocation_in_place_of_the_record(tmp_path: Path) -> None:
@@ -252,7 +307,7 @@ async def test_who_has_begun_to_give_a_record_is_waited_for(
             if grace > 0.2:  # though the whole takes three answers
                 assert (await read_record(far, locator(place(gone), place(there, "far")))).number == 1
             else:
-                with pytest.raises(ShareGone):
+                with pytest.raises(DepotUnreachable, match="did not answer"):
                     await read_record(far, locator(place(gone), place(there, "far")))
         finally:
             await far.aclose()
