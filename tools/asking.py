@@ -1,9 +1,7 @@
 """Asking the owner of a volume: whoever has it mounted, or this process when nobody has."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ from ibpfs.control import NotInUse, call
 from ibpfs_tools import mounts
 from ibpfs_tools.exits import COMMAND, ExitWith
 from ibpfs_tools.logs import start_logging
+from ibpfs_tools.progress import Advance, progress_bar
 from ibpfs_tools.unlocking import Secrets, find_secret
-
-Advance = Callable[[int, int, str], None]
 
 
 def find_asked(word: str) -> VolumePaths:
@@ -82,23 +79,3 @@ def tell(volume: str, result: Any, said: str, wrong: str, *, as_json: bool, quie
         click.echo(f"{volume}: {said}")
     if wrong:
         raise ExitWith(f"{volume}: {wrong}; see ibpfs depots, and the log", COMMAND.failure)
-
-
-@contextmanager
-def progress_bar(title: str, quiet: bool) -> Iterator[Advance]:
-    """A bar on a terminal; nothing in a pipe."""
-    if quiet or not title or not sys.stderr.isatty():
-        yield no_progress
-        return
-    with click.progressbar(length=1, label=title, file=sys.stderr) as bar:
-
-        def advance(done: int, total: int, text: str) -> None:
-            bar.label = text or title
-            bar.length = max(total, 1)
-            bar.update(done - bar.pos)
-
-        yield advance
-
-
-def no_progress(done: int, total: int, text: str) -> None:
-    """In a pipe there is none."""

@@ -19,7 +19,7 @@ from ibpfs.exnode_store.lors.depot_lists import ListedDepot, order, parse_labels
 from ibpfs.exnode_store.lors.outputs import editing, write_document
 from ibpfs.exnode_store.lors.work import Advance, Depots, connected, within
 from ibpfs.exnode_store.sharing.fetching import STRANGER
-from ibpfs_tools.asking import progress_bar
+from ibpfs_tools.progress import progress_bar
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ import click
 from ibpfs.config import Secret, VolumePaths, find_volume, read_key_file
 from ibpfs.errors import UsageError
 from ibpfs.quantities import format_size
-from ibpfs_tools.asking import no_progress
 from ibpfs_tools.commands import command, read_passphrase_file
 from ibpfs_tools.logs import start_logging
+from ibpfs_tools.progress import no_progress
 
 _LONGEST = 1 << 20
 

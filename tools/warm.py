@@ -10,8 +10,9 @@ import click
 
 from ibpfs.config import format_size
 from ibpfs.errors import UsageError
-from ibpfs_tools.asking import ask_without_keys, find_asked, progress_bar, tell
+from ibpfs_tools.asking import ask_without_keys, find_asked, tell
 from ibpfs_tools.commands import command, give_units
+from ibpfs_tools.progress import progress_bar
 from ibpfs_tools.repair import format_period
 
 EPILOG = """\b
