@@ -52,6 +52,9 @@ def run(command: click.Command, codes: ExitCodes, arguments: Sequence[str] | Non
             sys.stdout.flush()
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:  # many lines, and an error all the same
+        click.echo(error.format_message(), err=True)
+        sys.exit(codes.usage)
     except BrokenPipeError:  # the reader of our output went away: no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

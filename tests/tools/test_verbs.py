@@ -1,12 +1,14 @@
 """The verbs of `ibpfs`: each is there, under its name, and only the one that is used is imported."""
 
+import re
 import subprocess
 import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from ibpfs_tools.ibpfs import VERBS, ibpfs
+from ibpfs_tools.ibpfs import SECTIONS, VERBS, ibpfs
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -28,3 +30,26 @@ def test_a_verb_brings_no_other_with_it() -> None:
 def test_no_other_word_is_a_verb() -> None:
     assert ibpfs.get_command(click.Context(ibpfs), "exits") is None
     assert ibpfs.get_command(click.Context(ibpfs), "import_") is None
+
+
+def test_help_has_a_whole_line_for_every_verb() -> None:
+    said = CliRunner().invoke(ibpfs, ["--help"], prog_name="ibpfs", terminal_width=80).output
+    assert said.count("...") == 1  # of the usage
+    assert max(map(len, said.splitlines())) <= 80
+    for verb, text in (row for section in SECTIONS.values() for row in section.items()):
+        assert re.search(rf"^  {verb} +{re.escape(text)}$", said, re.MULTILINE), "too long for one line"
+
+
+@pytest.mark.parametrize("words", [[], ["share"], ["trash"]])
+def test_without_a_verb_the_help_is_shown_as_it_is(words: list[str]) -> None:
+    code = f"import sys; sys.argv[1:] = {words}; from ibpfs_tools.ibpfs import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: ibpfs")
+    assert done.stderr.count("\n") > 10
+
+
+@pytest.mark.parametrize(("word", "hint"), [("stauts", "mean status?"), ("snapshots", "snapshot?"), ("zzz", "'zzz'")])
+def test_a_misspelt_verb(word: str, hint: str) -> None:
+    with pytest.raises(click.UsageError, match=f"there is no verb.*{re.escape(hint)}"):
+        ibpfs.main([word], standalone_mode=False)
