@@ -6,6 +6,7 @@ Knows the names of files and words; no database, no key, no depot.
 import os
 import pwd
 import re
+import shlex
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from ibpfs.quantities import format_size, parse_duration, parse_size
 
 __all__ = [
     "MountOptions",
+    "NoVolume",
     "Secret",
     "VolumeConfig",
     "VolumePaths",
@@ -118,6 +120,10 @@ def data_directory() -> Path:
     return (Path(home) if home.startswith("/") else Path.home() / ".local" / "share") / "ibpfs"
 
 
+class NoVolume(VolumeError):
+    """There is none where a word leads."""
+
+
 def find_volume(word: str, create: bool = False) -> VolumePaths:
     """Return the volume that `word` means: a path when it has a slash or holds a volume.toml, else a name."""
     if not word or "\0" in word:
@@ -129,7 +135,7 @@ def find_volume(word: str, create: bool = False) -> VolumePaths:
         return paths
     with _permission_explained(paths.root):
         if not paths.properties.exists() and not paths.store.exists():
-            raise VolumeError(f"{paths.root}: no volume there; make one with: mkfs.ibpfs {word}")
+            raise NoVolume(f"{paths.root}: no volume there; make one with: mkfs.ibpfs {shlex.quote(word)}")
     return paths
 
 

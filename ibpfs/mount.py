@@ -276,15 +276,17 @@ async def run_command(
         return await volume.services.commands()[command](arguments, progress)
 
 
-async def first_recovery(paths: VolumePaths, secret: Secret) -> Recovery | str:
-    """The recovery string of a volume that was made just now, with its first checkpoint; or why there is none yet."""
+async def first_recovery(paths: VolumePaths, secret: Secret) -> tuple[Recovery | str, dict[str, str]]:
+    """The recovery string of a volume that was made just now, with its first checkpoint; or why there is none yet.
+    And the depots that do not answer, with what is known of it."""
     prepare_process()
     async with open_volume(paths, secret) as volume:
         await volume.parts.depots.wait_for_all(_FIRST_ANSWER)
+        silent = {one.address: one.trouble for one in volume.parts.depots if not one.answers or one.status is None}
         try:
-            return await volume.parts.recovery_key.tell()
+            return await volume.parts.recovery_key.tell(), silent
         except VolumeError as error:
-            return str(error)
+            return str(error), silent
 
 
 async def serve(

@@ -6,6 +6,7 @@ Pure text to values; what is done with them is the business of mount.py and the 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,8 @@ _ACCEPTED = frozenset(
         "sync",
     ]
 )
+#: Our own, with a value.
+_SETTINGS = ("sync", "cache_dir", "passphrase_file", "cache_size", "dirty", "min_free", "deadline")
 _ACCEPTED_WITH_VALUE = frozenset(
     [
         "user", "uhelper", "helper", "comment", "context", "fscontext", "defcontext", "rootcontext", "user_id",
@@ -98,7 +101,7 @@ def parse_mount_options(words: Iterable[str], *, sloppy: bool = False) -> MountO
     for word in (part for argument in words for part in argument.split(",") if part):
         changed = _apply(options, word)
         if changed is None and not sloppy:
-            raise UsageError(f"unknown mount option {word!r}")
+            raise UsageError(f"unknown mount option {word!r}{_meant(word)}")
         options = changed or options
     return options
 
@@ -121,6 +124,12 @@ def _apply(options: MountOptions, word: str) -> MountOptions | None:
     if word == "remount":
         return replace(options, remount=True)
     return options if word in _ACCEPTED or word.startswith(("x-", "X-")) else None
+
+
+def _meant(word: str) -> str:
+    """A hint, where it is a known one misspelt."""
+    close = get_close_matches(word.partition("=")[0], [*KERNEL_WORDS, *_SETTINGS, *_ACCEPTED], 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _apply_kernel_word(options: MountOptions, word: str) -> MountOptions:

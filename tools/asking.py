@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ibpfs.config import VolumePaths, check_access, find_volume
+from ibpfs.config import NoVolume, VolumePaths, check_access, find_volume
 from ibpfs.control import NotInUse, call
 from ibpfs_tools import mounts
 from ibpfs_tools.exits import COMMAND, ExitWith
@@ -22,7 +22,15 @@ def find_asked(word: str) -> VolumePaths:
     entry = mounts.mount_on(place) or mounts.mount_of(place)
     if entry is None and ("/" in word or place.exists()):
         entry = mounts.mount_holding(place)
-    return VolumePaths(Path(entry.source)) if entry is not None else find_volume(word)
+    if entry is not None:
+        return VolumePaths(Path(entry.source))
+    try:
+        return find_volume(word)
+    except NoVolume:
+        if not place.is_dir():
+            raise
+        none = "nor is it one" if "/" in word else "nor is there one of that name"
+        raise NoVolume(f"{word}: no volume is mounted there, {none}") from None
 
 
 def ask(

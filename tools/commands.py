@@ -38,6 +38,15 @@ def read_passphrase_file(path: Path | str) -> bytes:
     return passphrase
 
 
+def has_terminal() -> bool:
+    """Also where a link came on standard input."""
+    try:
+        Path("/dev/tty").open("rb").close()
+    except OSError:
+        return False
+    return True
+
+
 def give_units(texts: dict[str, str], directory: Path | None) -> None:
     """Write systemd units, by name, into a directory; print them when there is none."""
     for name, text in texts.items():

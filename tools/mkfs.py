@@ -16,7 +16,7 @@ from ibpfs.exnode_store.checkpoints.recovery_string import dump_recovery, format
 from ibpfs.exnode_store.creation import CreatedVolume, create_volume, dump_short_recovery
 from ibpfs.exnode_store.policies import parse_labels
 from ibpfs_tools import exits
-from ibpfs_tools.commands import caller, command, read_passphrase_file
+from ibpfs_tools.commands import caller, command, has_terminal, read_passphrase_file
 from ibpfs_tools.logs import start_logging
 from ibpfs_tools.warm import timer_command
 
@@ -93,7 +93,10 @@ def mkfs(
         passphrase=_passphrase(passphrase_file, ask),
         owner=parse_owner(owner) if owner else caller(),
     )
-    recovery, trouble = _recovery_string(paths, made)
+    recovery, trouble, silent = _recovery_string(paths, made)
+    for address, why in silent.items():
+        reason = f" ({why.removeprefix(f'{address}: ')})" if why else ""
+        click.echo(f"mkfs.ibpfs: {address}: does not answer{reason}; nothing is kept there until it does", err=True)
     if quiet:
         click.echo(recovery)
         return
@@ -104,7 +107,7 @@ def mkfs(
                    f" for one that brings all back: ibpfs recovery-key {volume}")  # fmt: skip
     click.echo(f"mount it with: mount.ibpfs {volume} DIRECTORY")
     for address in depots:
-        if address not in pins and not Address.parse(address).is_local:
+        if address not in pins and address not in silent and not Address.parse(address).is_local:
             click.echo(f"{address}: without TLS, whoever listens on the way can read and delete what is kept there")
 
 
@@ -114,21 +117,24 @@ def _depot(word: str) -> tuple[str, dict[str, str]]:
     return address, parse_labels(labels)
 
 
-def _recovery_string(paths: VolumePaths, made: CreatedVolume) -> tuple[str, str]:
-    """With the first checkpoint, to which it leads; else one that opens the keys alone, and why."""
+def _recovery_string(paths: VolumePaths, made: CreatedVolume) -> tuple[str, str, dict[str, str]]:
+    """With the first checkpoint, to which it leads; else one that opens the keys alone, and why. And the depots that do
+    not answer."""
     from ibpfs.mount import first_recovery
 
     start_logging(paths)
-    told = trio.run(first_recovery, paths, Secret("recovery", made.recovery))
+    told, silent = trio.run(first_recovery, paths, Secret("recovery", made.recovery))
     if isinstance(told, str):
-        return format_text(dump_short_recovery(made.recovery)), told.rpartition(": ")[2]
-    return format_text(dump_recovery(told)), ""
+        return format_text(dump_short_recovery(made.recovery)), told.rpartition(": ")[2], silent
+    return format_text(dump_recovery(told)), "", silent
 
 
 def _passphrase(file: str | None, ask: bool) -> bytes | None:
     if file:
         return read_passphrase_file(file)
     if ask:
+        if not has_terminal():
+            raise UsageError("there is no terminal to ask for the passphrase; give it with --passphrase-file FILE")
         answer: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
         return answer.encode()
     return None

@@ -41,7 +41,7 @@ def progress_of(state: dict[str, Any], now: float) -> str:
     if since is None:
         return f"{every}; nothing to verify yet"
     share = state["verified_bytes"] / max(1, state["total_bytes"])
-    return f"{every}; {share:.0%} verified, one not since {format_period(max(0.0, now - since))}"
+    return f"{every}; {share:.0%} verified, the longest wait is {format_period(max(0.0, now - since))}"
 
 
 def format_period(seconds: float) -> str:

@@ -19,7 +19,7 @@ from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store.lors.outputs import refuse_existing, write_document
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT, read_passphrase_file
+from ibpfs_tools.commands import CONTEXT, has_terminal, read_passphrase_file
 from ibpfs_tools.exits import COMMAND, each
 from ibpfs_tools.exnodes import printable
 from ibpfs_tools.shared import text_of
@@ -70,7 +70,7 @@ def share() -> None:
               help="Write the link to a .ibpfs file (readable by you alone).")
 @click.option("--qr", is_flag=True, help="Print it as a QR code, too.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts; keys as in docs/sharing.md.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the link alone.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the link alone, and what is left out.")
 def make(
     path: Path,
     expires: str,
@@ -113,9 +113,8 @@ def make(
     click.echo(found["link"])
     if qr:
         click.echo(qr_code(found["link"]))
-    if not quiet:
-        for line in _said(found):
-            click.echo(line, err=True)
+    for line in _left_out(found) if quiet else _said(found):
+        click.echo(line, err=True)
 
 
 def _passphrase(wanted: bool, file: str | None) -> str | None:
@@ -123,6 +122,8 @@ def _passphrase(wanted: bool, file: str | None) -> str | None:
         return text_of(read_passphrase_file(file))
     if not wanted:
         return None
+    if not has_terminal():
+        raise UsageError("there is no terminal to ask for the passphrase; give it with --passphrase-file FILE")
     typed: str = click.prompt("Passphrase for the link", hide_input=True, confirmation_prompt=True, err=True)
     return typed
 
@@ -178,6 +179,11 @@ def _said(found: dict[str, Any]) -> Iterator[str]:
     if found["this_machine_only"]:
         yield ("some or all of it is on depots of this machine alone: others cannot reach them (ibpfs depots add names"
                " another depot)")  # fmt: skip
+    yield from _left_out(found)
+
+
+def _left_out(found: dict[str, Any]) -> Iterator[str]:
+    """Said in any case: who gets the link misses them."""
     if found["left_out"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found["left_out_kinds"].items())
         yield f"left out: {len(found['left_out'])} ({kinds}), such as {printable(found['left_out'][0])}"

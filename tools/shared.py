@@ -18,7 +18,7 @@ from ibpfs.exnode_store.sharing.reading import open_record, read_record
 from ibpfs.exnode_store.sharing.record_log import LogEntry
 from ibpfs.exnode_store.sharing.share_keys import unwrap_secret
 from ibpfs.mail.links import links_in
-from ibpfs_tools.commands import read_passphrase_file
+from ibpfs_tools.commands import has_terminal, read_passphrase_file
 from ibpfs_tools.exnodes import Pace, run
 
 #: A message or a .ibpfs file; what is longer has its links before that.
@@ -59,27 +59,18 @@ class Unlocking:
     def _read(self) -> str:
         if self.passphrase_file is not None:
             return text_of(read_passphrase_file(self.passphrase_file))
-        if not _has_terminal():
+        if not has_terminal():
             raise UsageError("the link has a passphrase: give it with --passphrase-file FILE")
         found: str = click.prompt("Passphrase of the link", hide_input=True, err=True)
         return found
 
 
 def _key_passphrase(path: Path) -> str:
-    if not _has_terminal():
+    if not has_terminal():
         raise UsageError(f"{path}: has a passphrase, and there is no terminal to ask for it; give a copy without one"
                          " (ssh-keygen -p -f COPY)")  # fmt: skip
     found: str = click.prompt(f"Passphrase of {path}", hide_input=True, err=True)
     return found
-
-
-def _has_terminal() -> bool:
-    """Also where a link came on standard input."""
-    try:
-        Path("/dev/tty").open("rb").close()
-    except OSError:
-        return False
-    return True
 
 
 def unlocking_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +115,7 @@ def read_links(word: str) -> list[Link]:
     found = links_in(data)
     if not found:
         if not data.strip():
-            raise BadLink(f"{word}: is empty, there is no link in it")
+            raise BadLink(f"{'standard input' if word == '-' else word}: is empty, there is no link in it")
         Link.parse(data[:100_000].decode("utf-8", "replace"))  # says what is wrong with it, if it is part of a link
         raise BadLink(f"{word}: there is no link in it")
     links: list[Link] = []

@@ -8,30 +8,46 @@ from typing import Any
 import click
 
 from ibpfs import __version__
-from ibpfs.config import format_size
+from ibpfs.config import VolumePaths, format_size
+from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
 from ibpfs_tools.commands import command
+from ibpfs_tools.exits import COMMAND, each
 from ibpfs_tools.repair import format_period, progress_of
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
 @command("status")
-@click.argument("volume")
+@click.argument("volume", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
-def status(volume: str, as_json: bool, secrets: Secrets) -> None:
-    """Show how VOLUME (a volume or a mount point) is doing.
+def status(volume: str | None, as_json: bool, secrets: Secrets) -> None:
+    """Show how VOLUME (a volume or a mount point) is doing; without it, all that are mounted.
 
-    Exit code 0; with --json one object, keys as in docs/operating.md.
+    Exit code 0; with --json one object, keys as in docs/operating.md, or a list of them without VOLUME.
     """
-    found: dict[str, Any] = ask(find_asked(volume), "status", secrets)
+    if volume is not None:
+        _show(_of(find_asked(volume), secrets), as_json)
+        return
+    places = [VolumePaths(root) for root in dict.fromkeys(mounts.sources())]
+    if as_json:
+        click.echo(json.dumps([_of(paths, secrets) for paths in places], indent=2))
+        return
+    if not places:
+        click.echo("no volume of yours is mounted; see mount.ibpfs --help")
+    each(places, lambda paths: str(paths.root), lambda paths: _show(_of(paths, secrets), as_json), COMMAND)
+
+
+def _of(paths: VolumePaths, secrets: Secrets) -> dict[str, Any]:
+    found: dict[str, Any] = ask(paths, "status", secrets)
     if found["pid"] == os.getpid():  # nobody had it mounted: we were the owner for a moment
         found |= {"pid": None, "pids": []}
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for line in describe(found, time.time(), __version__):
-        click.echo(line)
+    return found
+
+
+def _show(found: dict[str, Any], as_json: bool) -> None:
+    lines = [json.dumps(found, indent=2)] if as_json else describe(found, time.time(), __version__)
+    click.echo("\n".join(lines))
 
 
 def describe(found: dict[str, Any], now: float, installed: str) -> list[str]:

@@ -113,8 +113,9 @@ def keep(volume: str, duration: str | None, lived: str | None, as_json: bool, se
     age = None if lived is None else parse_duration(lived)
     done = ask(find_asked(volume), "trash-keep", secrets, seconds=seconds, lived=age)
     days = done["keep_seconds"] / 86400
-    text = f"kept for {days:g} days, if they had lived for {done['lived_seconds'] / 60:g} minutes"
-    text = text if days else "not kept"
+    text = f"kept for {days:g} days" if days else "not kept"
+    if days and done["lived_seconds"]:
+        text += f", if they had lived for {done['lived_seconds'] / 60:g} minutes"
     click.echo(json.dumps(done, indent=2) if as_json else f"{volume}: deleted files are {text}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ibpfs.config import VolumePaths
+from ibpfs.config import VolumePaths, data_directory
 from ibpfs.control import Refused
 from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import IbpfsError
@@ -49,12 +49,14 @@ def umount(
     types: str | None,
     namespace: str | None,
 ) -> None:
-    """Unmount MOUNTPOINT (or the volume of that path); return when everything is on the depots."""
+    """Unmount MOUNTPOINT (or the volume of that path or name); return when everything is on the depots."""
     del no_mtab, read_only, types
     if namespace:
         enter_namespace(namespace)
     place = mounts.absolute(mountpoint)
     mount = mounts.mount_on(place) or mounts.mount_of(place)
+    if mount is None and "/" not in mountpoint:
+        mount = mounts.mount_of((data_directory() / mountpoint).resolve())
     if mount is None:
         raise IbpfsError(f"{place}: no file system of ibpfs is mounted there")
     os.chdir("/")  # else this process would be one that uses the mount

@@ -134,7 +134,9 @@ def _check_copies(depots: Sequence[str], copies: int | None, min_copies: int | N
         raise UsageError("a depot is named twice")
     there = max(len(places), 1)
     copies = min(there, 2) if copies is None else copies
-    if not 1 <= copies <= there:
+    if copies < 1:
+        raise UsageError("copies must be at least 1")
+    if copies > there:
         raise UsageError(f"{copies} copies need {copies} depots; there {'is' if there == 1 else 'are'} {there}")
     min_copies = max(copies - 1, 1) if min_copies is None else min_copies
     if not 1 <= min_copies <= copies:

@@ -351,6 +351,8 @@ def test_directories(two: Volume, directory: Path) -> None:
     assert sorted(found["left_out"]) == ["passwd", "sub/out", "sub/pipe", "sub/round"]
     said = run("ibpfs", "share", tree).stderr.splitlines()
     assert "left out: 4 (3 symbolic links that could lead out of it, 1 named pipes), such as" in said[-1]
+    (line,) = run("ibpfs", "share", "--quiet", tree).stderr.splitlines()
+    assert line.startswith("left out: 4 ")
     assert "5 files, 2 symbolic links, " in get(directory, found["link"])
     for name in found["left_out"]:
         (tree / name).unlink()

@@ -42,6 +42,11 @@ class TestStatus:
         assert depot.keys() >= {"id", "address", "state", "free_bytes"}
         assert depot["state"] == "ok"
 
+    def test_all_that_are_mounted(self, shared: Volume) -> None:
+        found = json.loads(run("ibpfs", "status", "--json").stdout)
+        assert str(shared.root) in [one["volume"] for one in found]
+        assert f"{shared.root}: mounted on {shared.mountpoint} " in run("ibpfs", "status").stdout
+
     def test_figures_move(self, shared: Volume, place: Path) -> None:
         before = shared.status()
         (place / "f").write_bytes(b"x" * 500_000)

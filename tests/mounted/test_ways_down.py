@@ -56,6 +56,14 @@ def test_nothing_is_lost(volume: Volume, way: str) -> None:
     check(volume)
 
 
+def test_by_the_name_of_the_volume(volume: Volume, tmp_path: Path) -> None:
+    (tmp_path / "ibpfs").mkdir()
+    (tmp_path / "ibpfs" / "named").symlink_to(volume.root)
+    write(volume)
+    run("umount.ibpfs", "named", env={"XDG_DATA_HOME": str(tmp_path)})
+    assert not volume.is_mounted()
+
+
 def test_lazily_and_without_waiting(volume: Volume) -> None:
     write(volume)
     with (volume / "file-2").open("rb") as file:

@@ -17,7 +17,7 @@ from ibpfs_tools.warm import timer_command
 def mkfs(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     code = "from ibpfs_tools.mkfs import main; main()"
     words = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60, start_new_session=True)
 
 
 def test_a_volume(tmp_path: Path) -> None:
@@ -34,11 +34,12 @@ def test_a_volume(tmp_path: Path) -> None:
     assert (again.returncode, again.stderr) == (1, f"mkfs.ibpfs: {tmp_path}/v: is a volume already\n")
 
 
-def test_depots_without_tls_are_named(tmp_path: Path) -> None:
+def test_depots_that_do_not_answer_are_named(tmp_path: Path) -> None:
     done = mkfs(str(tmp_path / "v"), "--no-tls", "--depot", "ibp://192.0.2.1", "--depot", "ibp://127.0.0.1")
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if "without TLS" in line]
-    assert line.startswith("ibp://192.0.2.1: ")
+    assert "without TLS" not in done.stdout  # that is about those that answer
+    assert "ibp://192.0.2.1: does not answer" in done.stderr
+    assert "ibp://127.0.0.1: does not answer (nobody listens there); nothing is kept there" in done.stderr
     assert "no depot has a checkpoint yet, so the string opens the keys alone" in done.stdout
     assert "their leases end: a mount renews them, or ibpfs warm " in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if "systemctl" in line]
@@ -64,6 +65,8 @@ def test_passphrase_from_standard_input(tmp_path: Path) -> None:
         ((), "Missing argument"),
         (("v", "--nonsense"), "No such option"),
         (("/v/v", "--copies", "2"), "2 copies need 2 depots"),
+        (("/v/v", "--copies", "0"), "copies must be at least 1"),
+        (("/v/v", "--passphrase"), "no terminal to ask for the passphrase"),
         (("/v/v", "--owner", "nobody-of-that-name"), "there is no user"),
         (("/v/v", "--passphrase-file", "/does/not/exist"), "cannot read the passphrase"),
         (("/v/v", "--passphrase-file", "-"), "holds no passphrase"),

@@ -49,7 +49,12 @@ def test_missing_arguments() -> None:
 
 
 def test_unknown_option(paths: VolumePaths, place: Path) -> None:
-    refused(tool("mount", paths.root, place, "-o", "ro,cache_sise=1G"), 1, "unknown mount option 'cache_sise=1G'")
+    for word, said in (
+        ("ro,cache_sise=1G", "'cache_sise=1G'; did you mean cache_size?\n"),
+        ("notaime", "'notaime'; did you mean noatime?\n"),
+        ("zzz", "'zzz'\n"),
+    ):
+        refused(tool("mount", paths.root, place, "-o", word), 1, f"unknown mount option {said}")
     refused(tool("mount", paths.root, place, "-o", "cache_size=lots"), 1, "'lots' is not a size")
 
 
@@ -110,14 +115,18 @@ def test_namespace_that_is_not_there(paths: VolumePaths, place: Path) -> None:
 
 def test_umount_of_nothing(place: Path) -> None:
     refused(tool("umount", place), 32, "no file system of ibpfs is mounted there")
+    refused(tool("umount", "no-such-name"), 32, "no-such-name: no file system of ibpfs is mounted there")
     refused(tool("umount"), 1, "MOUNTPOINT")
 
 
 def test_verbs_without_a_volume(place: Path) -> None:
     for verb in ("status", "flush", "drop-cache", "depots"):
-        refused(tool("ibpfs", verb, place), 1, "no volume there")
+        refused(tool("ibpfs", verb, place), 1, f"{place}: no volume is mounted there, nor is it one")
+        done = tool("ibpfs", verb, place.name, cwd=place.parent)
+        refused(done, 1, "place: no volume is mounted there, nor is there one of that name")
+        refused(tool("ibpfs", verb, place / "none"), 1, "no volume there; make one with")
     refused(tool("ibpfs", "stat", place), 1, "is not on a mounted volume")
-    refused(tool("ibpfs", "nonsense"), 2, "No such command")
+    refused(tool("ibpfs", "nonsense"), 2, "there is no verb")
 
 
 @pytest.mark.root

@@ -20,7 +20,7 @@ def test_what_was_mended_and_what_stays_wrong() -> None:
 
 def test_how_far_the_background_is() -> None:
     state = {"period": 30 * 86400.0, "total_bytes": 200, "verified_bytes": 90, "unverified_since": 0.0}
-    assert progress_of(state, 86400 * 12.3) == "every copy within 30 days; 45% verified, one not since 12 days"
+    assert progress_of(state, 86400 * 12.3) == "every copy within 30 days; 45% verified, the longest wait is 12 days"
     assert progress_of({**state, "unverified_since": None}, 0) == "every copy within 30 days; nothing to verify yet"
     assert progress_of({**state, "period": None}, 0) == "copies are not verified in the background"
     assert progress_of({**state, "period": 90.0}, 30).startswith("every copy within 90 seconds")
