@@ -117,11 +117,11 @@ def _is_over(entry: LogEntry) -> bool:
 
 def _doubt(newest: LogEntry | None, troubles: list[IbpfsError], locator: Locator, silent: int) -> DepotUnreachable:
     expires = locator.expires if newest is None else newest.public.expires
-    how = f"expired on {_date(expires)}" if time.time() >= expires else "was revoked, or lost"
-    why = next((f": {one}" for one in troubles if not isinstance(one, ShareGone | BadRecord)), "")
+    how = f"has expired ({_date(expires)})" if time.time() >= expires else "was revoked by its sender (or lost there)"
+    why = next((f" ({one})" for one in troubles if not isinstance(one, ShareGone | BadRecord)), "")
     return DepotUnreachable(
-        f"as far as the depots that answer know, the link {how}; but {silent} of the {len(locator.places)} that have"
-        f" its record did not answer, and may know of a later end: try again{why}"
+        f"the link {how}, as far as the depots that answer know; {silent} of the {len(locator.places)} that hold its"
+        f" record did not answer, and may know better: try again{why}"
     )
 
 
