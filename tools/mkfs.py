@@ -106,9 +106,10 @@ def mkfs(
         click.echo(f"no depot has a checkpoint yet, so the string opens the keys alone ({trouble});"
                    f" for one that brings all back: ibpfs recovery-key {volume}")  # fmt: skip
     click.echo(f"mount it with: mount.ibpfs {volume} DIRECTORY")
-    for address in depots:
-        if address not in pins and address not in silent and not Address.parse(address).is_local:
-            click.echo(f"{address}: without TLS, whoever listens on the way can read and delete what is kept there")
+    for word in depots:
+        address = Address.parse(word)
+        if word not in pins and str(address) not in silent and not address.is_local:
+            click.echo(f"{word}: without TLS, whoever listens on the way can read and delete what is kept there")
 
 
 def _depot(word: str) -> tuple[str, dict[str, str]]:

@@ -38,8 +38,8 @@ def test_depots_that_do_not_answer_are_named(tmp_path: Path) -> None:
     done = mkfs(str(tmp_path / "v"), "--no-tls", "--depot", "ibp://192.0.2.1", "--depot", "ibp://127.0.0.1")
     assert done.returncode == 0, done.stderr
     assert "without TLS" not in done.stdout  # that is about those that answer
-    assert "ibp://192.0.2.1: does not answer" in done.stderr
-    assert "ibp://127.0.0.1: does not answer (nobody listens there); nothing is kept there" in done.stderr
+    assert "ibp://192.0.2.1:6714: does not answer" in done.stderr
+    assert "ibp://127.0.0.1:6714: does not answer (nobody listens there); nothing is kept there" in done.stderr
     assert "no depot has a checkpoint yet, so the string opens the keys alone" in done.stdout
     assert "their leases end: a mount renews them, or ibpfs warm " in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if "systemctl" in line]
