@@ -1,8 +1,15 @@
 """ibpfs: a mountable file system over IBP depots."""
 
-from importlib.metadata import PackageNotFoundError, version
+__version__: str
 
-try:
-    __version__ = version("ibpfs")
-except PackageNotFoundError:  # running from a source tree that was never installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """The version, looked up when somebody asks: it takes an eighth of a short command's time."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ibpfs")
+    except PackageNotFoundError:  # running from a source tree that was never installed
+        return "0+unknown"

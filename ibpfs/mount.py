@@ -29,11 +29,12 @@ from ibpfs.cache.room import Limits
 from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import FILE_SIZE, Spool
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
-from ibpfs.control import Progress, listening
+from ibpfs.control import Progress
 from ibpfs.depot.clock import SteadyClock
 from ibpfs.depot.embedded import EmbeddedDepot, socket_of
 from ibpfs.depot.suspends import watch_suspends
 from ibpfs.directory_below import DirectoryBelow
+from ibpfs.ear import listening
 from ibpfs.errors import DeadlineExceeded, NoSpace, UsageError, VolumeError
 from ibpfs.exnode_store.checkpoints.commits import Dirty
 from ibpfs.exnode_store.checkpoints.keeper import Checkpoints

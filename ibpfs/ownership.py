@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import trio
-
 from ibpfs.config import VolumePaths
 from ibpfs.errors import VolumeBusy, VolumeError
 from ibpfs.kernel import mounts_of
@@ -63,6 +61,8 @@ def _open_lock(paths: VolumePaths) -> int:
 
 
 async def _lock(descriptor: int, paths: VolumePaths) -> None:
+    import trio  # slow to import, and needed by owners only
+
     seen_mounted = trio.current_time()
     said = ""
     while not _try_lock(descriptor):

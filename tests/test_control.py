@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from ibpfs.config import VolumePaths
-from ibpfs.control import NotInUse, Progress, Refused, call, listening
+from ibpfs.control import NotInUse, Progress, Refused, call
+from ibpfs.ear import listening
 from ibpfs.errors import NoSpace, UsageError, VolumeError
 
 Request = Mapping[str, Any]
@@ -129,7 +130,7 @@ async def test_who_hangs_up_ends_the_command(paths: VolumePaths) -> None:
 async def test_who_hangs_up_on_unread_progress_ends_the_command_alone(
     paths: VolumePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ibpfs.control._PROGRESS_EVERY", 0.001)
+    monkeypatch.setattr("ibpfs.ear._PROGRESS_EVERY", 0.001)
     given_up = trio.Event()
 
     async def work(_: Request, progress: Progress) -> None:
@@ -197,7 +198,7 @@ async def test_a_stuck_owner_is_not_waited_for(paths: VolumePaths, monkeypatch: 
 
 async def test_a_long_command_shows_that_it_lives(paths: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibpfs.control.PATIENCE", 0.5)
-    monkeypatch.setattr("ibpfs.control._ALIVE_EVERY", 0.1)
+    monkeypatch.setattr("ibpfs.ear._ALIVE_EVERY", 0.1)
 
     async def work(_: Request, __: Progress) -> str:
         await trio.sleep(1.0)

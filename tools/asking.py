@@ -11,7 +11,6 @@ from ibpfs.config import NoVolume, VolumePaths, check_access, find_volume
 from ibpfs.control import NotInUse, call
 from ibpfs_tools import mounts
 from ibpfs_tools.exits import COMMAND, ExitWith
-from ibpfs_tools.logs import start_logging
 from ibpfs_tools.progress import Advance, progress_bar
 from ibpfs_tools.unlocking import Secrets, find_secret
 
@@ -41,10 +40,12 @@ def ask(
     def alone(advance: Advance) -> Any:
         check_access(paths)
         secret = find_secret(paths, secrets)
-        start_logging(paths)
-        import trio  # slow to import, and needed here only
+        import trio  # slow to import, as what follows, and needed here only
 
         from ibpfs.mount import run_command
+        from ibpfs_tools.logs import start_logging
+
+        start_logging(paths)
 
         return trio.run(run_command, paths, secret, command, arguments, advance)
 
@@ -58,10 +59,12 @@ def ask_without_keys(
 
     def alone(advance: Advance) -> Any:
         check_access(paths)
-        start_logging(paths)
         import trio
 
         from ibpfs.keyless import run_upkeep
+        from ibpfs_tools.logs import start_logging
+
+        start_logging(paths)
 
         return trio.run(run_upkeep, paths, command, arguments, advance)
 

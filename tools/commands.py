@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ibpfs import __version__
+import ibpfs
 from ibpfs.errors import UsageError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -20,10 +20,23 @@ def command(name: str, epilog: str | None = None) -> Callable[[Function], click.
     """A click command with -h, --help and --version."""
 
     def decorate(function: Function) -> click.Command:
-        versioned = click.version_option(__version__, prog_name=name, message="%(prog)s %(version)s")(function)
-        return click.command(name, context_settings=CONTEXT, epilog=epilog)(versioned)
+        return click.command(name, context_settings=CONTEXT, epilog=epilog)(version_option(name)(function))
 
     return decorate
+
+
+def version_option(name: str, *words: str) -> Callable[[Function], Function]:
+    """--version, or other `words`. Not click's, for which the version must be known beforehand."""
+
+    def show(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            click.echo(f"{name} {ibpfs.__version__}")
+            ctx.exit()
+
+    return click.option(
+        *(words or ("--version",)), is_flag=True, expose_value=False, is_eager=True, callback=show,
+        help="Show the version and exit.",
+    )  # fmt: skip
 
 
 def read_passphrase_file(path: Path | str) -> bytes:

@@ -5,11 +5,10 @@ from typing import Any
 
 import click
 
-from ibpfs import __version__
 from ibpfs.config import format_size
 from ibpfs.exnode_store.policies import parse_labels
 from ibpfs_tools.asking import ask, ask_without_keys, find_asked
-from ibpfs_tools.commands import CONTEXT
+from ibpfs_tools.commands import CONTEXT, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -23,7 +22,7 @@ class _Listing(click.Group):
 
 
 @click.group("depots", cls=_Listing, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="ibpfs depots", message="%(prog)s %(version)s")
+@version_option("ibpfs depots")
 def depots() -> None:
     """Which depots a volume keeps its bytes on. `ibpfs depots VOLUME` lists them."""
 

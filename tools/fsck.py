@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 import click
 import trio
 
-from ibpfs import __version__
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, find_volume, load_config, parse_config
 from ibpfs.depot.embedded import EmbeddedDepot, socket_of
 from ibpfs.errors import UsageError, VolumeError
@@ -21,7 +20,7 @@ from ibpfs.exnode_store.keys import VolumeKeys, open_slots
 from ibpfs.ownership import owned
 from ibpfs.process import prepare_process
 from ibpfs_tools import exits
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, version_option
 from ibpfs_tools.unlocking import Secrets, find_secret, secret_options
 
 #: fsck(8); they add up
@@ -51,7 +50,7 @@ Exit codes are those of fsck(8), added up: 0 nothing wrong, 1 something was wron
 @click.option("-T", "no_title", is_flag=True, help="Accepted: there is no title.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the depots do.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing when nothing is wrong.")
-@click.version_option(__version__, "-V", prog_name="fsck.ibpfs", message="%(prog)s %(version)s")
+@version_option("fsck.ibpfs", "-V")
 @secret_options
 def fsck(
     volume: str,

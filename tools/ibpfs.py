@@ -5,9 +5,8 @@ from importlib import import_module
 
 import click
 
-from ibpfs import __version__
 from ibpfs_tools import exits
-from ibpfs_tools.commands import CONTEXT
+from ibpfs_tools.commands import CONTEXT, version_option
 
 EPILOG = """\b
 Exit codes: 0 done, 1 not done, 2 wrong call.
@@ -92,7 +91,7 @@ class Verbs(click.Group):
 
 
 @click.group("ibpfs", cls=Verbs, context_settings=CONTEXT, epilog=EPILOG, no_args_is_help=True)
-@click.version_option(__version__, prog_name="ibpfs", message="%(prog)s %(version)s")
+@version_option("ibpfs")
 def ibpfs() -> None:
     """Look after volumes of ibpfs. Volumes are named by their path, their name, or where they are mounted."""
 

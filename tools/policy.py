@@ -5,17 +5,16 @@ from typing import Any
 
 import click
 
-from ibpfs import __version__
 from ibpfs.config import VolumePaths
 from ibpfs.errors import UsageError
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask_without_keys, find_asked
-from ibpfs_tools.commands import CONTEXT
+from ibpfs_tools.commands import CONTEXT, version_option
 from ibpfs_tools.exits import COMMAND, ExitWith
 
 
 @click.group("policy", context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="ibpfs policy", message="%(prog)s %(version)s")
+@version_option("ibpfs policy")
 def policy() -> None:
     """What a directory asks of the depots for the files that are made in it: copies, and where they lie.
 

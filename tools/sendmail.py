@@ -5,12 +5,12 @@ import sys
 
 import click
 
-from ibpfs import __version__
 from ibpfs.errors import UsageError
 from ibpfs.mail.delivery import Program
 from ibpfs.mail.sendmail_words import Invocation, parse_words
 from ibpfs.mail.settings import Settings, load_settings
 from ibpfs_tools import exits
+from ibpfs_tools.commands import version_option
 from ibpfs_tools.exits import ExitCodes, ExitWith
 from ibpfs_tools.mailing import Sending, sysexits
 
@@ -35,7 +35,7 @@ class _Sendmail(click.Command):
 
 
 @click.command("ibpfs-sendmail", cls=_Sendmail, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ibpfs-sendmail", message="%(prog)s %(version)s")
+@version_option("ibpfs-sendmail")
 @click.argument("words", nargs=-1, metavar="[SENDMAIL'S OPTIONS] [RECIPIENT]...")
 def sendmail(words: list[str]) -> None:
     """Send the message on standard input, its large attachments as links: `ibpfs mail` for mail programs.

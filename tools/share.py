@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from ibpfs import __version__
 from ibpfs.config import VolumePaths, format_size, parse_duration, parse_size
 from ibpfs.control import Refused, call
 from ibpfs.depot.address import Address
@@ -19,7 +18,7 @@ from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store.lors.outputs import refuse_existing, write_document
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT, has_terminal, read_passphrase_file
+from ibpfs_tools.commands import CONTEXT, has_terminal, read_passphrase_file, version_option
 from ibpfs_tools.exits import COMMAND, each
 from ibpfs_tools.exnodes import printable
 from ibpfs_tools.shared import text_of
@@ -36,7 +35,7 @@ class _Sharing(click.Group):
 
 
 @click.group("share", cls=_Sharing, context_settings=CONTEXT, no_args_is_help=True)
-@click.version_option(__version__, prog_name="ibpfs share", message="%(prog)s %(version)s")
+@version_option("ibpfs share")
 def share() -> None:
     """Links to files and directories of a mounted volume. `ibpfs share PATH` makes one.
 

@@ -6,15 +6,14 @@ from typing import Any
 
 import click
 
-from ibpfs import __version__
 from ibpfs.config import format_size
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT
+from ibpfs_tools.commands import CONTEXT, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
 @click.group("snapshot", context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="ibpfs snapshot", message="%(prog)s %(version)s")
+@version_option("ibpfs snapshot")
 def snapshot() -> None:
     """Keep the whole tree of a volume as it is now; it is found in .snapshots.
 

@@ -8,18 +8,17 @@ from typing import Any
 
 import click
 
-from ibpfs import __version__
 from ibpfs.config import VolumePaths, format_size
 from ibpfs.errors import UsageError
 from ibpfs.quantities import parse_duration
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT
+from ibpfs_tools.commands import CONTEXT, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
 @click.group("trash", context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="ibpfs trash", message="%(prog)s %(version)s")
+@version_option("ibpfs trash")
 def trash() -> None:
     """What was deleted from a volume, and can come back.
 

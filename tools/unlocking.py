@@ -11,7 +11,6 @@ import click
 
 from ibpfs.config import Secret, VolumePaths, load_config, read_key_file
 from ibpfs.errors import UsageError, VolumeError
-from ibpfs.exnode_store.checkpoints.recovery_string import parse_recovery
 from ibpfs_tools.commands import read_passphrase_file
 
 
@@ -50,6 +49,8 @@ def secret_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def find_secret(paths: VolumePaths, secrets: Secrets) -> Secret:
     """Return what opens the volume: the file that was named, else the key file, else what a person types."""
     if secrets.recovery_file:
+        from ibpfs.exnode_store.checkpoints.recovery_string import parse_recovery  # slow to import, and seldom used
+
         text = read_passphrase_file(secrets.recovery_file).decode("utf-8", "replace")
         return Secret("recovery", parse_recovery(text).secret)
     if secrets.passphrase_file:
