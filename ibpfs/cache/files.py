@@ -30,7 +30,7 @@ from ibpfs.exnode_store.extents import ExtentMap, Piece
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.namespace import Namespace
-from ibpfs.exnode_store.sealing import FRAME_SIZE
+from ibpfs.exnode_store.sealing import FRAME_SIZE, Buffer
 from ibpfs.exnode_store.transfer import Transfer
 
 #: A file up to this size is fetched with its first read anyway (a block of the cache).
@@ -188,7 +188,7 @@ class FileCache:
 
     # Bytes
 
-    async def read(self, ino: int, offset: int, size: int) -> bytes:
+    async def read(self, ino: int, offset: int, size: int) -> Buffer:
         """Return the bytes at `offset`, fewer at the end of the file. DataError when they cannot be had."""
         while True:
             inode = self.inode(ino)
@@ -229,13 +229,13 @@ class FileCache:
             for piece in extents.find(start, min(end, inode.size)):
                 self._reader.prefetch(piece.source, piece.offset, piece.offset + piece.stop - piece.start, stream=True)
 
-    async def _read(self, ino: int, extents: ExtentMap[SliceRef], offset: int, stop: int) -> bytes:
+    async def _read(self, ino: int, extents: ExtentMap[SliceRef], offset: int, stop: int) -> Buffer:
         file = self._flusher.files.get(ino)
         if file is None:
             below = extents.find(offset, stop)
             if len(below) == 1 and below[0].start == offset and below[0].stop == stop:
                 piece = below[0]
-                return bytes(await self.stored(piece.source, piece.offset, piece.offset + stop - offset))
+                return await self.stored(piece.source, piece.offset, piece.offset + stop - offset)
             dirty: list[Piece[Record]] = []
         else:
             dirty = file.extents.find(offset, stop)
@@ -254,9 +254,9 @@ class FileCache:
             length = part.stop - part.start
             data = await self.stored(part.source, part.offset, part.offset + length)
             result[part.start - offset : part.stop - offset] = data
-        return bytes(result)
+        return result
 
-    async def stored(self, ref: SliceRef, start: int, stop: int) -> bytes:
+    async def stored(self, ref: SliceRef, start: int, stop: int) -> Buffer:
         """Bytes of a slice from its replicas; what these do not give, or not soon, from what the spool retains."""
         retention = self._flusher.retention
         if self._flusher.fresh.is_settling(ref.segment):

@@ -25,6 +25,7 @@ from ibpfs.depot.wire import (
 )
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.protocol import ANY_RESOURCE
+from ibpfs.memory import unfilled
 
 __all__ = ["APPEND", "PERMANENT", "AliasStatus", "AllocationStatus", "DepotClient", "DepotStatus", "ShortLoad"]
 
@@ -100,7 +101,7 @@ class DepotClient(ProtocolCommands):
 
     async def load(self, key: Key, offset: int, length: int) -> bytearray:
         """Exactly `length` bytes; ShortLoad when the allocation does not hold them."""
-        into = bytearray(length)
+        into = unfilled(length)
         if length:
             with memoryview(into) as view:
                 await self._load_into(ev.Load(key, offset, length, version=0), view)

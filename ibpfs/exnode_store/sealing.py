@@ -6,7 +6,7 @@ verify them; only an exNode that was imported has such. Knows keys and bytes; no
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,6 +49,7 @@ class Aead(Protocol):
 
     def encrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
     def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+    def decrypt_into(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer) -> int: ...
 
 
 _AEADS: dict[int, Callable[[bytes], Aead]] = {AES_256_GCM: AESGCM, CHACHA20_POLY1305: ChaCha20Poly1305}
@@ -196,6 +197,24 @@ def unseal(form: SliceForm, key: bytes, first: int, stored: Buffer, checksums: B
         ]
     except InvalidTag:
         raise FrameError("a frame does not open: changed bytes or another key") from None
+
+
+def unseal_into(form: SliceForm, key: bytes, first: int, frames: Iterable[Buffer], into: memoryview) -> None:
+    """Fill `into` with the clear bytes of sealed frames, from number `first` on, each given as it is stored.
+
+    Raises FrameError as `unseal` does; what is in `into` then is nobody's.
+    """
+    aead = _AEADS[form.function](key)
+    at = 0
+    for number, frame in enumerate(frames, first):
+        end = at + len(frame) - TAG_SIZE
+        try:
+            aead.decrypt_into(number.to_bytes(12, "big"), frame, form._associated(number), into[at:end])
+        except (InvalidTag, ValueError):
+            raise FrameError("a frame does not open: changed bytes or another key") from None
+        at = end
+    if at != len(into):
+        raise FrameError("no frame where one should be")
 
 
 def _check_plain(form: SliceForm, first: int, pieces: Sequence[memoryview], checksums: memoryview) -> list[bytes]:

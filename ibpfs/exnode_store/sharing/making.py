@@ -27,7 +27,7 @@ from ibpfs.quantities import format_size
 
 _log = logging.getLogger(__name__)
 
-Read = Callable[[SliceRef, int, int], Awaitable[bytes]]
+Read = Callable[[SliceRef, int, int], Awaitable[Buffer]]
 #: Bytes that are read, hashed or sealed at once.
 _PIECE: Final = 4 * 1024 * 1024
 #: A private copy is cut into allocations of about so much.
