@@ -2,6 +2,8 @@
 
 MAX_WINDOW = 8 * 1024 * 1024
 FIRST_WINDOW = 1024 * 1024
+#: A window of this size or more ends at a multiple of it, where a slice of a stream does: so loads are large.
+STEP = 4 * 1024 * 1024
 
 #: The kernel sends the pieces of one big read out of order: so far from the expected place is still in sequence.
 _SLACK = 1024 * 1024
@@ -28,5 +30,7 @@ class Readahead:
             return []
         self._window = min(self._limit, max(FIRST_WINDOW, self._window * 2))
         begin, end = max(self._ahead, self._reached), self._reached + self._window
+        if self._window >= STEP:
+            end -= end % STEP
         self._ahead = max(end, self._ahead)
         return [(begin, end)] if begin < end else []

@@ -333,9 +333,85 @@ async def test_a_stream_from_the_depot_on_the_same_disk_is_not_copied_there(tmp_
             assert await bench.read(at, at + BLOCK // 2) == DATA[at : at + BLOCK // 2]
         nursery.cancel_scope.cancel()
     assert bench.cache.used == 0
-    assert len(bench.source.loads) == 8
+    assert sorted(bench.source.loads) == [(1, 0, 5 * BLOCK), (1, 5 * BLOCK, 8 * BLOCK)], "few loads of many blocks"
     assert await bench.read(9 * BLOCK, 9 * BLOCK + 10) == DATA[9 * BLOCK : 9 * BLOCK + 10]  # not a stream
     await until_cached(bench.cache, 1, 9 * BLOCK, 9 * BLOCK + 10)
+
+
+async def test_a_stream_from_far_away_comes_in_blocks(bench: Bench) -> None:
+    bench.source.far = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        bench.reader.prefetch(1, 0, 4 * BLOCK, stream=True)
+        await until_cached(bench.cache, 1, 0, 4 * BLOCK)
+        nursery.cancel_scope.cancel()
+    assert sorted(bench.source.loads) == [(1, at * BLOCK, (at + 1) * BLOCK) for at in range(4)]
+
+
+async def test_a_stream_from_another_disk_is_cached(bench: Bench) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        bench.reader.prefetch(1, 0, 4 * BLOCK + 10, stream=True)
+        await until_cached(bench.cache, 1, 0, 4 * BLOCK + 10)
+        nursery.cancel_scope.cancel()
+    assert bench.source.loads == [(1, 0, 5 * BLOCK)]
+    bench.source.dead = {1, 2}
+    assert await bench.read(0, 5 * BLOCK) == DATA[: 5 * BLOCK]
+
+
+async def test_a_run_leaves_out_what_is_on_its_way(bench: Bench, nursery: trio.Nursery) -> None:
+    bench.source.gate = trio.Event()
+    nursery.start_soon(bench.reader.serve)
+    nursery.start_soon(bench.read, 2 * BLOCK, 2 * BLOCK + 10)
+    await wait_all_tasks_blocked()
+    bench.reader.prefetch(1, 0, 4 * BLOCK, stream=True)
+    bench.reader.prefetch(1, 0, 5 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    bench.source.gate.set()
+    await until_cached(bench.cache, 1, 0, 5 * BLOCK)
+    assert sum(stop - start for _, start, stop in bench.source.loads) == 5 * BLOCK
+    assert await bench.read(0, 5 * BLOCK) == DATA[: 5 * BLOCK]
+
+
+async def test_readers_wait_for_a_run_that_is_on_its_way(bench: Bench, nursery: trio.Nursery) -> None:
+    bench.source.gate = trio.Event()
+    nursery.start_soon(bench.reader.serve)
+    bench.reader.prefetch(1, 0, 4 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    found: list[bytes] = []
+
+    async def read(start: int, stop: int) -> None:
+        found.append(await bench.read(start, stop))
+
+    nursery.start_soon(read, 3 * BLOCK - 10, 3 * BLOCK + 10)
+    await wait_all_tasks_blocked()
+    bench.source.gate.set()
+    await wait_all_tasks_blocked()
+    assert found == [DATA[3 * BLOCK - 10 : 3 * BLOCK + 10]]
+    assert bench.source.loads == [(1, 0, 4 * BLOCK)]
+
+
+async def test_runs_are_bounded(bench: Bench, nursery: trio.Nursery) -> None:
+    bench.source.gate = trio.Event()
+    nursery.start_soon(bench.reader.serve)
+    for start in range(0, 18, 3):
+        bench.reader.prefetch(1, start * BLOCK, (start + 3) * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    assert bench.source.busy == 2
+    bench.source.gate.set()
+    await until_cached(bench.cache, 1, 0, 18 * BLOCK)
+
+
+async def test_the_end_of_a_read_that_streams_is_not_copied_either(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache")
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        await wait_all_tasks_blocked()
+        assert await bench.read(10, BLOCK + 10) == DATA[10 : BLOCK + 10]
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert bench.cache.used == 0
 
 
 async def test_what_memory_cannot_hold_for_its_readers_goes_to_the_disk(tmp_path: Path) -> None:

@@ -287,6 +287,48 @@ async def test_prefetched_bytes_need_no_source(desk: Desk) -> None:
     assert await desk.reader.read(ref, 0, len(DATA)) == DATA
 
 
+@pytest.mark.parametrize("beside", [False, True])
+async def test_a_lie_in_a_load_of_many_blocks(desk: Desk, beside: bool) -> None:
+    desk.reader = SliceReader(
+        desk.library.length, desk.source, desk.library.keys, desk.cache, is_beside=lambda _: beside
+    )
+    ref = desk.library.write(DATA)
+    desk.flip(1, ref, 1_500_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.reader.serve)
+        desk.reader.prefetch(ref, 0, len(DATA), stream=True)
+        await wait_all_tasks_blocked()
+        if not beside:
+            await until_cached(desk.cache, 1, 0, ref.form.stored_span(0, ref.form.frames)[1])
+        assert len(desk.source.loads) == 1
+        assert await desk.reader.read(ref, 0, len(DATA)) == DATA
+        nursery.cancel_scope.cancel()
+    assert [replica for replica, _ in desk.source.reports] == [1]
+
+
+async def test_frames_are_had_from_a_run_that_is_not_whole_anywhere(desk: Desk) -> None:
+    ref = desk.library.write(DATA)
+    stored = desk.source.segments[1]
+    desk.source.segments[1] = stored[: 2 * MIB]  # the rest is lost
+    desk.reader = SliceReader(lambda _: len(stored), desk.source, desk.library.keys, desk.cache)
+    desk.source.gate = trio.Event()
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append(bytes(await desk.reader.read(ref, 0, MIB)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.reader.serve)
+        desk.reader.prefetch(ref, 0, len(DATA), stream=True)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(read)  # waits for the run, which comes to nothing
+        await wait_all_tasks_blocked()
+        desk.source.gate.set()
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert found == [DATA[:MIB]]
+
+
 async def test_what_is_at_hand_is_read_without_waiting(desk: Desk) -> None:
     data = os.urandom(3 * FRAME_SIZE)
     ref = desk.library.write(data)

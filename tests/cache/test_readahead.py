@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibpfs.cache.readahead import FIRST_WINDOW, MAX_WINDOW, Readahead
+from ibpfs.cache.readahead import FIRST_WINDOW, MAX_WINDOW, STEP, Readahead
 
 MIB = 1024 * 1024
 
@@ -31,6 +31,15 @@ def test_window_doubles_up_to_its_bound() -> None:
         if offset > 24 * MIB:
             assert asked - stop >= MAX_WINDOW // 2 - 128 * 1024
     assert most == MAX_WINDOW
+
+
+def test_large_windows_end_where_slices_do() -> None:
+    policy = Readahead()
+    ranges: list[tuple[int, int]] = []
+    for offset in range(0, 64 * MIB, MIB):
+        ranges += policy.note(offset, MIB)
+    assert [begin for begin, _ in ranges[1:]] == [end for _, end in ranges[:-1]], "nothing twice, nothing left out"
+    assert {(begin % STEP, end - begin) for begin, end in ranges[-4:]} == {(0, STEP)}
 
 
 def test_random_reads_ask_for_nothing() -> None:

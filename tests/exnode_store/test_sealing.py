@@ -21,6 +21,7 @@ from ibpfs.exnode_store.sealing import (
     parse_header,
     seal,
     unseal,
+    unseal_into,
 )
 
 KEY = bytes(range(32))
@@ -45,7 +46,18 @@ def open_frames(form: SliceForm, stored: bytes, first: int, behind: int, key: by
     if form.function == PLAIN_XXH3:
         at, stop = form.checksum_span(first, behind)
         checksums = stored[at:stop]
-    return b"".join(unseal(form, key, first, stored[begin:end], checksums))
+    clear = b"".join(unseal(form, key, first, stored[begin:end], checksums))
+    if form.is_sealed:
+        assert open_into(form, stored, first, behind, key) == clear
+    return clear
+
+
+def open_into(form: SliceForm, stored: bytes, first: int, behind: int, key: bytes = KEY) -> bytearray:
+    """As a reader of many frames does it."""
+    into = bytearray(min(behind * form.frame_size, form.length) - first * form.frame_size)
+    spans = [form.stored_span(number, number + 1) for number in range(first, behind)]
+    unseal_into(form, key, first, [stored[begin:end] for begin, end in spans], memoryview(into))
+    return into
 
 
 def open_all(form: SliceForm, stored: bytes, key: bytes = KEY) -> bytes:
@@ -121,6 +133,26 @@ def test_what_is_too_much_is_noticed(function: int) -> None:
     for more in (b"\0", bytes(16), bytes(64)):
         with pytest.raises(FrameError):
             unseal(form, KEY, 0, stored[begin:end] + more, checksums)
+
+
+@sealed_functions
+def test_a_run_opens_whole_or_not_at_all(function: int) -> None:
+    form = make_form(function, 40)
+    stored = b"".join(seal(form, KEY, bytes(range(40))))
+    assert open_into(form, stored, 0, 3) == bytes(range(40))
+    for at in (HEADER.size, len(stored) // 2, len(stored) - 1):
+        changed = bytearray(stored)
+        changed[at] ^= 1
+        with pytest.raises(FrameError):
+            open_into(form, bytes(changed), 0, 3)
+    with pytest.raises(FrameError):
+        open_into(form, stored, 0, 3, bytes(32))
+    frames = [stored[slice(*form.stored_span(number, number + 1))] for number in range(3)]
+    for wrong in (frames[:2], frames[:0], [*frames, frames[2]], [frames[1], frames[0], frames[2]], [*frames[:2], b""]):
+        with pytest.raises(FrameError):
+            unseal_into(form, KEY, 0, wrong, memoryview(bytearray(40)))
+    with pytest.raises(FrameError):
+        unseal_into(form, KEY, 0, [*frames[:2], frames[2][:-1]], memoryview(bytearray(40)))
 
 
 @all_functions
