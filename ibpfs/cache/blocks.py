@@ -5,14 +5,15 @@ Knows where bytes came from (so that the reader can say who lied), not what they
 
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import trio
 
 from ibpfs.cache.clean import BLOCK, Buffer, CleanCache, Key, by_block
 from ibpfs.cache.first_looks import FirstLooks, following
+from ibpfs.cache.parts import Loaded, Part, StoredSource, in_order, shares
 from ibpfs.errors import DataError, IbpfsError
 
 _log = logging.getLogger(__name__)
@@ -42,68 +43,6 @@ _KEEPERS = 2
 #: When nobody has read from a depot for so many seconds, blocks that were looked into are fetched whole, so many each.
 _QUIET = 1.0
 _COMPLETED = 4
-
-
-class Loaded(Protocol):
-    """Stored bytes as one replica gave them, or several together; `label` names depot and allocation for a log."""
-
-    @property
-    def data(self) -> Buffer: ...
-    @property
-    def replica(self) -> int: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def givers(self) -> Sequence[int]: ...
-
-
-class StoredSource(Protocol):
-    """Where stored bytes come from when they are not in the cache."""
-
-    async def load(
-        self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()
-    ) -> Loaded:
-        """Return bytes [start, stop) from a replica not in `avoid`; DataError when none can give them."""
-
-    async def blame(self, givers: Sequence[int], reason: str) -> frozenset[int]:
-        """What these replicas gave together is wrong: report those to blame, and return them, one at least."""
-
-    def is_far(self, segment: int) -> bool:
-        """Whether no depot that has the segment is near."""
-
-
-class Part(NamedTuple):
-    """Bytes of a segment from `start` on, and who gave them: None when the local cache did."""
-
-    start: int
-    data: memoryview
-    origin: Loaded | None
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.data)
-
-
-class _Share:
-    """One block of several that came together."""
-
-    __slots__ = ("_whole", "data")
-
-    def __init__(self, whole: Loaded, data: memoryview) -> None:
-        self._whole = whole
-        self.data = data
-
-    @property
-    def replica(self) -> int:
-        return self._whole.replica
-
-    @property
-    def label(self) -> str:
-        return self._whole.label
-
-    @property
-    def givers(self) -> Sequence[int]:
-        return self._whole.givers
 
 
 class _Held(NamedTuple):
@@ -323,12 +262,12 @@ class BlockReader:
         try:
             async with self._loads:
                 loaded = await self.load(segment, start, stop, frozenset())
-                shares = dict(zip(flights, _shares(loaded, blocks), strict=True))
+                each = dict(zip(flights, shares(loaded, blocks), strict=True))
                 for one, flight in flights.items():
-                    flight.loaded = shares[one]
+                    flight.loaded = each[one]
                     flight.done.set()
                 if stream and self._is_beside(segment) and self._has_room_to_hold(blocks):
-                    for one, share in shares.items():
+                    for one, share in each.items():
                         self._hold(one, share, _HELD_FOR if ahead and not flights[one].is_read else 0.0)
                 elif ahead or not self._keep_later(key, loaded):
                     await self._keep(key, loaded, blocks)
@@ -366,7 +305,7 @@ class BlockReader:
                 self._cache.insert, key[0], key[1] * BLOCK, loaded.data, abandon_on_cancel=True, limiter=self._writes
             )
         if not kept:
-            for number, share in enumerate(_shares(loaded, blocks), key[1]):
+            for number, share in enumerate(shares(loaded, blocks), key[1]):
                 self._hold((key[0], number), share)
 
     def _hold(self, key: Key, loaded: Loaded, seconds: float = 0.0) -> None:
@@ -384,32 +323,3 @@ class BlockReader:
     def _least_wanted(self) -> Key | None:
         now = trio.current_time()
         return next((key for key, held in self._held.items() if held.until < now), None)
-
-
-def _shares(loaded: Loaded, blocks: int) -> Sequence[Loaded]:
-    """Each of so many blocks."""
-    if blocks == 1:
-        return [loaded]
-    data = memoryview(loaded.data)
-    return [_Share(loaded, data[at * BLOCK : (at + 1) * BLOCK]) for at in range(blocks)]
-
-
-async def in_order(jobs: Sequence[Callable[[], Awaitable[Part]]]) -> list[Part]:
-    """Run jobs at the same time; return their results in order, or raise one of their errors."""
-    if len(jobs) <= 1:
-        return [await job() for job in jobs]
-    results: dict[int, Part] = {}
-    errors: list[Exception] = []
-
-    async def run(at: int, job: Callable[[], Awaitable[Part]]) -> None:
-        try:
-            results[at] = await job()
-        except Exception as error:
-            errors.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for at, job in enumerate(jobs):
-            nursery.start_soon(run, at, job)
-    if errors:
-        raise errors[0]
-    return [results[at] for at in range(len(jobs))]

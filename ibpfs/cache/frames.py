@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from ibpfs.cache.blocks import BlockReader, Loaded, Part, StoredSource
+from ibpfs.cache.blocks import BlockReader
 from ibpfs.cache.clean import Buffer, CleanCache
+from ibpfs.cache.parts import Loaded, Part, StoredSource
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.sealing import PLAIN_XXH3, FrameError, SliceForm, unseal, unseal_into
 from ibpfs.memory import unfilled
