@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 PATIENCE = 30.0
 #: Seconds that a flush waits, when everything is safe, for the copies beyond min_copies.
 COPIES_LIMIT = 30.0
+#: Seconds in which a new depot shows whether it answers.
+_FIRST_ANSWER = 3.0
 #: Commands that change what a volume holds, or where.
 _CHANGING = (
     "compact", "depots-add", "depots-drain", "depots-label", "depots-remove", "import", "policy-set", "share",
@@ -289,12 +291,15 @@ class Services:
         address = Address.parse(str(request.get("address")))
         pin = await fingerprint_of(address, wanted=request.get("tls") is not False)
         named = {str(key): str(value) for key, value in labels.items()}
-        return _depot(self._parts.depots.add(str(address), named, pin))
+        depot = self._parts.depots.add(str(address), named, pin)
+        await self._parts.depots.wait_for_all(_FIRST_ANSWER)
+        return _depot(depot)
 
     async def _pin_depot(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
-        depot = self._parts.depots.find(_integer(request, "id"))
+        word = str(request.get("depot") or _integer(request, "id"))  # releases before this one say the number alone
+        depot = self._parts.depots.at(word)
         if depot is None or depot.embedded:
-            raise UsageError(f"there is no depot {request['id']} whose certificate could be pinned (see ibpfs depots)")
+            raise UsageError(f"there is no depot {word} whose certificate could be pinned (see ibpfs depots)")
         pin = await fingerprint_of(Address.parse(depot.address))
         if pin is None:
             raise UsageError(f"{depot.address}: offers no TLS, or does not answer")

@@ -76,7 +76,8 @@ class UpkeepCommands:
         settings = {str(key): str(value) for key, value in (request.get("settings") or {}).items()}
         policy = self._settling.walks.set(_inode(request), settings, recursive=request.get("recursive") is True)
         done = request.get("recursive") is not True or await self._upkeep.settle(self._settling, progress)
-        return _described(policy) | {"settled": done}
+        unknown = sorted(set(policy.labels) - self._draining.label_names())
+        return _described(policy) | {"settled": done, "unknown_labels": unknown}
 
     async def _label(self, request: Mapping[str, Any], _: Progress) -> None:
         labels = {str(key): str(value) for key, value in (request.get("labels") or {}).items()}

@@ -40,7 +40,7 @@ def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
     for depot in found:
         free = depot.get("free_bytes")
         room = "free space not known" if free is None else f"{format_size(free)} free"
-        trouble = f"; {depot['trouble']}" if depot.get("trouble") else ""
+        trouble = f"; {_trouble(depot)}" if depot.get("trouble") else ""
         role = ", draining" if depot.get("role") == "draining" else ""
         labels = "".join(f", {name}={value}" for name, value in depot.get("labels", {}).items())
         where = f"{depot['address']}{_way(depot)}{role}{labels}"
@@ -56,53 +56,62 @@ def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
 def add(volume: str, address: str, no_tls: bool, labels: tuple[str, ...], secrets: Secrets) -> None:
     """Add a depot: new bytes may go there from now on, through TLS if it offers that."""
     named = parse_labels(labels)
-    ask(find_asked(volume), "depots-add", secrets, address=address, tls=not no_tls, labels=named)
+    added = ask(find_asked(volume), "depots-add", secrets, address=address, tls=not no_tls, labels=named)
+    if added["state"] != "ok":
+        why = f" ({_trouble(added)})" if added["trouble"] else ""
+        click.echo(f"{added['address']}: does not answer{why}; nothing is kept there until it does", err=True)
 
 
 @depots.command()
 @click.argument("volume")
-@click.argument("address", metavar="ibp[s]://HOST:PORT")
+@click.argument("depot")
 @click.argument("labels", nargs=-1, metavar="[NAME=VALUE]...")
-def label(volume: str, address: str, labels: tuple[str, ...]) -> None:
-    """Say anew where a depot is and whose: site=knoxville owner=loci; none takes its labels away.
+def label(volume: str, depot: str, labels: tuple[str, ...]) -> None:
+    """Say anew where DEPOT (its address or number) is and whose: site=knoxville owner=loci; none takes its labels away.
 
     A policy with labels puts copies on depots that differ in them (see ibpfs policy). Copies that stand move when a
     policy is set anew with --recursive. Needs no key.
     """
-    ask_without_keys(find_asked(volume), "depots-label", address=address, labels=parse_labels(labels))
+    ask_without_keys(find_asked(volume), "depots-label", address=depot, labels=parse_labels(labels))
 
 
 @depots.command()
 @click.argument("volume")
-@click.argument("number", type=int, metavar="ID")
+@click.argument("depot")
 @secret_options
-def pin(volume: str, number: int, secrets: Secrets) -> None:
-    """Speak TLS with the depot of this number, and trust the certificate that it shows now."""
-    pinned = ask(find_asked(volume), "depots-pin", secrets, id=number)
+def pin(volume: str, depot: str, secrets: Secrets) -> None:
+    """Speak TLS with DEPOT (its address or number), and trust the certificate that it shows now."""
+    number: dict[str, Any] = {"id": int(depot)} if depot.isdecimal() else {}  # a process of an earlier release knows that alone
+    pinned = ask(find_asked(volume), "depots-pin", secrets, depot=depot, **number)
     click.echo(f"{pinned['address']}: SHA-256 of its certificate: {pinned['fingerprint']}", err=True)
 
 
 @depots.command()
 @click.argument("volume")
-@click.argument("address")
-def drain(volume: str, address: str) -> None:
-    """Move everything off a depot; it takes no new bytes.
+@click.argument("depot")
+def drain(volume: str, depot: str) -> None:
+    """Move everything off DEPOT (its address or number); it takes no new bytes.
 
     Each segment is copied to another depot before its replica is released. Returns when nothing of the volume's own is
     left there. Needs no key. What is begun goes on in a mount, with ibpfs warm, or when it is asked for again.
     """
-    done = ask_without_keys(find_asked(volume), "depots-drain", title="moving segments", address=address)
+    done = ask_without_keys(find_asked(volume), "depots-drain", title="moving segments", address=depot)
     stay = f"; {done['imported']} replicas of imported files stay" if done["imported"] else ""
-    click.echo(f"{address}: nothing of this volume's own is left there{stay}")
+    click.echo(f"{depot}: nothing of this volume's own is left there{stay}")
 
 
 @depots.command()
 @click.argument("volume")
-@click.argument("address")
-def remove(volume: str, address: str) -> None:
-    """Take a depot that was drained out of the volume. Needs no key."""
-    was = ask_without_keys(find_asked(volume), "depots-remove", address=address)["removed"]
-    click.echo(f"{address}: is no depot of this volume any {'more' if was else 'more (it was removed before)'}")
+@click.argument("depot")
+def remove(volume: str, depot: str) -> None:
+    """Take DEPOT (its address or number), which was drained, out of the volume. Needs no key."""
+    was = ask_without_keys(find_asked(volume), "depots-remove", address=depot)["removed"]
+    click.echo(f"{depot}: is no depot of this volume any {'more' if was else 'more (it was removed before)'}")
+
+
+def _trouble(depot: dict[str, Any]) -> str:
+    """Without the address, which stands before it."""
+    return str(depot["trouble"]).removeprefix(f"{depot['address']}: ")
 
 
 def _way(depot: dict[str, Any]) -> str:

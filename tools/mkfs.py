@@ -107,8 +107,8 @@ def mkfs(
                    f" for one that brings all back: ibpfs recovery-key {volume}")  # fmt: skip
     click.echo(f"mount it with: mount.ibpfs {volume} DIRECTORY")
     for word in depots:
-        address = Address.parse(word)
-        if word not in pins and str(address) not in silent and not address.is_local:
+        place = Address.parse(word)
+        if word not in pins and str(place) not in silent and not place.is_local:
             click.echo(f"{word}: without TLS, whoever listens on the way can read and delete what is kept there")
 
 

@@ -57,6 +57,9 @@ def set_(directory: str, settings: tuple[str, ...], recursive: bool) -> None:
     title = "changing the policy"
     found = ask_without_keys(paths, "policy-set", title=title, settings=_parse(settings), recursive=recursive, **inode)
     click.echo(f"{directory}: {describe(found)}")
+    if found.get("unknown_labels"):
+        click.echo(f"ibpfs: no depot has a label {' or '.join(found['unknown_labels'])}: that keeps no copies apart"
+                   " (see ibpfs depots label)", err=True)  # fmt: skip
     if not found["settled"]:
         raise ExitWith(f"{directory}: not all that is stored is under its policy yet, for want of depots that answer,"
                        " or of room (see ibpfs depots, and the log)", COMMAND.failure)  # fmt: skip

@@ -311,12 +311,15 @@ class DepotSet:
         return depot
 
     def at(self, address: str) -> Depot | None:
-        """The depot at an address, however it is spoken to; an embedded one may have no port yet."""
+        """The depot at an address, however it is spoken to, or of a number; an embedded one may have no port yet."""
+        if address.isdecimal():
+            return self.find(int(address))
         place = str(Address.parse(address)).partition(":")[2]
         return next((depot for depot in self if depot.address.partition(":")[2] == place), None)
 
     def was_removed(self, address: str) -> bool:
-        found = self._db.value("SELECT role FROM depots WHERE address = ?", (str(Address.parse(address)),))
+        column, value = ("id", address) if address.isdecimal() else ("address", str(Address.parse(address)))
+        found = self._db.value(f"SELECT role FROM depots WHERE {column} = ?", (value,))
         return bool(found == "removed")
 
     def drain(self, depot: Depot) -> None:

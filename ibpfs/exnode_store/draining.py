@@ -66,6 +66,7 @@ class Draining:
     def begin(self, address: str) -> Depot:
         """Let a depot take no new bytes. UsageError when it is none of the volume's, or the others are too few."""
         depot = self._at(address)
+        address = depot.address
         others = sum(other.role == "active" for other in self._depots if other is not depot)
         copies = self._transfer.policies.most_copies
         if others < copies:
@@ -85,6 +86,10 @@ class Draining:
         if depot is None:
             raise UsageError(f"{address} is no depot of this volume (see ibpfs depots)")
         return depot
+
+    def label_names(self) -> set[str]:
+        """What is known of where depots are, and whose."""
+        return {name for depot in self._depots for name in depot.labels}
 
     def label(self, address: str, labels: Mapping[str, str]) -> None:
         """Say anew where a depot is. UsageError when it is none of the volume's."""
@@ -202,7 +207,7 @@ class Draining:
         if depot.embedded:
             raise UsageError(f"{address}: is the volume's own depot and stays; drained, it takes no new bytes")
         if depot.role == "active":
-            raise UsageError(f"{address}: is in use; first: ibpfs depots drain VOLUME {address}")
+            raise UsageError(f"{address}: is in use; first: ibpfs depots drain VOLUME {depot.address}")
         await self._depots.wait_for_all(_ANSWER)
         if self._warmer.checkpoints is not None:
             await self._warmer.checkpoints.leave(depot.id)
