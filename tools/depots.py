@@ -81,7 +81,8 @@ def label(volume: str, depot: str, labels: tuple[str, ...]) -> None:
 @secret_options
 def pin(volume: str, depot: str, secrets: Secrets) -> None:
     """Speak TLS with DEPOT (its address or number), and trust the certificate that it shows now."""
-    number: dict[str, Any] = {"id": int(depot)} if depot.isdecimal() else {}  # a process of an earlier release knows that alone
+    # A process of an earlier release knows the number alone.
+    number: dict[str, Any] = {"id": int(depot)} if depot.isdecimal() else {}
     pinned = ask(find_asked(volume), "depots-pin", secrets, depot=depot, **number)
     click.echo(f"{pinned['address']}: SHA-256 of its certificate: {pinned['fingerprint']}", err=True)
 
