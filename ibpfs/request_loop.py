@@ -4,10 +4,12 @@ pyfuse3 takes what it needs of trio from an attribute of its own, and so can be 
 layer does). Its tasks pass a lock on after every request, so that whoever answered one waits behind the next reader.
 Here a task that answered without waiting for anything, as most do, goes on reading: of 55 us of the CPU time of a chmod
 18 are saved, of a create and write 70 of 330. The next request of one program comes a moment after its answer: to wait
-for it here for that moment is cheaper than a turn of the event loop, and an untar 18 % faster.
+for it here for that moment is cheaper than a turn of the event loop, and an untar 18 % faster. To wait awake is cheaper
+still, where the program has a processor of its own: one that sleeps takes 40 us to be woken on a virtual machine.
 """
 
 import select
+import time
 import types
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -22,10 +24,38 @@ import trio
 IN_A_ROW = 16
 #: Seconds for which the event loop stands still for the next request, where no request waits for anything.
 LINGER = 50e-6
+#: That many waits are asleep, at most, before it is tried again whether one awake is worth it.
+SPARED = 128
 #: Descriptors below this may be given to select(2), which alone takes less than a millisecond as its limit.
 SELECTABLE = 1024
 
 Task = Callable[..., Coroutine[Any, Any, None]]
+
+
+class Alertness:
+    """Whether to wait awake for the next request.
+
+    Not where that was in vain lately: its program pauses, or wants the processor that we would keep awake, as other
+    programs may. After each wait in vain twice as many are asleep as after the one before.
+    """
+
+    def __init__(self) -> None:
+        self._asleep = 0  # waits, from now on
+        self._next = 1  # and after the next that is in vain
+
+    def is_worth_it(self) -> bool:
+        """Asked once before each wait."""
+        if not self._asleep:
+            return True
+        self._asleep -= 1
+        return False
+
+    def paid(self) -> None:
+        self._next = max(1, self._next // 2)
+
+    def was_in_vain(self) -> None:
+        self._asleep = self._next
+        self._next = min(2 * self._next, SPARED)
 
 
 class Reading:
@@ -40,6 +70,8 @@ class Reading:
         self._parked = 0  # tasks that handed control to the event loop, those in `_waiting` among them
         self._in_a_row = 0
         self._poll: select.poll | None = None
+        self._alertness = Alertness()
+        self._closing = False
 
     async def __aenter__(self) -> None:
         if self._taken:
@@ -74,22 +106,38 @@ class Reading:
             self._taken = True
             trio.lowlevel.reschedule(self._waiting.popleft())
 
+    def notify_closing(self, descriptor: int) -> None:
+        """pyfuse3 is to end, also where nobody waits for a request just now."""
+        self._closing = True
+        trio.lowlevel.notify_closing(descriptor)
+
     async def wait_readable(self, descriptor: int) -> None:
         """Return when there is a request. Raises ClosedResourceError once pyfuse3 is to end."""
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(descriptor, select.POLLIN)
         self._in_a_row += 1
-        if self._in_a_row < IN_A_ROW and (self._poll.poll(0) or self._linger(descriptor)):
+        if self._in_a_row >= IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()  # not a wait: the processor would go to sleep
+            if self._closing:
+                raise trio.ClosedResourceError
+        if self._poll.poll(0) or self._linger(self._poll, descriptor):
             return
         self._in_a_row = 0
         await trio.lowlevel.wait_readable(descriptor)
 
-
-    def _linger(self, descriptor: int) -> bool:
-        if self._parked > len(self._waiting) or descriptor >= SELECTABLE:
+    def _linger(self, poll: select.poll, descriptor: int) -> bool:
+        if self._parked > len(self._waiting):
             return False
-        return bool(select.select([descriptor], [], [], LINGER)[0])
+        if self._alertness.is_worth_it():
+            end = time.perf_counter() + LINGER
+            while time.perf_counter() < end:
+                if poll.poll(0):
+                    self._alertness.paid()
+                    return True
+            self._alertness.was_in_vain()  # as well where the request is here, and others had our processor meanwhile
+        return descriptor < SELECTABLE and bool(select.select([descriptor], [], [], LINGER)[0])
 
 
 class _Nursery:
@@ -138,7 +186,8 @@ def taking_turns() -> Iterator[None]:
             yield _Nursery(nursery, reading)
 
     before = pyfuse3.trio  # type: ignore[attr-defined]
-    lowlevel = SimpleNamespace(**{**vars(trio.lowlevel), "wait_readable": reading.wait_readable})
+    watched = {"wait_readable": reading.wait_readable, "notify_closing": reading.notify_closing}
+    lowlevel = SimpleNamespace(**{**vars(trio.lowlevel), **watched})
     ours = {"lowlevel": lowlevel, "Lock": lambda: reading, "open_nursery": open_nursery}
     pyfuse3.trio = SimpleNamespace(**{**vars(trio), **ours})  # type: ignore[attr-defined]
     try:

@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibpfs.request_loop import IN_A_ROW, taking_turns
+from ibpfs.request_loop import IN_A_ROW, SPARED, Alertness, taking_turns
 
 TASKS = 4
 
@@ -130,6 +130,29 @@ async def test_endless_requests_leave_others_their_turn() -> None:
     assert max(later - earlier for earlier, later in pairwise(turns)) <= 2 * IN_A_ROW
 
 
+async def test_told_to_close_between_two_requests_it_reads_no_more() -> None:
+    ended = trio.Event()
+
+    async def close(made: Kernel) -> None:
+        while not made.answered:
+            await trio.lowlevel.checkpoint()
+        pyfuse3.trio.lowlevel.notify_closing(made.ours)  # type: ignore[attr-defined]
+
+    async def serve(made: Kernel) -> None:
+        with pytest.raises(ExceptionGroup) as error:
+            await made.serve()
+        assert error.group_contains(trio.ClosedResourceError)
+        ended.set()
+
+    with kernel() as made, trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close, made)
+            nursery.start_soon(serve, made)
+            made.ask(*range(3 * IN_A_ROW))
+            await ended.wait()
+        assert 0 < len(made.answered) < 3 * IN_A_ROW
+
+
 async def test_a_task_that_fails_ends_them_all() -> None:
     async def handle(request: int) -> AsyncIterator[None]:
         await trio.lowlevel.checkpoint()
@@ -197,3 +220,66 @@ async def test_while_a_request_waits_nobody_stands_still_for_the_next(monkeypatc
             await trio.testing.wait_all_tasks_blocked()
             assert lingered == [4]
             nursery.cancel_scope.cancel()
+
+
+def waits_asleep(alertness: Alertness) -> int:
+    """Until the next one awake."""
+    count = 0
+    while not alertness.is_worth_it():
+        count += 1
+    return count
+
+
+def test_waits_in_vain_are_tried_ever_more_seldom() -> None:
+    alertness, asleep = Alertness(), []
+    for _ in range(10):
+        asleep.append(waits_asleep(alertness))
+        alertness.was_in_vain()
+    assert asleep == [0, 1, 2, 4, 8, 16, 32, 64, SPARED, SPARED]
+
+
+def test_waits_that_pay_bring_it_back() -> None:
+    alertness = Alertness()
+    for _ in range(20):
+        alertness.was_in_vain()
+    assert waits_asleep(alertness) == SPARED
+    for _ in range(10):
+        alertness.paid()
+        assert alertness.is_worth_it()
+    alertness.was_in_vain()
+    assert waits_asleep(alertness) == 1
+
+
+def test_one_pause_in_a_row_of_requests_changes_little() -> None:
+    alertness, awake = Alertness(), 0
+    for number in range(600):
+        if alertness.is_worth_it():
+            awake += 1
+            if number % 6:
+                alertness.paid()
+            else:
+                alertness.was_in_vain()
+    assert awake > 450
+
+
+async def test_who_waited_awake_in_vain_waits_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    class Poll:
+        def register(self, *_: object) -> None: ...
+
+        def poll(self, _: int) -> list[object]:
+            looks.append(len(made.answered))
+            return []
+
+    monkeypatch.setattr("ibpfs.request_loop.select.poll", Poll)
+    with kernel() as made:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.serve)
+            for number in range(3):
+                made.ask(number)
+                await served(made, number + 1)
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert looks.count(0) > 1  # nothing had been asked: in vain
+    assert looks.count(1) == 1  # so this one slept
