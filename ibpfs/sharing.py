@@ -56,6 +56,8 @@ _PATIENCE: Final = 120.0
 _TOLD_FOR: Final = 30.0
 #: Files whose slices are looked up before others get their turn.
 _FILES_AT_ONCE: Final = 100
+#: Zeros of holes that are hashed for one link: a sparse file has them without end, and no frame is of them.
+_MOST_ZEROS: Final = 4 * 1024**3
 _LONGEST: Final = 100 * 366 * 86400
 SENDER_CONTEXT: Final = b"ibpfs-share/1 sender\0"
 
@@ -177,7 +179,9 @@ class Sharing:
         return share
 
     async def _fill(self, share: Share, asked: _Asked, walk: Walk, made: Made, progress: Progress) -> None:
+        progress(0, 1, "waiting for the depots")
         found, sizes, pieces = await self._gather(share, asked, walk)
+        progress(0, 1, "")
         total = sum(sizes)
         try:
             await self._recoding.make_whole({piece.source.segment for file in pieces for piece in file})
@@ -191,9 +195,11 @@ class Sharing:
         await self._more_copies(asked.wishes.copies, made)
         await self._maker.copy_for_others(made, asked.wishes.copy_limit)
         entries = []
-        done = 0
+        done, left = 0, _MOST_ZEROS
         for one, size, file, parts in zip(found, sizes, pieces, made.parts, strict=True):
-            wanted = asked.wishes.hashes and one.kind == FILE
+            zeros = size - sum(piece.stop - piece.start for piece in file)
+            wanted = asked.wishes.hashes and one.kind == FILE and zeros <= left
+            left -= zeros if wanted else 0
             entries.append(entry_of(one, size, await self._maker.sha256(file, size) if wanted else None, parts))
             done += size
             progress(done, total, "")

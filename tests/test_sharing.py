@@ -1,5 +1,6 @@
 """What the owner of a volume makes, keeps and takes back for links, over depots with windows and depots without."""
 
+import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +276,21 @@ async def test_one_that_is_made_is_not_taken_for_one_that_was_left(
         monkeypatch.setattr(one._maker, "sha256", meanwhile)
         found = await share(one, ino)
         assert [row["hold_until"] for row in await ask(one, "share-list")] == [found["expires"]]
+
+
+async def test_holes_without_end_are_not_hashed(paths: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        await written(now)
+        ino, one = now.create(b"sparse").ino, sharing(now)
+        await now.files.write(ino, 2**50, b"the end")
+        with trio.fail_after(60):
+            found = await share(one, ino, name="sparse")
+        assert (found["size"], found["sha256"]) == (2**50 + 7, None)
+        monkeypatch.setattr("ibpfs.sharing._MOST_ZEROS", 1000)
+        ino = now.create(b"small").ino
+        await now.files.write(ino, 1000, b"the end")
+        found = await share(one, ino, name="small")
+        assert found["sha256"] == hashlib.sha256(bytes(1000) + b"the end").hexdigest()
 
 
 async def test_expired_ones_are_forgotten(paths: VolumePaths) -> None:

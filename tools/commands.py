@@ -72,6 +72,12 @@ def give_units(texts: dict[str, str], directory: Path | None) -> None:
             raise UsageError(f"{directory / name}: {error.strerror}") from None
 
 
+def escaped(path: str) -> str:
+    """A name as a line of a list shows it: nothing in it moves a terminal, and nothing of it is hidden."""
+    text = path.encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+
+
 def caller() -> tuple[int, int]:
     """Return user and group of the person, who may have come by sudo."""
     if os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdigit():

@@ -46,6 +46,7 @@ class ExitWith(IbpfsError):
 def run(command: click.Command, codes: ExitCodes, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `command` and end the process; every error is one line, no traceback (IBPFS_DEBUG=1 shows it)."""
     name = command.name or "ibpfs"
+    _open_closed_streams()
     try:
         result = command.main(arguments, prog_name=name, standalone_mode=False)
         if sys.stdout is not None:  # ibpfs-depot gives it up when nobody listens
@@ -67,6 +68,19 @@ def run(command: click.Command, codes: ExitCodes, arguments: Sequence[str] | Non
             traceback.print_exception(error)
         sys.exit(code)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Where the caller has closed standard input, output or error: no file and no pipe of ours gets its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def explain(error: BaseException, codes: ExitCodes) -> tuple[str, int]:

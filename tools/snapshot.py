@@ -8,7 +8,7 @@ import click
 
 from ibpfs.config import format_size
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT, version_option
+from ibpfs_tools.commands import CONTEXT, escaped, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -38,7 +38,7 @@ def create(volume: str, name: str | None, as_json: bool, quiet: bool, secrets: S
     if as_json:
         click.echo(json.dumps(made, indent=2))
     elif not quiet:
-        click.echo(f"{volume}: snapshot {made['name']}, {made['files']} files")
+        click.echo(f"{volume}: snapshot {escaped(made['name'])}, {made['files']} files")
 
 
 @snapshot.command("list")
@@ -66,7 +66,8 @@ def delete(volume: str, name: str, secrets: Secrets) -> None:
 
 def describe(one: dict[str, Any]) -> str:
     """Return a line for a person."""
+    name = escaped(one["name"])
     if one["trouble"]:
-        return f"{one['name']}  cannot be read: {one['trouble']}"
+        return f"{name}  cannot be read: {one['trouble']}"
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["created_at"]))
-    return f"{one['name']}  {made}, {one['files']} files, {format_size(one['own_bytes'])} of its own"
+    return f"{name}  {made}, {one['files']} files, {format_size(one['own_bytes'])} of its own"

@@ -13,7 +13,7 @@ from ibpfs.errors import UsageError
 from ibpfs.quantities import parse_duration
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT, version_option
+from ibpfs_tools.commands import CONTEXT, escaped, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -42,7 +42,7 @@ def list_(volume: str, every: bool, as_json: bool, secrets: Secrets) -> None:
     for one in found:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["deleted_at"]))
         size = "directory" if one["type"] == "directory" else format_size(one["size"])
-        click.echo(f"{one['number']:>8}  {when}  {size:>10}  {_printable(one['path'])}")
+        click.echo(f"{one['number']:>8}  {when}  {size:>10}  {escaped(one['path'])}")
 
 
 def _listed(paths: VolumePaths, every: bool, secrets: Secrets) -> Iterator[dict[str, Any]]:
@@ -131,8 +131,3 @@ def _inside(paths: VolumePaths, path: str | None) -> str | None:
 
 def _names(count: int) -> str:
     return "1 name is" if count == 1 else f"{count} names are"
-
-
-def _printable(path: str) -> str:
-    text = path.encode("utf-8", "backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

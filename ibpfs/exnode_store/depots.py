@@ -115,7 +115,7 @@ class Depot:
             self._is_told = True
             # The embedded one's keeper starts it again, and warns when it was killed or does not come up.
             level = logging.INFO if self.embedded else logging.WARNING
-            _log.log(level, "depot %s does not answer: %s", self.address, trouble)
+            _log.log(level, "depot %s does not answer: %s", self.address, trouble.removeprefix(f"{self.address}: "))
 
     def late(self) -> None:
         """Others had answered long ago: it gets nothing to do before it has shown that it answers."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .running import is_alive, kill, run, until
+from .running import BIN, is_alive, kill, run, until
 from .volumes import MakeVolume, Volume
 
 pytestmark = pytest.mark.mounted
@@ -52,6 +52,18 @@ def test_nothing_is_lost(volume: Volume, way: str) -> None:
     volume.umount()
     assert volume.spool_files() == []
     volume.empty_cache()
+    volume.mount()
+    check(volume)
+
+
+def test_without_standard_streams(volume: Volume) -> None:
+    """As some daemons start others."""
+    volume.umount()
+    closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    run(*closed, BIN / "mount.ibpfs", volume.root, volume.mountpoint)
+    write(volume)
+    run(*closed, BIN / "umount.ibpfs", volume.mountpoint)
+    assert not volume.is_mounted()
     volume.mount()
     check(volume)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -70,6 +71,26 @@ def test_no_traceback_even_for_a_bug() -> None:
     assert done.returncode == COMMAND.internal
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("tool: internal error: RuntimeError: oops")
+
+
+def test_no_file_gets_the_number_of_a_stream_that_was_closed(tmp_path: Path) -> None:
+    code = "with open('out', 'w') as file:\n        print(file.fileno(), file=file)"
+    script = tmp_path / "tool.py"
+    script.write_text(f"""
+import sys
+import click
+from ibpfs_tools import exits
+@click.command("tool")
+def tool():
+    {code}
+    click.echo("noise")
+    click.echo("noise", err=True)
+    sys.stdin.read()
+exits.run(tool, exits.COMMAND, [])
+""")
+    done = subprocess.run(["sh", "-c", f"{sys.executable} {script} <&- >&- 2>&-"], cwd=tmp_path, timeout=30)
+    assert done.returncode == 0
+    assert int((tmp_path / "out").read_text()) > 2
 
 
 def test_return_values_are_exit_codes() -> None:

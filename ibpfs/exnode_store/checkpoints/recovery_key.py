@@ -88,4 +88,4 @@ def advice(db: Database, checkpoints: Checkpoints, volume: str) -> str:
     named, left = held
     if left >= min(2, named):
         return ""
-    return f"the printed recovery string leads to {left} of {named} depots; a new one: ibpfs recovery-key {volume}"
+    return f"the printed recovery string leads to {left} of {named} depots: ibpfs recovery-key {volume} prints another"

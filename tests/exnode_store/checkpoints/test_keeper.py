@@ -359,7 +359,7 @@ async def test_what_the_printed_string_leads_to(tmp_path: Path, caplog: pytest.L
             assert depot is not None
             await noticed(depot)
         assert is_last_named(now.db, now.checkpoints, 3)
-        assert "leads to 1 of 3 depots; a new one: ibpfs recovery-key V" in advice(now.db, now.checkpoints, "V")
+        assert "leads to 1 of 3 depots: ibpfs recovery-key V prints another" in advice(now.db, now.checkpoints, "V")
         draining = now.draining()
         with pytest.raises(UsageError, match="leads to no other depot; first print another"):
             now.db.execute("UPDATE policies SET copies = 1, min_copies = 1")
