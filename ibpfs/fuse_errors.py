@@ -6,6 +6,7 @@ pyfuse3 ends the mount on any exception but FUSEError; so nothing else may leave
 import errno
 import functools
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -116,3 +117,8 @@ def errno_of(error: BaseException, request: str, about: Callable[[bool], tuple[s
         reason = str(error) or "the deadline passed"
         _log.warning("%s is answered with EIO: %s%s", file, reason, f"; {waited}" if waited else "")
     return errno.EIO
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """A filter of pyfuse3's log: that the kernel waits for an answer no more, since the mount went, is none."""
+    return "fuse_reply_*" not in str(record.msg) or record.args != (os.strerror(errno.ENOENT),)

@@ -20,6 +20,7 @@ from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.schema import MAX_INO
 from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.whereabouts import Whereabouts
+from ibpfs.fuse_errors import is_news
 from ibpfs.fuse_snapshots import SnapshotOperations
 from ibpfs.mount_options import MountOptions
 from ibpfs.request_loop import taking_turns
@@ -64,6 +65,7 @@ class KernelDoor:
         With a staging directory, it takes the place of a dead mount of the same volume.
         """
         descriptor = self._attach(staging)
+        logging.getLogger("pyfuse3").addFilter(is_news)
         pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
         try:
             async with trio.open_nursery() as nursery:

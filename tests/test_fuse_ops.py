@@ -3,6 +3,7 @@
 import ast
 import errno
 import inspect
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from ibpfs.config import VolumePaths, read_key_file
 from ibpfs.depot.wire import DepotUnreachable
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.fuse_errors import ERRNO, Deadlines, answered, errno_of
+from ibpfs.fuse_errors import ERRNO, Deadlines, answered, errno_of, is_news
 from ibpfs.fuse_ops import INFO_ATTRIBUTE, Operations
 from ibpfs.mount import open_volume
 from ibpfs.mount_options import MountOptions, parse_mount_options
@@ -139,6 +140,18 @@ async def test_each_kind_of_request_has_its_deadline(
     began = trio.current_time()
     await refused(errno.EIO, Stuck().request())
     assert trio.current_time() - began == pytest.approx(chosen or seconds)
+
+
+def test_that_the_kernel_waits_no_more_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("pyfuse3")
+    log.addFilter(is_news)
+    try:
+        for code in (errno.ENOENT, errno.EIO):
+            log.error("fuse_release(): fuse_reply_* failed with %s", os.strerror(code))
+        log.error("something else: %s", os.strerror(errno.ENOENT))
+    finally:
+        log.removeFilter(is_news)
+    assert [record.args for record in caplog.records] == [(os.strerror(errno.EIO),), (os.strerror(errno.ENOENT),)]
 
 
 def test_what_waits_has_a_deadline() -> None:
