@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import click
+
 from ibpfs_tools.exits import ExitCodes, ExitWith, explain
 
 _log = logging.getLogger(__name__)
@@ -71,13 +73,17 @@ def run_in_background(work: Callable[[Report], None], codes: ExitCodes, note: Ca
 
 
 def _wait(reading: int, child: int, codes: ExitCodes, note: Callable[[str], None]) -> None:
+    told = set()
     with os.fdopen(os.dup(reading), "rb") as pipe:
         for line in pipe:
             message = json.loads(line)
             if "note" in message:
+                told.add(message["note"])
                 note(message["note"])
             elif "error" in message:
                 os.waitpid(child, 0)
+                if message["error"] in told:  # a warning that turned out to be the end
+                    raise click.exceptions.Exit(message["exit"])
                 raise ExitWith(message["error"], message["exit"])
             else:
                 return

@@ -56,7 +56,7 @@ def import_(document: Path, target: Path, own: bool, copy: bool, holes: bool, no
     if exnode.mode == "directory":
         raise UsageError(f"{document}: describes a directory; there is nothing to import")
     place = target / file_name(exnode, document) if target.is_dir() else target
-    refuse_existing(place, overwrite=False)
+    refuse_existing(place, overwrite=False, advice="")
     exnode = with_holes(exnode) if holes else exnode
     paths = volume_holding(place.parent)
     if copy:

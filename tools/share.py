@@ -91,7 +91,7 @@ def make(
 ) -> None:
     """Make a link to PATH, a file or directory on a mounted volume, as it is now."""
     if output is not None:
-        refuse_existing(output, overwrite=False)
+        refuse_existing(output, overwrite=False, advice="")
     _check_gateway(gateway)
     paths = mounts.volume_holding(path)
     if not path.is_file() and not path.is_dir():

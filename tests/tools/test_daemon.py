@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from ibpfs.errors import VolumeError
@@ -47,6 +48,16 @@ def test_an_error_before_ready_is_one_line_and_its_code() -> None:
     with pytest.raises(ExitWith, match="the disk is gone") as caught:
         background(work)
     assert caught.value.code == MOUNT.failure
+
+
+def test_a_warning_that_is_the_error_is_told_once() -> None:
+    def work(report: Report) -> None:
+        report.note("the disk is gone")
+        raise VolumeError("the disk is gone")
+
+    with pytest.raises(click.exceptions.Exit) as caught:
+        background(work)
+    assert caught.value.exit_code == MOUNT.failure
 
 
 def test_a_death_before_ready_is_told() -> None:

@@ -12,12 +12,12 @@ from ibpfs.config import sync_directory, write_private
 from ibpfs.errors import NameExists, UsageError, VolumeBusy
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path, overwrite: bool, *, advice: str = "; --force replaces it") -> None:
     """Raise before any work is done; what is put into place checks again."""
     if path.is_dir():
         raise UsageError(f"{path}: is a directory")
     if not overwrite and (path.exists() or path.is_symlink()):
-        raise NameExists(f"{path}: exists already; --force replaces it")
+        raise NameExists(f"{path}: exists already{advice}")
 
 
 def put_in_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
