@@ -332,6 +332,8 @@ class Sharing:
     async def _extend(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
         async with self._turn:
             share = self._shares.get(str(request.get("id")))
+            if share.stage == ACTIVE:
+                await self._keeper.catch_up(share)
             if share.stage != ACTIVE or share.expires <= time.time():
                 raise UsageError(f"{share_name(share.share)}: has ended; share it again")
             expires = _expiry(request)

@@ -17,6 +17,8 @@ from ibpfs.exnode_store.segments import Segments
 #: Rows that one transaction writes, or one look reads; dead slices of which it deletes, with replicas and all.
 _ROWS = 1000
 _DELETED = 150
+#: Holds that end by themselves: not those of links, which may have been extended before a backup was put back.
+_FREE = "NOT (kind = 'share' AND name IN (SELECT id FROM shares))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Pinned(Segments):
         self._pinned: list[int] = [seq for (seq,) in db.rows("SELECT DISTINCT pinned FROM pins ORDER BY pinned")]
         self.newest_pin = self._pinned[-1] if self._pinned else -1
         self._held = {segment for (segment,) in db.rows("SELECT DISTINCT segment FROM held_segments")}
-        ends = [db.value(f"SELECT min(until) FROM {table}") for table in ("pins", "held_segments")]
+        over = ("pins", f"held_segments WHERE {_FREE}")
+        ends = [db.value(f"SELECT min(until) FROM {where}") for where in over]
         self._next_end: float = min((end for end in ends if end is not None), default=math.inf)
 
     # Pins
@@ -166,7 +169,7 @@ class Pinned(Segments):
     def _end_what_is_over(self) -> None:
         now = self.now()
         self._delete_some("pins", "until <= ?", (now,))
-        self._delete_some("held_segments", "until <= ?", (now,))
+        self._delete_some("held_segments", f"until <= ? AND {_FREE}", (now,))
         self._ended()
 
     def _delete_some(self, table: str, where: str, parameters: tuple[object, ...]) -> None:

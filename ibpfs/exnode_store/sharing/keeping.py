@@ -13,10 +13,11 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.sharing.catching_up import CatchingUp
 from ibpfs.exnode_store.sharing.contents import Content, Run, depots_of
 from ibpfs.exnode_store.sharing.ending import Ender
 from ibpfs.exnode_store.sharing.lease_renewal import keep_lease, keep_replica
-from ibpfs.exnode_store.sharing.lease_rows import GONE, SLACK
+from ibpfs.exnode_store.sharing.lease_rows import GONE, REMEMBERED, SLACK
 from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
 from ibpfs.exnode_store.sharing.making import copy_of, store_on
 from ibpfs.exnode_store.sharing.notation import to_json
@@ -41,6 +42,7 @@ class Keeper:
         self._placing = placing
         ender = Ender(shares, placing)
         self.end, self._drop_stale = ender.end, ender.drop_stale
+        self.catch_up = CatchingUp(shares, placing).catch_up
         self.making: set[str] = set()  # shares that are not to be looked after yet
         self._said: dict[str, str] = {}  # of a share, why it could not be looked after
 
@@ -172,6 +174,7 @@ class Keeper:
                 share.content, share.behind = replace(share.content, runs=tuple(runs)), True
                 self._shares.save(share)
         if self._is_behind(share) or self._is_pinned_anew(share):
+            await self.catch_up(share)
             await self._append_entry(share, share.content, [])
 
     def _is_behind(self, share: Share) -> bool:
@@ -246,6 +249,9 @@ class Keeper:
 
     async def _tend(self, share: Share) -> None:
         self._placing.trust(share.pins)
+        now = time.time()
+        if share.stage == ACTIVE and now - REMEMBERED < share.expires <= now and not await self.catch_up(share):
+            return  # there is no hurry: by itself all of it has ended
         if share.stage != ACTIVE or share.expires <= time.time():
             await self.end(share)
             return

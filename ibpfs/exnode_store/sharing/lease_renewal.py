@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 
 #: Parts of what is left of a lease, and of a whole one, after which a depot that did not renew it is asked again.
 _PATIENCE, _LEAST_PATIENCE = 0.25, 0.05
+#: Seconds by which a lease is longer that was extended.
+_EXTENDED = 60.0
 #: Seconds; at least.
 _SHORTEST = 1.0
 
@@ -117,13 +119,20 @@ class LeaseRenewal:
             self._rows.renewed(row, end, self._ledger.now())
 
     async def _end(self, row: LeaseRow) -> None:
-        if not self._is_snapshot:
-            await self._placing.end(row.lease)
-            self._rows.drop(row)
+        """But for what has a longer lease than this store knows of, which a backup was put back to: the link's record
+        says more of it, to a mount."""
+        if self._is_snapshot:
+            return
+        known = max(row.end, row.expires) - self._ledger.now()
+        if await self._placing.seconds_left(row.lease) > known + _EXTENDED:
+            self._put_off([row], "its lease is longer than its link was to last")
+            return
+        await self._placing.end(row.lease)
+        self._rows.drop(row)
 
-    def _put_off(self, rows: Sequence[LeaseRow], error: DepotError | DepotUnreachable) -> None:
+    def _put_off(self, rows: Sequence[LeaseRow], why: object) -> None:
         now = self._ledger.now()
-        _log.info("%s: not renewed: %s", _named(rows[0]), error)
+        _log.info("%s: neither renewed nor ended: %s", _named(rows[0]), why)
         for row in rows:
             pause = max(_PATIENCE * (row.end - now), _LEAST_PATIENCE * (row.end - (row.told_at or now)), _SHORTEST)
             self._later[row.share, row.lease] = now + pause

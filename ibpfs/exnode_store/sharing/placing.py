@@ -122,6 +122,10 @@ class Placing:
         seconds, end = await self.lease(lease.depot, until - time.time(), ask)
         return end if math.isinf(seconds) else max(end, time.time() + seconds)
 
+    async def seconds_left(self, lease: Lease) -> float:
+        """0: its depot does not know it; inf: it is permanent. Raises DepotError, DepotUnreachable."""
+        return await self.call(lease.depot, lambda client: _seconds_left(client, lease))
+
     async def end(self, lease: Lease) -> None:
         """The window closes, the allocation goes, at once. Raises DepotError, DepotUnreachable."""
 

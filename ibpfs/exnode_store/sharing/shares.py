@@ -95,6 +95,12 @@ class Shares:
         """They stay where they are, and whole, until then."""
         self._ledger.hold_segments(_KIND, name, sorted(segments), float(until))
 
+    def hold_again(self, share: Share) -> None:
+        """What it has windows on, and what it held, for as long as it is known to last now."""
+        name = share_name(share.share)
+        here = {one.segment for one in share.aliases if self._ledger.replicas(one.segment)}
+        self.hold(name, here | set(self.held(name)), share.expires)
+
     def held(self, name: str) -> list[int]:
         rows = self._db.rows("SELECT segment FROM held_segments WHERE kind = ? AND name = ?", (_KIND, name))
         return [segment for (segment,) in rows]
