@@ -49,7 +49,7 @@ _HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=()",
 }
 _STATUS = {"mangled": 400, "unknown": 404, "expired": 410, "revoked": 410, "refused": 403, "damaged": 502,
-           "unreachable": 502, "busy": 429}  # fmt: skip
+           "unreachable": 502, "full": 503, "busy": 429}  # fmt: skip
 
 
 class Gateway:
@@ -115,11 +115,11 @@ class Gateway:
         except BadLink:
             return _failure("mangled")
         except NoShare as error:
-            return _failure(error.reason)
+            return _failure("full" if error.reason == "busy" else error.reason)
         except NotPermitted:
             return _failure("refused")
         except TooBusy:
-            return _failure("busy", 1)
+            return _failure("full")
         except (CapabilityNotFound, ShortLoad):
             return _failure("unknown")
         except (DepotError, DepotUnreachable):
@@ -200,7 +200,7 @@ class Gateway:
         """What `get` gives, within the limits of who asks and of the link, until it has gone out."""
         address = self._address(request)
         if not self._gate.begin_load(address, locator.render(), trio.current_time(), size):
-            return _failure("busy", 0.5)
+            return _failure("busy" if self._gate.has_all(address, locator.render()) else "full")
         over = partial(self._gate.end_load, address, locator.render(), size)
         try:
             data = await get()
@@ -208,9 +208,9 @@ class Gateway:
             over()
             raise
         more = max(0, len(data) - size)
-        if not self._gate.more(more):
+        if not self._gate.more(address, locator.render(), more):
             over()
-            return _failure("busy", 0.5)
+            return _failure("full")
         return SealedBytes(data, partial(self._gate.end_load, address, locator.render(), size + more))
 
 
@@ -256,5 +256,8 @@ def _number(wanted: Mapping[str, Any], name: str, most: int) -> int:
 
 
 def _failure(reason: str, wait: float = 0.0) -> Response:
-    headers = {"retry-after": str(max(1, round(wait)))} if reason == "busy" else {}
-    return Response(json.dumps({"error": reason}), _STATUS[reason], headers, media_type="application/json")
+    """Busy: who asks has too much; full: others have. To a page both are the same."""
+    headers, word = {}, reason
+    if reason in ("busy", "full"):
+        headers, word = {"retry-after": str(max(1, round(wait)))}, "busy"
+    return Response(json.dumps({"error": word}), _STATUS[reason], headers, media_type="application/json")

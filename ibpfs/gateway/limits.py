@@ -1,11 +1,15 @@
 """How much one address may ask for, and all for one link. Pure; the caller brings the time."""
 
-from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ibpfs.depot.server.access import household, plain_ip
 
 _MOST_ADDRESSES = 10_000
+#: So many times what is free an address, or a link, may have and get more. So the more of them want much, the less each
+#: gets, and something is left for who has nothing yet.
+_FAIR = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +26,22 @@ class Limits:
 
 
 @dataclass(slots=True)
+class _Running:
+    """Loads, and the bytes that are held for them."""
+
+    loads: int = 0
+    bytes: int = 0
+
+    def add(self, loads: int, size: int) -> None:
+        self.loads += loads
+        self.bytes += size
+
+
+@dataclass(slots=True)
 class _Asker:
     tokens: float
     seen: float
-    loads: int = 0
+    running: _Running = field(default_factory=_Running)
 
 
 class Gate:
@@ -34,9 +50,8 @@ class Gate:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._askers: OrderedDict[str, _Asker] = OrderedDict()
-        self._links: Counter[str] = Counter()
-        self._loads = 0
-        self._bytes = 0
+        self._links: dict[str, _Running] = {}
+        self._all = _Running()
 
     def wait(self, address: str, now: float) -> float:
         """Seconds until one more request of `address` is welcome; 0: it is let in and counted."""
@@ -49,32 +64,42 @@ class Gate:
     def begin_load(self, address: str, locator: str, now: float, size: int = 0) -> bool:
         """Whether one more, of so many bytes, may run now; then `end_load` has to follow."""
         asker = self._asker(network_of(address), now)
-        if asker.loads >= self._limits.loads_per_address or self._links[locator] >= self._limits.loads_per_link:
+        if self.has_all(address, locator) or self._all.loads >= self._limits.loads:
             return False
-        if self._loads >= self._limits.loads or self._bytes + size > self._limits.bytes:
+        both = asker.running, self._links.get(locator, _Running())
+        if max(one.loads for one in both) >= _FAIR * (self._limits.loads - self._all.loads):
             return False
-        asker.loads += 1
-        self._links[locator] += 1
-        self._loads += 1
-        self._bytes += size
+        if not self._has_room(both, size):
+            return False
+        for one in (asker.running, self._links.setdefault(locator, _Running()), self._all):
+            one.add(1, size)
         return True
 
-    def more(self, size: int) -> bool:
+    def has_all(self, address: str, locator: str) -> bool:
+        """Whether the address, or the link, has as much as it may have, however little others want."""
+        asker, link = self._askers.get(network_of(address)), self._links.get(locator)
+        if asker is not None and asker.running.loads >= self._limits.loads_per_address:
+            return True
+        return link is not None and link.loads >= self._limits.loads_per_link
+
+    def _has_room(self, both: Sequence[_Running], size: int) -> bool:
+        left = self._limits.bytes - self._all.bytes - size
+        return left >= 0 and max(one.bytes for one in both) <= _FAIR * left
+
+    def more(self, address: str, locator: str, size: int) -> bool:
         """Whether so many bytes more may be held for a load that runs; they are part of its size then."""
-        if self._bytes + size > self._limits.bytes:
+        both = self._askers[network_of(address)].running, self._links[locator]
+        if not self._has_room(both, size):
             return False
-        self._bytes += size
+        for one in (*both, self._all):
+            one.add(0, size)
         return True
 
     def end_load(self, address: str, locator: str, size: int = 0) -> None:
-        self._loads -= 1
-        self._bytes -= size
-        self._links[locator] -= 1
-        if not self._links[locator]:
+        for one in (self._askers[network_of(address)].running, self._links[locator], self._all):
+            one.add(-1, -size)
+        if not self._links[locator].loads:
             del self._links[locator]
-        asker = self._askers.get(network_of(address))
-        if asker is not None:
-            asker.loads -= 1
 
     def _asker(self, network: str, now: float) -> _Asker:
         asker = self._askers.get(network)
@@ -92,7 +117,7 @@ class Gate:
             if len(self._askers) <= _MOST_ADDRESSES:
                 return
             network, asker = self._askers.popitem(last=False)
-            if asker.loads:
+            if asker.running.loads:
                 self._askers[network] = asker
 
 

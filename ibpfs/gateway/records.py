@@ -13,13 +13,15 @@ from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, N
 from ibpfs.exnode_store.sharing.links import Locator, Place
 from ibpfs.exnode_store.sharing.reading import ShareGone, read_log
 from ibpfs.exnode_store.sharing.record_log import BadRecord, LogEntry
+from ibpfs.gateway.limits import Limits
 from ibpfs.gateway.relay import LIMIT, NotPermitted, Relay, TooBusy
 
 #: Seconds that what a record says is believed: a revoked share's bytes are gone from the depots at once, anyway.
 _BELIEVED = 30.0
 _MOST_KNOWN = 1000
-#: Records that are read at once: each at a depot that may be slow on purpose.
-_AT_ONCE = 64
+#: Records that are read at once: each at a depot that may be slow on purpose. No less than all loads, which are shared
+#: out among those who ask: else who has some addresses has all of these.
+_AT_ONCE = Limits().loads
 #: Seconds after which the next place is asked, too.
 _SLOW = 2.0
 _TROUBLES = (ShareGone, NotPermitted, BadRecord, TooBusy, DepotError, DepotUnreachable)

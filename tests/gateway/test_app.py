@@ -10,12 +10,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.server.certificate import fingerprint
+from ibpfs.depot.server.reach import Places
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.sharing.links import Locator, Place
-from ibpfs.gateway.app import base_of
+from ibpfs.gateway.app import Gateway, base_of
+from ibpfs.gateway.limits import Limits
+from ibpfs.gateway.relay import Relay
 from tests.depot.conftest import DepotProcess
 
 from .conftest import PROGRAM, GatewayProcess
@@ -224,6 +230,21 @@ def test_who_asks_too_often_is_told_to_wait(share: MadeShare, tmp_path_factory: 
         assert 429 in found
     finally:
         assert slow.stop() == 0
+
+
+@pytest.mark.parametrize(("limits", "status"), [(Limits(loads=0), 503), (Limits(loads_per_address=0), 429)])
+def test_whether_who_asks_has_too_much_or_others(share: MadeShare, limits: Limits, status: int) -> None:
+    scope = {"type": "http", "client": ("192.0.2.1", 1), "headers": [],
+             "path_params": {"locator": share.link.locator.render()}}  # fmt: skip
+
+    async def asked() -> Response:
+        async with Relay([Places.parse("127.0.0.0/8")]).closing() as relay:
+            gateway = Gateway(relay, limits, None, behind_proxy=False)
+            return await gateway._handled(gateway._record, Request(scope))
+
+    response = trio.run(asked)
+    assert (response.status_code, response.headers["retry-after"]) == (status, "1")
+    assert json.loads(bytes(response.body)) == {"error": "busy"}
 
 
 def test_whom_requests_are_counted_of(share: MadeShare, tmp_path_factory: Any) -> None:

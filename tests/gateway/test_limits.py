@@ -48,11 +48,39 @@ def test_bytes_are_counted_too() -> None:
 def test_a_load_that_turns_out_to_be_larger_is_counted_whole() -> None:
     gate = Gate(Limits(bytes=100))
     assert gate.begin_load("192.0.2.1", LINK, 0.0)
-    assert gate.more(60)
-    assert not gate.more(60)
+    assert gate.more("192.0.2.1", LINK, 60)
+    assert not gate.more("192.0.2.1", LINK, 60)
     assert not gate.begin_load("192.0.2.2", LINK, 0.0, 60)
     gate.end_load("192.0.2.1", LINK, 60)
     assert gate.begin_load("192.0.2.2", LINK, 0.0, 60)
+
+
+MIB = 1024 * 1024
+
+
+def test_many_addresses_with_many_links_leave_room_for_others() -> None:
+    """Whatever they take, who has nothing yet gets something; when they end, nothing of it is left."""
+    for size in (0, 8 * MIB):
+        gate = Gate(Limits())
+        begun = []
+        for _ in range(100):
+            for number in range(20):
+                one = f"192.0.2.{number}", f"{LINK}{number}"
+                if gate.begin_load(*one, 0.0, size):
+                    begun.append(one)
+        assert gate.begin_load("198.51.100.1", OTHER, 0.0, 8 * MIB)
+        assert not gate.has_all("192.0.2.1", f"{LINK}1")  # it is the others that are in its way
+        for one in begun:
+            gate.end_load(*one, size)
+        gate.end_load("198.51.100.1", OTHER, 8 * MIB)
+        assert (gate._all.loads, gate._all.bytes, gate._links) == (0, 0, {})
+
+
+def test_one_alone_is_not_held_back() -> None:
+    gate = Gate(Limits())
+    assert [gate.begin_load("192.0.2.1", LINK, 0.0, 8 * MIB) for _ in range(17)] == [True] * 16 + [False]
+    assert gate.has_all("192.0.2.1", OTHER)
+    assert not gate.has_all("192.0.2.2", LINK)
 
 
 def test_many_addresses_are_forgotten_a_few_at_a_time() -> None:
