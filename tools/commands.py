@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 import ibpfs
+from ibpfs.config import data_directory
 from ibpfs.errors import UsageError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -58,6 +60,16 @@ def has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+def complete_volume(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What the shell offers for a volume: names of volumes, and directories, on which they may be mounted."""
+    names = {path.parent.name for path in data_directory().glob("*/volume.toml")}
+    found = sorted(name for name in names if name.startswith(incomplete))
+    if not found:
+        return [CompletionItem(incomplete, type="dir")]
+    here = sorted(path.name for path in Path().glob("*/") if path.name.startswith(incomplete) and path.is_dir())
+    return [CompletionItem(one) for one in dict.fromkeys([*found, *here])]
 
 
 def give_units(texts: dict[str, str], directory: Path | None) -> None:

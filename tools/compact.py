@@ -7,13 +7,13 @@ import click
 
 from ibpfs.config import format_size
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, complete_volume
 from ibpfs_tools.exits import COMMAND, ExitWith
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
 @command("compact")
-@click.argument("volume", metavar="DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @secret_options

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ibpfs.config import format_size
 from ibpfs.exnode_store.policies import parse_labels
 from ibpfs_tools.asking import ask, ask_without_keys, find_asked
-from ibpfs_tools.commands import CONTEXT, version_option
+from ibpfs_tools.commands import CONTEXT, complete_volume, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -20,6 +21,10 @@ class _Listing(click.Group):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = super().shell_complete(ctx, incomplete)
+        return found or complete_volume(ctx, self.params[0], incomplete)
+
 
 @click.group("depots", cls=_Listing, context_settings=CONTEXT)
 @version_option("ibpfs depots")
@@ -28,7 +33,7 @@ def depots() -> None:
 
 
 @depots.command("list")
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
 def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
@@ -48,7 +53,7 @@ def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
 
 
 @depots.command()
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.argument("address", metavar="ibp[s]://HOST:PORT")
 @click.option("--no-tls", is_flag=True, help="Do not ask the depot whether it offers TLS.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Where it is, whose: site=knoxville.")
@@ -63,7 +68,7 @@ def add(volume: str, address: str, no_tls: bool, labels: tuple[str, ...], secret
 
 
 @depots.command()
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.argument("depot")
 @click.argument("labels", nargs=-1, metavar="[NAME=VALUE]...")
 def label(volume: str, depot: str, labels: tuple[str, ...]) -> None:
@@ -76,7 +81,7 @@ def label(volume: str, depot: str, labels: tuple[str, ...]) -> None:
 
 
 @depots.command()
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.argument("depot")
 @secret_options
 def pin(volume: str, depot: str, secrets: Secrets) -> None:
@@ -88,7 +93,7 @@ def pin(volume: str, depot: str, secrets: Secrets) -> None:
 
 
 @depots.command()
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.argument("depot")
 def drain(volume: str, depot: str) -> None:
     """Move everything off DEPOT (its address or number); it takes no new bytes.
@@ -102,7 +107,7 @@ def drain(volume: str, depot: str) -> None:
 
 
 @depots.command()
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.argument("depot")
 def remove(volume: str, depot: str) -> None:
     """Take DEPOT (its address or number), which was drained, out of the volume. Needs no key."""

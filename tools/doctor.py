@@ -13,14 +13,14 @@ from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.findings import Finding
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask_without_keys, find_asked
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, complete_volume
 
 #: Findings after which nobody can become the volume's owner, and its depots stay unasked.
 _BLOCKING = frozenset(("damaged-volume", "unknown-format", "damaged-database"))
 
 
 @command("doctor")
-@click.argument("volume", required=False)
+@click.argument("volume", shell_complete=complete_volume, required=False)
 @click.option("--json", "as_json", is_flag=True, help="For scripts: a list of code, place, cause, action.")
 def doctor(volume: str | None, as_json: bool) -> int:
     """Say what is wrong with this machine's FUSE and with VOLUME (a volume or a mount point), one line each.

@@ -20,7 +20,7 @@ from ibpfs.exnode_store.keys import VolumeKeys, open_slots
 from ibpfs.ownership import owned
 from ibpfs.process import prepare_process
 from ibpfs_tools import exits
-from ibpfs_tools.commands import command, version_option
+from ibpfs_tools.commands import command, complete_volume, version_option
 from ibpfs_tools.unlocking import Secrets, find_secret, secret_options
 
 #: fsck(8); they add up
@@ -36,7 +36,7 @@ Exit codes are those of fsck(8), added up: 0 nothing wrong, 1 something was wron
 
 
 @command("fsck.ibpfs", epilog=EPILOG)
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.option("--data", is_flag=True, help="Load and verify every replica from the depots, too.")
 @click.option(
     "-a", "-p", "automatic", is_flag=True, help="Mend what can be mended without a guess, and ask nothing.  "

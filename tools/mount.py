@@ -14,7 +14,7 @@ from ibpfs.errors import UsageError, VolumeBusy, VolumeError
 from ibpfs.mount_options import MountOptions, parse_mount_options
 from ibpfs.ownership import is_dying, is_held, owner_of
 from ibpfs_tools import exits, mounts
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, complete_volume
 from ibpfs_tools.daemon import Report, run_in_background
 from ibpfs_tools.logs import NoteHandler, log_to_terminal, start_logging
 from ibpfs_tools.namespaces import enter_namespace
@@ -45,7 +45,7 @@ Exit codes are those of mount(8): 0 mounted, 1 wrong call, 2 system error,
 
 
 @command("mount.ibpfs", epilog=OPTIONS_HELP)
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.argument("mountpoint")
 @click.option("-o", "words", multiple=True, metavar="OPT,...", help="Mount options, see below.")
 @click.option("-F", "--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")

@@ -9,7 +9,7 @@ from ibpfs.config import VolumePaths
 from ibpfs.errors import UsageError
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask_without_keys, find_asked
-from ibpfs_tools.commands import CONTEXT, version_option
+from ibpfs_tools.commands import CONTEXT, complete_volume, version_option
 from ibpfs_tools.exits import COMMAND, ExitWith
 
 
@@ -24,7 +24,7 @@ def policy() -> None:
 
 
 @policy.command()
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", shell_complete=complete_volume, metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def show(directory: str, as_json: bool) -> None:
     """Show the policy of DIR; of a file as well."""
@@ -34,7 +34,7 @@ def show(directory: str, as_json: bool) -> None:
 
 
 @policy.command("set")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", shell_complete=complete_volume, metavar="DIR")
 @click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.option("-R", "--recursive", is_flag=True, help="All that is in DIR, too, and what is stored of it.")
 def set_(directory: str, settings: tuple[str, ...], recursive: bool) -> None:

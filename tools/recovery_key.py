@@ -5,12 +5,12 @@ import click
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.checkpoints.recovery_string import dump_shares, format_text
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, complete_volume
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
 @command("recovery-key")
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.option("--shares", metavar="K/N", help="Print N shares instead, a line each, of which any K are needed.")
 @secret_options
 def recovery_key(volume: str, shares: str | None, secrets: Secrets) -> None:

@@ -8,11 +8,11 @@ import click
 from ibpfs.config import format_size
 from ibpfs.quantities import parse_duration
 from ibpfs_tools.asking import ask_without_keys, find_asked, tell
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, complete_volume
 
 
 @command("repair")
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.option("--every", metavar="TIME", help="Only set within which time a mount (or ibpfs warm) verifies every copy"
               " in the background: 30d, or 'never'.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ibpfs.config import VolumePaths, format_size, parse_duration, parse_size
 from ibpfs.control import Refused, call
@@ -18,7 +19,7 @@ from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store.lors.outputs import refuse_existing, write_document
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT, has_terminal, read_passphrase_file, version_option
+from ibpfs_tools.commands import CONTEXT, complete_volume, has_terminal, read_passphrase_file, version_option
 from ibpfs_tools.exits import COMMAND, each
 from ibpfs_tools.exnodes import printable
 from ibpfs_tools.shared import text_of
@@ -32,6 +33,9 @@ class _Sharing(click.Group):
         if args and args[0] not in (*self.commands, "-h", "--help", "--version"):
             args = ["make", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
 @click.group("share", cls=_Sharing, context_settings=CONTEXT, no_args_is_help=True)
@@ -203,7 +207,8 @@ def _when(seconds: float) -> str:
 
 _UNKNOWN = re.compile("no share of this volume|knows no command")
 
-_volume = click.option("--volume", metavar="VOLUME", help="Of this volume.  [default: of all that are mounted]")
+_volume = click.option("--volume", shell_complete=complete_volume, metavar="VOLUME",
+                       help="Of this volume.  [default: of all that are mounted]")  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="For scripts.")
 
 

@@ -8,7 +8,7 @@ import click
 
 from ibpfs.config import format_size
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT, escaped, version_option
+from ibpfs_tools.commands import CONTEXT, complete_volume, escaped, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -23,7 +23,7 @@ def snapshot() -> None:
 
 
 @snapshot.command()
-@click.argument("volume", metavar="VOLUME|DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="VOLUME|DIR")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -42,7 +42,7 @@ def create(volume: str, name: str | None, as_json: bool, quiet: bool, secrets: S
 
 
 @snapshot.command("list")
-@click.argument("volume", metavar="VOLUME|DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="VOLUME|DIR")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
 def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
@@ -56,7 +56,7 @@ def list_(volume: str, as_json: bool, secrets: Secrets) -> None:
 
 
 @snapshot.command()
-@click.argument("volume", metavar="VOLUME|DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="VOLUME|DIR")
 @click.argument("name")
 @secret_options
 def delete(volume: str, name: str, secrets: Secrets) -> None:

@@ -11,14 +11,14 @@ from ibpfs import __version__
 from ibpfs.config import VolumePaths, format_size
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, complete_volume
 from ibpfs_tools.exits import COMMAND, each
 from ibpfs_tools.repair import format_period, progress_of
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
 @command("status")
-@click.argument("volume", required=False)
+@click.argument("volume", shell_complete=complete_volume, required=False)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
 def status(volume: str | None, as_json: bool, secrets: Secrets) -> None:

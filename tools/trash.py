@@ -13,7 +13,7 @@ from ibpfs.errors import UsageError
 from ibpfs.quantities import parse_duration
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
-from ibpfs_tools.commands import CONTEXT, escaped, version_option
+from ibpfs_tools.commands import CONTEXT, complete_volume, escaped, version_option
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -29,7 +29,7 @@ def trash() -> None:
 
 
 @trash.command("list")
-@click.argument("volume", metavar="VOLUME|DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="VOLUME|DIR")
 @click.option("--all", "every", is_flag=True, help="Also what is inside of deleted directories.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
@@ -54,7 +54,7 @@ def _listed(paths: VolumePaths, every: bool, secrets: Secrets) -> Iterator[dict[
 
 
 @trash.command()
-@click.argument("volume", metavar="VOLUME|DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="VOLUME|DIR")
 @click.argument("path", required=False)
 @click.option("--number", type=int, help="The one with this number in the list, instead of the youngest of a path.")
 @click.option("--to", metavar="PATH", help="Bring it back under this path.")
@@ -84,7 +84,7 @@ def restore(
 
 
 @trash.command()
-@click.argument("volume", metavar="VOLUME|DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="VOLUME|DIR")
 @click.option("--older-than", metavar="DURATION", help="Only what was deleted so long ago.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @secret_options
@@ -96,7 +96,7 @@ def empty(volume: str, older_than: str | None, as_json: bool, secrets: Secrets) 
 
 
 @trash.command()
-@click.argument("volume", metavar="VOLUME|DIR")
+@click.argument("volume", shell_complete=complete_volume, metavar="VOLUME|DIR")
 @click.argument("duration", required=False)
 @click.option("--lived", metavar="DURATION", help="Only what had lived for so long when it was deleted (10m).")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")

@@ -11,7 +11,7 @@ import click
 from ibpfs.config import format_size
 from ibpfs.errors import UsageError
 from ibpfs_tools.asking import ask_without_keys, find_asked, tell
-from ibpfs_tools.commands import command, give_units
+from ibpfs_tools.commands import command, complete_volume, give_units
 from ibpfs_tools.progress import progress_bar
 from ibpfs_tools.repair import format_period
 
@@ -64,7 +64,7 @@ _UNITS = {
 
 
 @command("warm", epilog=EPILOG)
-@click.argument("volume", required=False)
+@click.argument("volume", shell_complete=complete_volume, required=False)
 @click.option("--all", "every", is_flag=True, help="Renew every lease, not only those that have run half their time.")
 @click.option("--with", "capability", type=click.Path(path_type=Path), metavar="FILE",
               help="Instead of a VOLUME: one of which there is only this warm capability here (see ibpfs warm-cap).")

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ibpfs_tools.asking import ask_without_keys, find_asked, tell
-from ibpfs_tools.commands import command
+from ibpfs_tools.commands import command, complete_volume
 
 EPILOG = """\b
 On the other machine, every hour or so, as a user who keeps the file to himself (mode 0600):
@@ -19,7 +19,7 @@ Back home, from time to time, with the file fetched from there; then it is taken
 
 
 @command("warm-cap", epilog=EPILOG)
-@click.argument("volume")
+@click.argument("volume", shell_complete=complete_volume)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def warm_cap(volume: str, file: Path, as_json: bool) -> None:

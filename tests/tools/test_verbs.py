@@ -1,8 +1,10 @@
 """The verbs of `ibpfs`: each is there, under its name, and only the one that is used is imported."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -55,3 +57,28 @@ def test_without_a_verb_the_help_is_shown_as_it_is(words: list[str]) -> None:
 def test_a_misspelt_verb(word: str, hint: str) -> None:
     with pytest.raises(click.UsageError, match=f"there is no verb.*{re.escape(hint)}"):
         ibpfs.main([word], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("sta", ["plain,stage", "plain,stat", "plain,status"]),
+        ("flush h", ["plain,home", "plain,here"]),
+        ("flush x", ["dir,x"]),
+        ("depots add ho", ["plain,home"]),
+        ("depots ho", ["plain,home"]),
+        ("policy set ./h", ["dir,./h"]),
+        ("share ./h", ["file,./h"]),
+        ("share rev", ["plain,revoke"]),
+    ],
+)
+def test_completion(tmp_path: Path, line: str, offered: list[str]) -> None:
+    (tmp_path / "ibpfs" / "home").mkdir(parents=True)
+    (tmp_path / "ibpfs" / "home" / "volume.toml").touch()
+    (tmp_path / "here").mkdir()
+    words = f"ibpfs {line}"
+    asked = {"_IBPFS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    environment = {**os.environ, **asked, "XDG_DATA_HOME": str(tmp_path)}
+    tool = Path(sys.executable).parent / "ibpfs"
+    done = subprocess.run([tool], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == offered
