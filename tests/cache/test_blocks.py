@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ibpfs.cache.blocks import MAX_LOADS, PREFETCHES, BlockReader
+from ibpfs.cache.blocks import MAX_LOADS, PREFETCHES, UNKEPT, BlockReader
 from ibpfs.cache.clean import BLOCK, Buffer, CleanCache
 from ibpfs.errors import DataError
 
@@ -334,8 +334,65 @@ async def test_a_stream_from_the_depot_on_the_same_disk_is_not_copied_there(tmp_
         nursery.cancel_scope.cancel()
     assert bench.cache.used == 0
     assert sorted(bench.source.loads) == [(1, 0, 5 * BLOCK), (1, 5 * BLOCK, 8 * BLOCK)], "few loads of many blocks"
-    assert await bench.read(9 * BLOCK, 9 * BLOCK + 10) == DATA[9 * BLOCK : 9 * BLOCK + 10]  # not a stream
-    await until_cached(bench.cache, 1, 9 * BLOCK, 9 * BLOCK + 10)
+
+
+async def test_random_reads_from_the_depot_on_the_same_disk_wait_in_memory_for_a_quiet_second(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache")
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    for number in (9, 3, 5):
+        assert await bench.read(number * BLOCK, number * BLOCK + 10) == DATA[number * BLOCK : number * BLOCK + 10]
+    assert bench.cache.used == 0
+    bench.source.dead = {1, 2}
+    assert await bench.read(3 * BLOCK + 70, 4 * BLOCK) == DATA[3 * BLOCK + 70 : 4 * BLOCK]
+    assert bench.reader.at_hand(1, 9 * BLOCK, 10 * BLOCK) == DATA[9 * BLOCK : 10 * BLOCK]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        for number in (9, 3, 5):
+            await until_cached(bench.cache, 1, number * BLOCK, (number + 1) * BLOCK)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    bench.cache.clear()
+    with pytest.raises(DataError):  # nor in memory any more
+        await bench.read(9 * BLOCK, 9 * BLOCK + 10)
+
+
+async def test_what_memory_cannot_keep_for_random_readers_goes_to_the_disk(tmp_path: Path) -> None:
+    blocks = UNKEPT + 3
+    bench = Bench(tmp_path / "cache", limit=blocks * BLOCK)
+    bench.source.segments[1] = bytearray(blocks * BLOCK)
+    bench.reader = BlockReader(lambda _: blocks * BLOCK, bench.source, bench.cache, lambda _: True)
+    for number in range(UNKEPT):
+        await bench.read(number * BLOCK, number * BLOCK + 10)
+    await bench.read(0, 10)  # so that it was not used for the shortest time
+    for number in range(UNKEPT, blocks):
+        await bench.read(number * BLOCK, number * BLOCK + 10)
+    assert bench.cache.used == 3 * BLOCK
+    assert bench.cache.covers(1, BLOCK, 4 * BLOCK)
+    assert len(bench.source.loads) == blocks
+    bench.source.dead = {1, 2}
+    for number in range(blocks):
+        assert await bench.read(number * BLOCK, number * BLOCK + 10) == bytes(10)
+
+
+async def test_what_waits_in_memory_is_dropped_and_evicted(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache")
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    await bench.read(0, 10)
+    bench.reader.evict(1, 5, 6)
+    await bench.read(0, 10)
+    bench.reader.drop()
+    await bench.read(0, 10)
+    assert bench.source.loads == [(1, 0, BLOCK)] * 3
+
+
+async def test_a_block_that_waits_in_memory_and_has_grown_is_fetched_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache", length=100)
+    bench.reader = BlockReader(lambda _: len(bench.source.segments[1]), bench.source, bench.cache, lambda _: True)
+    assert await bench.read(0, 100) == DATA[:100]
+    bench.source.segments[1] = bytearray(DATA[:300])
+    assert await bench.read(50, 300) == DATA[50:300]
+    assert await bench.read(0, 300) == DATA[:300]
+    assert bench.source.loads == [(1, 0, 100), (1, 0, 300)]
 
 
 async def test_a_stream_from_far_away_comes_in_blocks(bench: Bench) -> None:
