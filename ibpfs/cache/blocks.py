@@ -40,7 +40,7 @@ _WRITE_PATIENCE = 0.25
 #: Tasks that write blocks to the cache while who asked for them goes on. Without, random reads of a depot nearby were
 #: 5,000 per second, and are 8,500.
 _KEEPERS = 2
-#: Blocks for random readers that memory keeps in place of the cache, where the depot lies on the same disk. To write one
+#: Blocks for random readers that memory keeps in place of the cache, where the depot lies on the same disk. Writing one
 #: costs 400 us of CPU time, half of it as threads want the interpreter: without, random reads are 1.5 times as many. So
 #: many follow into the cache in each quiet second.
 UNKEPT = 96
