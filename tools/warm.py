@@ -134,6 +134,8 @@ def describe_merge(result: dict[str, Any]) -> str:
 def describe(result: dict[str, Any], now: float) -> str:
     """Return what was done, as a line for a person."""
     lacking, end = result["under_replicated_bytes"], result["survives_until"]
+    if result.get("is_empty"):
+        return f"{_leases(result['renewed'])} renewed; nothing of any file is stored on depots yet"
     copies = f"{format_size(lacking)} lack copies" if lacking else "all copies stand"
     kept = "for good" if end is None else f"for {format_period(max(0.0, end - now))}"
     return f"{_leases(result['renewed'])} renewed, {copies}; with nothing renewed from now on, all is kept {kept}"

@@ -5,7 +5,7 @@ segment is the one or the other, never a mixture. Works without keys.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -88,7 +88,7 @@ class Recoding:
             raise DepotUnreachable(obstacle)
         depots = self._choose(code, labels, coded.shard_length)
         shards = await trio.to_thread.run_sync(code.encode, await self._whole(segment, length))
-        made = await self._make(depots, shards, numbered=True, least=code.shards)
+        made = await self._make(depots, shards, numbered=True, least=lambda: code.shards)
         if not self._ledger.may_code(segment, length):
             self._abandon(made)
             raise DataError("it has changed meanwhile")
@@ -127,17 +127,26 @@ class Recoding:
         data = b"".join(await trio.to_thread.run_sync(coded.code.decode, found))[:length]
         candidates = [depot.candidate(policy.labels) for depot in self._depots]
         depots = [self._depots.get(number) for number in choose_depots(candidates, policy.copies, length)]
-        made = await self._make(depots, [data] * len(depots), numbered=False, least=policy.min_copies)
+
+        def least() -> int:
+            """As many losses as the shards that are at hand survive, if the policy asks for so many copies."""
+            return max(policy.min_copies, min(policy.copies, self._shards_at_hand(segment) - coded.code.k + 1))
+
+        made = await self._make(depots, [data] * len(depots), numbered=False, least=least)
         if self._ledger.coded(segment) != coded or self._ledger.segment_length(segment) != length:
             self._abandon(made)
             return
         self._ledger.recode(segment, made, None, ())
         _log.info("segment %d: is stored in whole copies again", segment)
 
+    def _shards_at_hand(self, segment: int) -> int:
+        theirs = self._ledger.replicas(segment)
+        return len({one.shard for one in theirs if not one.suspect and self._transfer.is_at_hand(one)})
+
     async def _make(
-        self, depots: Sequence[Depot], contents: Sequence[Buffer], *, numbered: bool, least: int
+        self, depots: Sequence[Depot], contents: Sequence[Buffer], *, numbered: bool, least: Callable[[], int]
     ) -> list[NewReplica]:
-        """All side by side; DepotUnreachable when fewer than `least` come to be."""
+        """All side by side; DepotUnreachable when fewer than `least`, asked then, come to be."""
         made: list[NewReplica] = []
         troubles: list[str] = []
 
@@ -151,8 +160,8 @@ class Recoding:
             async with trio.open_nursery() as nursery:
                 for number, depot in enumerate(depots):
                     nursery.start_soon(put, number, depot)
-            if len(made) < least:
-                raise DepotUnreachable("; ".join(troubles) or f"{least} depots are needed, and there are {len(made)}")
+            if len(made) < (needed := least()):
+                raise DepotUnreachable("; ".join(troubles) or f"{needed} depots are needed, and there are {len(made)}")
         except BaseException:
             self._abandon(made)
             raise

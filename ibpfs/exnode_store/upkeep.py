@@ -207,4 +207,5 @@ class Upkeep:
             "under_replicated_bytes": self._ledger.under_replicated_bytes(),
             "at_risk_bytes": at_risk_bytes(self._db, now),
             "survives_until": survives_until(self._db, now),
+            "is_empty": not self._db.value("SELECT EXISTS (SELECT 1 FROM segments WHERE length > 0)"),
         }

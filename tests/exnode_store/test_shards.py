@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from ibpfs.errors import DataError
+from ibpfs.depot.wire import DepotUnreachable
+from ibpfs.errors import DataError, NoSpace
+from ibpfs.exnode_store.copying import Copying
+from ibpfs.exnode_store.depots import Depot
 from ibpfs.exnode_store.findings import Findings
-from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.ledger_rows import NewReplica, Replica
 from ibpfs.exnode_store.recoding import LARGE
+from ibpfs.exnode_store.sealing import Buffer
 from tests.cache.stack import Stack, run_stack
 from tests.exnode_store.coded import DATA, Six, coded_segments, coded_stack, read, six_depots, write
 
@@ -132,6 +136,32 @@ async def test_whole_copies_come_back(tmp_path: Path, caplog: pytest.LogCaptureF
                 await trio.sleep(0.01)
         assert coded_segments(now) == []
         assert not now.db.value("SELECT count(*) FROM shards")
+        assert await read(now) == DATA
+
+
+async def test_no_shards_are_given_up_for_fewer_copies_than_they_are_worth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though fsync would be content with fewer."""
+    async with six_depots(tmp_path) as six, coded_stack(six) as now:
+        coded, real = coded_segments(now), Copying.put
+        policy = now.transfer.policy(now.ledger.policy_of(coded[0]))
+        assert policy.min_copies < policy.copies
+        refused: list[int] = []
+
+        async def full(self: Copying, depot: Depot, data: Buffer, shard: int | None = None) -> NewReplica:
+            if not refused or depot.id in refused:
+                refused.append(depot.id)
+                raise NoSpace("there is no room")
+            return await real(self, depot, data, shard)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Copying, "put", full)
+            with pytest.raises(DepotUnreachable, match="there is no room"):
+                await now.warmer.recoding.uncode(coded[0])
+        assert coded_segments(now) == coded
+        await now.warmer.recoding.uncode(coded[0])
+        assert len(now.ledger.replicas(coded[0])) == policy.copies
         assert await read(now) == DATA
 
 

@@ -20,6 +20,12 @@ def test_all_is_well() -> None:
     assert describe({**WELL, "survives_until": None}, 0).endswith("all is kept for good")
 
 
+def test_nothing_is_said_to_be_kept_where_nothing_is_stored() -> None:
+    found = {**WELL, "renewed": 0, "survives_until": None, "is_empty": True}
+    assert describe(found, 0) == "0 leases renewed; nothing of any file is stored on depots yet"
+    assert describe({**found, "is_empty": False}, 0).endswith("all is kept for good")
+
+
 def test_what_stays_wrong() -> None:
     found = {**WELL, "not_renewed": 2, "at_risk_bytes": 1024, "under_replicated_bytes": 2048}
     assert trouble(found) == "2 leases due and not renewed, 1.0 KiB at risk"
