@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 #: A segment with fewer bytes stays in whole copies: it is packed with others by and by, and small reads are cheaper.
 LARGE = 4 * 1024 * 1024
+#: Segments that are counted.
+_MANY = 1_000_000
 #: Seconds after which what could not be done is tried again.
 _AGAIN = 60.0
 
@@ -47,12 +49,7 @@ class Recoding:
         since = trio.current_time() - _AGAIN
         self._failed = {segment: at for segment, at in self._failed.items() if at > since}
         done = 0
-        codes = {
-            text
-            for text, labels in self._transfer.policies.codes(used=False)
-            if not self.obstacle(Code.parse(text), labels)
-        }
-        for segment, text in self._ledger.to_code(sorted(codes), LARGE, most + len(self._failed)) if codes else []:
+        for segment, text in self._to_code(most + len(self._failed)):
             if segment in self._failed or segment in self._verification.damaged or done == most:
                 continue
             try:
@@ -62,6 +59,18 @@ class Recoding:
                 _log.info("segment %d: stays in whole copies: %s", segment, error)
                 self._failed[segment] = trio.current_time()
         return done
+
+    def waiting(self) -> int:
+        """How many `code_some` would code, without an end."""
+        return len(self._to_code(_MANY))
+
+    def _to_code(self, most: int) -> list[tuple[int, str]]:
+        codes = {
+            text
+            for text, labels in self._transfer.policies.codes(used=False)
+            if not self.obstacle(Code.parse(text), labels)
+        }
+        return self._ledger.to_code(sorted(codes), LARGE, most) if codes else []
 
     def obstacle(self, code: Code, labels: Sequence[str], size: int = 0) -> str:
         """Why nothing can be stored in this code now, with shards of so many bytes; '' when it can."""

@@ -67,7 +67,7 @@ class Upkeep:
         async with self._warmer.turn:
             await self._make_up(told)
         if self._draining is not None:
-            await self._code()
+            await self._code(told)
             await self._draining.go_on()
         await self._release()
         await self._db.sync()
@@ -79,7 +79,7 @@ class Upkeep:
         done = await settling.go_on(told)
         async with self._warmer.turn:
             await self._make_up(told)
-        await self._code()
+        await self._code(told)
         await self._release()
         await self._db.sync()
         return done and not self._ledger.under_replicated_bytes()
@@ -166,14 +166,17 @@ class Upkeep:
             if lacking >= before:
                 break
 
-    async def _code(self) -> None:
+    async def _code(self, told: Told) -> None:
         """Make shards of what is large and is to be stored so; repairs have their turn in between."""
         done = _CODED_AT_ONCE
         if self._transfer.policies.codes(used=False):
             await self._transfer.close_old(every=True)
+        total, made = self._warmer.recoding.waiting(), 0
         while done:
             async with self._warmer.turn:
                 done = await self._warmer.recoding.code_some(_CODED_AT_ONCE)
+            made += done
+            told(made, max(made, total), "making shards")
 
     async def _release(self) -> None:
         if self._draining is None:

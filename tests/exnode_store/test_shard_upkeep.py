@@ -200,3 +200,14 @@ async def test_labels_keep_more_than_m_shards_out_of_one_domain(tmp_path: Path) 
             assert await now.warmer.recoding.code_some(100) == 0
             assert "3 would share a site" in now.warmer.recoding.obstacle(Code(4, 2), ["site"])
             assert not now.warmer.recoding.obstacle(Code(3, 2), ["site"])
+
+
+async def test_whoever_asks_for_it_sees_how_far_coding_is(tmp_path: Path) -> None:
+    async with six_depots(tmp_path) as six, run_stack(six.paths, warming=False) as now:
+        await write(now)
+        told: list[tuple[int, int, str]] = []
+        await upkeep_of(now)[0].warm(lambda *step: told.append(step))
+        count = len(coded_segments(now))
+        assert count >= 1
+        steps = [step[:2] for step in told if step[2] == "making shards"]
+        assert (steps[0], steps[-1]) == ((min(count, 4), count), (count, count))

@@ -151,3 +151,19 @@ def test_a_directory_is_put_under_a_code_and_out_of_it(session: Session) -> None
         assert {one["code"] for one in volume.stat("tree/large")["segments"]} == {None}
         volume.drop_cache()
         assert (volume / "tree" / "large").read_bytes() == CONTENT
+
+
+def test_a_file_of_shards_is_exported(session: Session) -> None:
+    """It is stored in whole copies for it, on which windows are open as long as the exNode is to be of use."""
+    with session.volume("--copies", "2", "--code", "4+2", depots=6) as volume:
+        (volume / "large").write_bytes(CONTENT)
+        volume.flush()
+        warm(volume)
+        document = volume.base / "large.json"
+        run("ibpfs", "export", volume / "large", "-o", document, "--with-keys", "-d", "1h")
+        assert not any(one["code"] for one in volume.stat("large")["segments"])
+        run("ibpfs", "warm", volume.root)  # they stay so
+        run("ibpfs", "download", document, "-o", volume.base / "copy")
+        assert (volume.base / "copy").read_bytes() == CONTENT
+        volume.drop_cache()
+        assert (volume / "large").read_bytes() == CONTENT
