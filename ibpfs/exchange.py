@@ -102,7 +102,7 @@ class Exchange:
         `sealed`: sealed slices, too; `keys`: with their keys; `seconds`: how long a window stays open.
         """
         ino, seconds = int(request["ino"]), int(request["seconds"])
-        await self._files.fsync(ino)
+        await self._files.store(ino)
         pieces = list(self._ledger.extents(ino))
         # Before the first await: none of them may move while the others get their windows.
         named = {one.source.segment for one in pieces if request["sealed"] or not one.source.form.is_sealed}

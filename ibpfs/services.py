@@ -140,6 +140,7 @@ class Services:
 
     async def _status(self, _: Mapping[str, Any], __: Progress) -> dict[str, Any]:
         parts = self._parts
+        parts.files.commit_stored()
         return {
             "volume": str(parts.paths.root),
             "mountpoint": str(self.mountpoint) if self.mountpoint else None,
@@ -188,6 +189,7 @@ class Services:
         return json.dumps(self._attributes(ino) | summarize(self._parts.db, self._parts.ledger, ino)).encode()
 
     def _attributes(self, ino: int) -> dict[str, Any]:
+        self._parts.files.commit_stored()
         inode = self._parts.files.inode(ino)
         dirty = self._parts.flusher.files.get(ino)
         imported = describe_imports(self._parts.db, ino)

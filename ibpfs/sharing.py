@@ -249,7 +249,7 @@ class Sharing:
             if self._files.inode(ino).is_directory:
                 await self._files.flush(advance)
             else:
-                await self._files.fsync(ino)
+                await self._files.store(ino)
             return
         raise DeadlineExceeded("what is to be shared is not on the depots yet (see ibpfs status)")
 

@@ -17,13 +17,15 @@ LEAP = 1 << 20
 
 @dataclass(eq=False)
 class Flight:
-    """A run of a file on its way to the depots. `limit`: truncations since have cut it there."""
+    """A run of a file on its way to the depots. `limit`: truncations since have cut it there; `is_stored`: depots hold
+    it, and its commit waits for others."""
 
     start: int
     stop: int
     covers: int
     pieces: Run
     limit: int
+    is_stored: bool = False
 
 
 class RecordMemory:
@@ -70,6 +72,8 @@ class DirtyFile:
     held: dict[Record, int] = field(default_factory=dict)  # dirty bytes that still come from each record
     dirty: int = 0  # their sum
     when_clean: list[Callable[[], None]] = field(default_factory=list)  # called once, when nothing is dirty any more
+    stored_seq: int = -1  # all records up to this one are on the depots, though perhaps not committed
+    is_changed_in_flight: bool = False  # something that flies was overwritten, or cut, since it took off
 
     def stored(self, version: int) -> None:
         """The store's row, at this version, holds the times of all records so far."""
@@ -82,6 +86,8 @@ class DirtyFile:
     def add(self, record: Record, start: int, stop: int, offset: int = 0) -> list[Record]:
         """Put [start, stop) of a record on top; return the records that nothing needs any more."""
         hidden = self.extents.overlay(start, stop, record, offset)
+        if hidden and self.flights:
+            self.is_changed_in_flight = True
         self.held[record] = self.held.get(record, 0) + stop - start
         self.dirty += stop - start
         return self._let_go(hidden)
@@ -90,11 +96,12 @@ class DirtyFile:
         """Drop what lies beyond; return the records that nothing needs any more."""
         for flight in self.flights:
             flight.limit = min(flight.limit, size)
+            self.is_changed_in_flight = True
         return self._let_go(self.extents.truncate(size))
 
     def landed(self, flight: Flight) -> list[Record]:
         """The flight is committed: what of it was not overwritten since is clean. Returns the records let go."""
-        self.flights.remove(flight)
+        self._leave(flight)
         flown = {piece.source for piece in flight.pieces}
         found = self.extents.find(flight.start, flight.stop)
         if all(piece.source in flown for piece in found):
@@ -107,7 +114,16 @@ class DirtyFile:
 
     def grounded(self, flight: Flight) -> None:
         """The flight failed: its bytes are still dirty and may fly again."""
+        self._leave(flight)
+
+    def _leave(self, flight: Flight) -> None:
         self.flights.remove(flight)
+        self.is_changed_in_flight = self.is_changed_in_flight and bool(self.flights)
+
+    def note_stored(self) -> None:
+        """Some flights have become stored: note up to which record that makes all of them."""
+        if not self.is_changed_in_flight and self.idle <= 0 and all(flight.is_stored for flight in self.flights):
+            self.stored_seq = self.version
 
     def ready(self, limit: int, enough: int) -> list[Run]:
         """The first dirty runs that no flight touches, of at most `limit` bytes each, about `enough` bytes in all."""

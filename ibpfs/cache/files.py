@@ -16,6 +16,7 @@ from ibpfs.cache.dirty import DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.fsyncs import Fsyncs
+from ibpfs.cache.local_sync import LocalSync
 from ibpfs.cache.queue import DELAY
 from ibpfs.cache.readahead import Readahead
 from ibpfs.cache.reaper import Reaper
@@ -68,6 +69,7 @@ class FileCache:
         self._flusher = flusher
         self._opened: Counter[int] = Counter()
         self._fsyncs = Fsyncs()
+        self._local_sync = LocalSync(db, spool, self._fsyncs)
         self._readaheads: dict[int, Readahead] = {}
         self._accessed = AccessTimes(db, names)
         self._reaper = Reaper(db, names, ledger, flusher, self._fsyncs)
@@ -92,6 +94,7 @@ class FileCache:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._reaper.run)
+                nursery.start_soon(self._local_sync.run)
                 nursery.start_soon(self.trash.run)
                 while True:
                     await trio.sleep(DELAY)
@@ -346,10 +349,27 @@ class FileCache:
     # Making sure
 
     async def fsync(self, ino: int) -> None:
-        """Return when what was written is on min_copies depots and the exNode that says so is synced (I6)."""
+        """Return when what was written is on min_copies depots, and synced here: the exNode, or the spool (I6)."""
         with self._fsyncs:
-            await self._flusher.wait_clean(ino)
-            await self._db.sync(alone=self._fsyncs.are_one)
+            local = self._local_sync.begin() if ino in self._flusher.files else None
+            if local is not None:
+                await self._flusher.wait_stored(ino)
+                if await local.succeeded():
+                    return
+            await self._store(ino)
+
+    async def store(self, ino: int) -> None:
+        """Return when what was written is on min_copies depots and the exNode that says so is synced."""
+        with self._fsyncs:
+            await self._store(ino)
+
+    async def _store(self, ino: int) -> None:
+        await self._flusher.wait_clean(ino)
+        await self._db.sync(alone=self._fsyncs.are_one)
+
+    def commit_stored(self) -> None:
+        """Have the exNodes say what depots have acknowledged: for whoever looks at them."""
+        self._flusher.commit_stored()
 
     async def fsync_directory(self) -> None:
         await self._db.sync()

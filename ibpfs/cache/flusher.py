@@ -7,14 +7,14 @@ batch, and commit plus landing, are such sections, so a dirty byte is in exactly
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import TypeAlias
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import trio
 
 from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.commits import Commits, Sealed, Stored
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
 from ibpfs.cache.fresh import Fresh
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
@@ -25,16 +25,12 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement
-from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm
+from ibpfs.exnode_store.sealing import MAX_SLICE
 from ibpfs.exnode_store.transfer import MOST_LANES, Transfer
 
 _log = logging.getLogger(__name__)
 
 _BACKOFF = (0.1, 2.0)
-
-#: File, flight, form, digest, and where in what is appended the slice begins.
-_Sealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, bytes, int]
 
 
 class Flusher:
@@ -45,7 +41,6 @@ class Flusher:
         sealer: Sealer, retention: Retention, is_beside: Callable[[int], bool] = lambda _: False,
     ) -> None:  # fmt: skip
         self._db = db
-        self._ledger = ledger
         self._transfer = transfer
         self._spool = spool
         self._memory = memory
@@ -54,6 +49,8 @@ class Flusher:
         self.retention = retention
         self._queue = UploadQueue(transfer.policy)
         self.files = self._queue.files
+        self._commits = Commits(db, ledger, transfer, self.files, self._land, self._not_committed)
+        self._waits = Counter[bool]()  # who waits for commits (True), and who for depots alone
         self.dirty_bytes = self._failures = 0
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
         self._carrying = 0  # batches under way; each holds a segment until its end
@@ -113,16 +110,43 @@ class Flusher:
         Raises NoSpace as soon as the depots refuse even the shortest slice for want of room, DataError when bytes of
         the file were lost; else waits for the caller's deadline.
         """
+        await self._wait(ino, committed=True)
+
+    async def wait_stored(self, ino: int) -> None:
+        """As `wait_clean`, but what depots have acknowledged may wait for its commit: the caller syncs the spool."""
+        await self._wait(ino, committed=False)
+
+    def commit_stored(self) -> None:
+        """Commit all that depots have acknowledged, or make it dirty again."""
+        self._commits.commit_waiting()
+
+    @contextmanager
+    def _waiting(self, committed: bool) -> Iterator[None]:
+        if committed:
+            self._commits.commit_waiting()
+        self._waits[committed] += 1
+        try:
+            yield
+        finally:
+            self._waits[committed] -= 1
+
+    async def _wait(self, ino: int, committed: bool) -> None:
         file = self.files.get(ino)
         if file is not None:
-            await self._wait_for(file)
+            with self._waiting(committed):
+                await self._wait_for(file, committed)
         if ino in self._lost:
             raise DataError(self._lost.pop(ino))
 
-    async def _wait_for(self, file: DirtyFile) -> None:
+    async def _wait_for(self, file: DirtyFile, committed: bool) -> None:
         ino = file.ino
         seq, failures = file.version, self._failures
+        file.note_stored()
         while file.holds_up_to(seq):
+            if not committed and file.stored_seq >= seq:
+                return
+            if file.is_changed_in_flight:  # what is above flies only when that has landed
+                self._commits.commit_waiting()
             if self._failures > failures and self._queue.slice == SHORTEST and _no_room(self.trouble):
                 raise NoSpace(str(self.trouble))
             if self.files.get(ino) is file and file.idle > 0:
@@ -136,18 +160,19 @@ class Flusher:
 
     async def wait_all(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Return when everything that is dirty now is committed. `progress(done, total)` in bytes."""
-        targets = [(file, file.version) for file in reversed(self.files.values())]  # which are taken from the end
-        total = self.dirty_bytes
-        self._queue.urgent.update(self.files)
-        while True:
-            while targets and not targets[-1][0].holds_up_to(targets[-1][1]):
-                targets.pop()
-            if progress is not None:
-                progress(max(0, total - self.dirty_bytes), total)
-            if not targets:
-                return
-            self._wake_worker()  # what flew in vain is old, and looked for as well
-            await self._landed.wait()
+        with self._waiting(committed=True):
+            targets = [(file, file.version) for file in reversed(self.files.values())]  # which are taken from the end
+            total = self.dirty_bytes
+            self._queue.urgent.update(self.files)
+            while True:
+                while targets and not targets[-1][0].holds_up_to(targets[-1][1]):
+                    targets.pop()
+                if progress is not None:
+                    progress(max(0, total - self.dirty_bytes), total)
+                if not targets:
+                    return
+                self._wake_worker()  # what flew in vain is old, and looked for as well
+                await self._landed.wait()
 
     async def wait_landing(self, seconds: float) -> None:
         """Return at the next change of what is dirty, or after `seconds`."""
@@ -171,6 +196,7 @@ class Flusher:
             for _ in range(MOST_LANES):
                 nursery.start_soon(self._work)
             nursery.start_soon(self.fresh.run)
+            nursery.start_soon(self._commits.run)
             nursery.start_soon(self._rouse)
             nursery.start_soon(self._keep)
             nursery.start_soon(self._prepare)
@@ -248,16 +274,7 @@ class Flusher:
         try:
             await self._store(batch)
         except (DepotError, DepotUnreachable, NoSpace, OSError) as refusal:
-            error = VolumeError(f"the local disk: {refusal.strerror}") if isinstance(refusal, OSError) else refusal
-            if self.trouble is None:
-                # That a depot is silent has been said of the depot; that one refuses is said here.
-                level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
-                _log.log(level, "%d bytes wait in the spool: %s", self.dirty_bytes, error)
-            # Without its frames, which refer to what was to be stored, and to it: only the collector would free them.
-            self.trouble = error.with_traceback(None)
-            self._failures += 1
-            if _no_room(error):
-                self._queue.slice = max(SHORTEST, self._queue.slice // 2)
+            self._note_failure(refusal)
             self._ground(batch)
             return False
         except BaseException:
@@ -267,9 +284,26 @@ class Flusher:
         self._queue.slice = min(MAX_SLICE, 2 * self._queue.slice)
         return True
 
+    def _note_failure(self, refusal: IbpfsError | OSError) -> None:
+        error = VolumeError(f"the local disk: {refusal.strerror}") if isinstance(refusal, OSError) else refusal
+        if self.trouble is None:
+            # That a depot is silent has been said of the depot; that one refuses is said here.
+            level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
+            _log.log(level, "%d bytes wait in the spool: %s", self.dirty_bytes, error)
+        # Without its frames, which refer to what was to be stored, and to it: only the collector would free them.
+        self.trouble = error.with_traceback(None)
+        self._failures += 1
+        if _no_room(error):
+            self._queue.slice = max(SHORTEST, self._queue.slice // 2)
+
+    def _not_committed(self, batches: Sequence[Batch], refusal: IbpfsError | OSError) -> None:
+        self._note_failure(refusal)
+        for batch in batches:
+            self._ground(batch)
+
     def _ground(self, batch: Batch) -> None:
         for file, flight in batch.flights:
-            if flight in file.flights:
+            if flight in file.flights and not flight.is_stored:  # whose commit waits, however its carrier ended
                 file.grounded(flight)
             file.oldest_at = min(file.oldest_at, trio.current_time() - DELAY)
             self._forget_if_clean(file)  # what flew was cut away meanwhile
@@ -281,7 +315,7 @@ class Flusher:
 
     async def _store(self, batch: Batch) -> None:
         pieces: list[bytes | memoryview] = []
-        slices: list[_Sealed] = []
+        slices: list[Sealed] = []
         at = 0
         for file, flight in list(batch.flights):
             data = self._read(file, flight)
@@ -303,20 +337,20 @@ class Flusher:
             self.retention.give_back(taken)
 
     async def _append(
-        self, batch: Batch, slices: list[_Sealed], pieces: list[bytes | memoryview], length: int,
+        self, batch: Batch, slices: list[Sealed], pieces: list[bytes | memoryview], length: int,
         taken: list[RetainedSlice],
     ) -> None:  # fmt: skip
         segment, offset = await self._transfer.append(batch.policy, pieces, length)
         try:
-            new = [
-                NewSlice(file.ino, flight.start, flight.limit, flight.covers, form, check, offset + put)
-                for file, flight, form, check, put in slices
-            ]
-            with self._transfer.committing(segment) as row:
-                self._ledger.commit(row, offset + length, new, lambda: self._settle(batch))
-            self.retention.keep(taken, row)
+            stored = Stored(batch, segment, offset, length, slices)
+            if segment.row is not None and self._waits[False] and not self._waits[True] and stored.may_wait:
+                row = segment.row
+                self._commits.commit_later(stored)
+            else:
+                row = self._commits.commit(stored)
+                self.retention.keep(taken, row)
+                self._land(batch)
             self.retention.give_back(taken)
-            self._land(batch)
             self._tell()
             await self.fresh.add(row, offset, pieces, length, len(slices))
         finally:
@@ -340,19 +374,6 @@ class Flusher:
         self._forget_if_clean(file)
         self._tell()
 
-    def _settle(self, batch: Batch) -> dict[int, Settlement]:
-        by_file: defaultdict[DirtyFile, list[Flight]] = defaultdict(list)
-        for file, flight in batch.flights:
-            by_file[file].append(flight)
-        settlements = {}
-        for file, flights in by_file.items():
-            if self.files.get(file.ino) is not file:
-                continue
-            file.version += 1
-            settled = file.version if file.cleaned_by(flights) else None
-            settlements[file.ino] = Settlement(file.mtime_ns, file.ctime_ns, file.version, settled)
-        return settlements
-
     def _land(self, batch: Batch) -> None:
         for file, flight in batch.flights:
             before = file.dirty
@@ -363,6 +384,7 @@ class Flusher:
             self._forget_if_clean(file)
             if file.dirty and file.oldest_at == math.inf:  # overwritten while it flew
                 file.oldest_at = trio.current_time()
+        self._tell()
 
     async def drop_clean(self) -> None:
         """Forget what freshly stored bytes were put into the clean cache, and all else that is there."""
@@ -370,6 +392,7 @@ class Flusher:
 
     async def finish(self, seconds: float) -> bool:
         """Try to make everything clean within `seconds`; then close the segments. False when something is left."""
+        self._commits.commit_waiting()
         with trio.move_on_after(seconds):
             await self.wait_all()
         with trio.move_on_after(5.0):

@@ -12,7 +12,7 @@ from ibpfs.exnode_store.sealing import MAX_SLICE
 
 #: Upload starts when the oldest dirty byte is this old (seconds), or a slice is full.
 DELAY = 1.0
-_BATCH_SLICES = 256
+BATCH_SLICES = 256
 #: Slices are cut down to this when the depots refuse longer ones.
 SHORTEST = 64 * 1024
 
@@ -53,12 +53,12 @@ class UploadQueue:
         for file in due:
             if policy is not None and file.policy != policy:
                 continue
-            taken = self._take_off(file, everything, self.slice - size, _BATCH_SLICES - len(flights))
+            taken = self._take_off(file, everything, self.slice - size, BATCH_SLICES - len(flights))
             if taken:
                 policy = file.policy
                 flights += [(file, flight) for flight in taken]
                 size += sum(flight.stop - flight.start for flight in taken)
-            if size >= self.slice or len(flights) >= _BATCH_SLICES:
+            if size >= self.slice or len(flights) >= BATCH_SLICES:
                 break
         if policy is None:
             return None

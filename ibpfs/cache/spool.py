@@ -40,6 +40,11 @@ RECORD_OVERHEAD = _RECORD.size + _BODY.size + _TAG
 #: What is put in the place of `.spool` in the name of a file that does not open.
 _ASIDE = ".unreadable"
 
+#: Zeros that a small sync lays out behind the end: to sync what takes their place needs no commit of the file system's
+#: journal.
+AHEAD = 256 * 1024
+_SMALL = 64 * 1024
+
 #: A file is closed at this size, so that the room of old records comes back while new ones arrive.
 FILE_SIZE = 64 * 1024 * 1024
 
@@ -72,6 +77,10 @@ class SpoolFile:
         self.path = path
         self.size = size
         self.live = 0
+        self.has_name = False  # its name is on stable storage
+        self.has_failed = False  # a sync has: the kernel may have dropped the bytes, a later success proves nothing
+        self._synced = 0
+        self._laid = size
         self._descriptor = descriptor
         self._aead = AESGCM(key)
         self._id = file_id
@@ -80,6 +89,38 @@ class SpoolFile:
     @property
     def is_spent(self) -> bool:
         return self.live == 0 and self.size > FILE_HEADER_SIZE
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """How many, from the first one on that may not survive a power cut."""
+        return self.size - self._synced
+
+    def begin_sync(self) -> "Sync":
+        """Of all that is written now, in any thread."""
+        self._lay_ahead()
+        return Sync(self, self.size, os.dup(self._descriptor), self.path.parent)
+
+    def sync(self) -> None:
+        """At once. OSError when the disk refuses."""
+        self._lay_ahead()
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError:
+            self.has_failed = True
+            raise
+        self._synced = self.size
+
+    def synced(self, size: int) -> None:
+        """Its name, and so many bytes of it, are on stable storage."""
+        self.has_name = True
+        self._synced = max(self._synced, size)
+
+    def _lay_ahead(self) -> None:
+        if self._laid >= self.size or self.unsynced_bytes > _SMALL:
+            return
+        with suppress(OSError):  # a full disk is met by whoever writes next
+            os.pwrite(self._descriptor, bytes(AHEAD), self.size)
+        self._laid = self.size + AHEAD
 
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
         """Seal and write a record at the end. NoSpace when the disk is full; then the file is as before.
@@ -115,6 +156,7 @@ class SpoolFile:
         # What a failed write left must not be taken for a record by a later owner.
         with suppress(OSError):
             os.ftruncate(self._descriptor, self.size)
+            self._laid = self.size
 
     def read(self, record: Record) -> bytes:
         """Return a record's data. DataError when it is not what was written."""
@@ -146,8 +188,14 @@ class SpoolFile:
             if record is not None:
                 yield record
             at += _RECORD.size + length
-        if at < end:
+        self.size = at
+        if at < end and not self._is_zero(at, end):
             _log.warning("spool file %s: %d bytes at its end are torn and dropped", self.path.name, end - at)
+
+    def _is_zero(self, start: int, stop: int) -> bool:
+        """Whether the bytes are those that were laid out ahead."""
+        length = min(stop - start, AHEAD + 1)
+        return length <= AHEAD and os.pread(self._descriptor, length, start) == bytes(length)
 
     def _open(self, header: bytes, number: int, length: int, at: int) -> Record | None:
         sealed = os.pread(self._descriptor, length, at + _RECORD.size)
@@ -165,6 +213,37 @@ class SpoolFile:
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
         self.close()
+
+
+class Sync:
+    """Of a spool file, whatever becomes of it meanwhile. `run` may be called in another thread; then `end`."""
+
+    def __init__(self, file: SpoolFile, size: int, descriptor: int, directory: Path) -> None:
+        self._file = file
+        self._size = size
+        self._descriptor = descriptor
+        self._directory = directory
+        self._with_name = not file.has_name
+        self._is_done = False
+
+    def run(self) -> None:
+        """OSError when the disk refuses."""
+        os.fdatasync(self._descriptor)
+        # Of the first file after mkfs the directory's own name, too.
+        for place in (self._directory, self._directory.parent) if self._with_name else ():
+            descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._is_done = True
+
+    def end(self) -> None:
+        os.close(self._descriptor)
+        if self._is_done:
+            self._file.synced(self._size)
+        else:
+            self._file.has_failed = True
 
 
 class Spool:
@@ -188,9 +267,18 @@ class Spool:
         """How many records somebody still needs, each as often as it is held."""
         return sum(file.live for file in self._files)
 
+    def unsynced(self) -> "list[SpoolFile]":
+        """The files with records that somebody needs and that may not survive a power cut."""
+        return [file for file in self._files if file.live and file.unsynced_bytes]
+
+    def syncs_up_to(self, limit: int) -> bool:
+        """Whether at most so many bytes would have to be synced, and none that a disk has refused to sync."""
+        unsynced = self.unsynced()
+        return sum(file.unsynced_bytes for file in unsynced) <= limit and not any(file.has_failed for file in unsynced)
+
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
         """Write a record and return it, held; give it back with `release`."""
-        if self._current is None or self._current.size >= FILE_SIZE:
+        if self._current is None or self._current.size >= FILE_SIZE or self._current.has_failed:
             self._current = self._create()
         return self._current.append(ino, generation, offset, seq, mtime_ns, data)
 

@@ -49,6 +49,7 @@ class OpenSegment:
     row: int | None = None
     sound: bool = True  # False: some append was not acknowledged everywhere
     lost: list[int] = field(default_factory=list)  # depots whose replica missed an append
+    uncommitted: int = 0  # appends whose commit waits for others
 
     @property
     def is_spare(self) -> bool:

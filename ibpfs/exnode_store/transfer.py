@@ -4,7 +4,7 @@ A failed depot is answered with the next one. Knows no file and no key of it.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import trio
@@ -51,6 +51,7 @@ class Transfer(Loading):
         self._used: dict[int, float] = {}  # when something was last appended, by policy
         self._moves = 0
         self._open_segments: set[OpenSegment] = set()  # the idle ones, and those that somebody appends to
+        self.commit_waiting: Callable[[], None] = lambda: None  # has what is `uncommitted` in open segments committed
 
     def policy(self, number: int) -> Policy:
         return self.policies.get(number)
@@ -222,6 +223,8 @@ class Transfer(Loading):
     def _close(self, segment: OpenSegment) -> bool:
         """No more appends; True when its allocations reserve more than they hold, and are to be trimmed."""
         segment.sound = False
+        if segment.uncommitted:  # what lies behind the committed length is about to be cut off
+            self.commit_waiting()
         try:
             if segment.row is None:
                 self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])

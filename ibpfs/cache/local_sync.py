@@ -1,0 +1,101 @@
+"""Syncs of the spool and of the exNode store's WAL, on the local disk, while depots are busy with the same bytes."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import trio
+
+from ibpfs.cache.fsyncs import Fsyncs
+from ibpfs.cache.spool import Spool, SpoolFile, Sync
+from ibpfs.depot.disk_pace import DiskPace
+from ibpfs.exnode_store.database import Database
+
+_log = logging.getLogger(__name__)
+
+#: Beyond so many unsynced bytes of the spool, which may be those of others, commits are sooner on stable storage.
+_MOST = 8 * 1024 * 1024
+#: Up to so many, the event loop may wait for a quick disk.
+_FEW = 256 * 1024
+
+
+class Round:
+    """One of these syncs, for all who have asked for it before it began."""
+
+    def __init__(self) -> None:
+        self._done = trio.Event()
+        self._is_good = False
+
+    def end(self, *, good: bool) -> None:
+        self._is_good = good
+        self._done.set()
+
+    async def succeeded(self) -> bool:
+        """Return, when it has ended, whether what was written before it was asked for is on stable storage."""
+        if not self._done.is_set():
+            await self._done.wait()
+        return self._is_good
+
+
+class LocalSync:
+    """Of one volume. A task of its own does it: it has its turn when who waits for an fsync waits for depots."""
+
+    def __init__(self, db: Database, spool: Spool, fsyncs: Fsyncs) -> None:
+        self._db = db
+        self._spool = spool
+        self._fsyncs = fsyncs
+        self._pace = DiskPace()
+        self._next: Round | None = None
+        self._wanted = trio.Event()
+
+    def begin(self) -> Round | None:
+        """A sync of all that is written now; None where it would take longer than a commit, or the disk has failed."""
+        if not self._spool.syncs_up_to(_MOST):
+            return None
+        if self._next is None:
+            self._next = Round()
+            self._wanted.set()
+        return self._next
+
+    async def run(self) -> None:
+        """Sync what is asked for, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            wanted, self._next = self._next, None
+            assert wanted is not None
+            good = False
+            try:
+                await self._sync()
+                good = True
+            except OSError as error:  # whoever waits for it takes the other way, and meets what is wrong with the store
+                _log.warning("the local disk does not sync: %s", error.strerror)
+            finally:
+                wanted.end(good=good)
+
+    async def _sync(self) -> None:
+        alone = self._fsyncs.are_one
+        files = self._spool.unsynced()
+        if files:
+            began = time.perf_counter()
+            size = sum(file.unsynced_bytes for file in files)
+            if alone and self._pace.is_quick and size <= _FEW and all(file.has_name for file in files):
+                for file in files:
+                    file.sync()
+            else:
+                await self._sync_in_thread(files)
+            self._pace.took(time.perf_counter() - began)
+        await self._db.sync(alone=alone)
+
+    async def _sync_in_thread(self, files: list[SpoolFile]) -> None:
+        syncs = [file.begin_sync() for file in files]
+        try:
+            await trio.to_thread.run_sync(_run, syncs)
+        finally:
+            for sync in syncs:
+                sync.end()
+
+
+def _run(syncs: Sequence[Sync]) -> None:
+    for sync in syncs:
+        sync.run()
