@@ -95,6 +95,11 @@ class Commits:
             self.commit_waiting()
         self._wanted.set()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is something for `commit_waiting` to do."""
+        return bool(self._waiting)
+
     def commit_waiting(self) -> None:
         """Map all that waits, now. What fails is dirty again."""
         while self._waiting:

@@ -145,8 +145,9 @@ class Flusher:
         while file.holds_up_to(seq):
             if not committed and file.stored_seq >= seq:
                 return
-            if file.is_changed_in_flight:  # what is above flies only when that has landed
+            if file.is_changed_in_flight and self._commits.is_waiting:  # what is above flies when that has landed
                 self._commits.commit_waiting()
+                continue
             if self._failures > failures and self._queue.slice == SHORTEST and _no_room(self.trouble):
                 raise NoSpace(str(self.trouble))
             if self.files.get(ino) is file and file.idle > 0:

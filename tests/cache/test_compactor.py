@@ -45,7 +45,7 @@ def sealed(tmp_path: Path) -> VolumePaths:
 async def write(stack: Stack, ino: int, model: bytearray, offset: int, data: bytes) -> None:
     """A write with its own slice."""
     await stack.files.write(ino, offset, data)
-    await stack.files.fsync(ino)
+    await stack.files.store(ino)
     model.extend(bytes(max(0, offset + len(data) - len(model))))
     model[offset : offset + len(data)] = data
 
@@ -151,7 +151,7 @@ async def test_a_huge_sparse_file_costs_as_much_as_its_extents(sealed: VolumePat
         ino = now.create(b"huge").ino
         for number in range(60):
             await now.files.write(ino, number * 10**13, b"island %d" % number)
-            await now.files.fsync(ino)
+            await now.files.store(ino)
         now.files.change(ino, AttributeChange(size=999_999_999_999_999))
         before = now.files.inode(ino)
         assert (await compact(now)).written == before.allocated
@@ -212,7 +212,7 @@ async def test_readers_go_on_while_old_segments_are_released(
             await now.warmer.pack_all(lambda done, total: None)
             for at in range(0, 30_000, 1000):  # the same bytes again, in slices of their own
                 await now.files.write(ino, at, bytes(model[at : at + 500]))
-                await now.files.fsync(ino)
+                await now.files.store(ino)
         nursery.cancel_scope.cancel()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
