@@ -188,7 +188,9 @@ async def test_what_is_cut_away_or_overwritten_before_the_commit(volume: VolumeP
         assert now.db.value("SELECT count(*) FROM slices WHERE mapped = 0") == 0
 
 
-async def test_a_rename_over_a_file_lets_go_of_the_old_one_after_the_commit(volume: VolumePaths, for_long: None) -> None:
+async def test_a_rename_over_a_file_lets_go_of_the_old_one_after_the_commit(
+    volume: VolumePaths, for_long: None
+) -> None:
     async with run_depot(volume.depot), run_stack(volume) as now:
         await open_a_segment(now)
         old = await synced(now, b"file", b"old")
