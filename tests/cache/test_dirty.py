@@ -52,7 +52,22 @@ class Model:
         self.owner = {at: one for at, one in self.owner.items() if flown.get(at) is not one}
         assert cleaned == (not self.owner and not self.flights)
 
+    def store(self) -> None:
+        """Depots acknowledge the first flight that they have not yet."""
+        for flight, _ in self.flights:
+            if not flight.is_stored:
+                flight.is_stored = True
+                self.file.note_stored()
+                return
+
+    def check_stored(self) -> None:
+        """Whatever counts as stored flies so, as it is."""
+        for at, one in self.owner.items():
+            if one.seq <= self.file.stored_seq:
+                assert any(flight.is_stored and flown.get(at) is one for flight, flown in self.flights)
+
     def check(self) -> None:
+        self.check_stored()
         held = {at: piece.source for piece in self.file.extents for at in range(piece.start, piece.stop)}
         assert held == self.owner
         assert self.file.dirty == len(self.owner)
@@ -64,6 +79,7 @@ STEPS = st.one_of(
     st.tuples(st.just("write"), st.integers(0, SIZE - 1), st.integers(1, 20)),
     st.tuples(st.just("truncate"), st.integers(0, SIZE)),
     st.tuples(st.just("fly"), st.integers(1, 30)),
+    st.tuples(st.just("store")),
     st.tuples(st.just("land")),
 )
 

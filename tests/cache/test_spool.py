@@ -438,3 +438,72 @@ def test_a_record_that_two_need_stays_until_both_have_let_go(open_spool: Open) -
     assert spool.reclaimable
     spool.delete(spool.spent())
     assert (spool.reclaimable, spool.size) == (False, 0)
+
+
+def test_zeros_laid_out_ahead_are_the_end(
+    open_spool: Open, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = open_spool()
+    put(spool, 1, b"first")
+    sync(spool)
+    size = spool.size
+    assert files_in(directory)[0].stat().st_size > size
+    put(spool, 2, b"second")
+    assert [record.ino for record in open_spool().replay()] == [1, 2]
+    later = open_spool()
+    later.replay()
+    assert later.size == spool.size > size
+    assert not caplog.records
+
+
+def test_what_stands_behind_zeros_is_damage(
+    open_spool: Open, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(open_spool(), 1, b"first")
+    with files_in(directory)[0].open("ab") as file:
+        file.write(bytes(1000) + b"x")
+    assert [record.ino for record in open_spool().replay()] == [1]
+    assert "torn" in caplog.text
+
+
+def test_a_sync_covers_what_is_written_when_it_begins(open_spool: Open) -> None:
+    spool = open_spool()
+    put(spool, 1, b"first")
+    (file,) = spool.unsynced()
+    begun = file.begin_sync()
+    put(spool, 2, b"second")
+    begun.run()
+    begun.end()
+    assert file.has_name
+    assert file.unsynced_bytes == RECORD_OVERHEAD + len(b"second")
+    file.sync()
+    assert spool.unsynced() == []
+    assert spool.syncs_up_to(0)
+
+
+def test_what_nobody_needs_is_not_synced(open_spool: Open) -> None:
+    spool = open_spool()
+    spool.release(put(spool, 1, b"data"))
+    assert spool.unsynced() == []
+    put(spool, 2, bytes(1000))
+    assert spool.syncs_up_to(2000)
+    assert not spool.syncs_up_to(1000)
+
+
+def test_after_a_sync_that_failed_records_go_elsewhere(open_spool: Open) -> None:
+    spool = open_spool()
+    record = put(spool, 1, b"data")
+    (file,) = spool.unsynced()
+    file.begin_sync().end()  # it never came to an end
+    assert file.has_failed
+    assert not spool.syncs_up_to(1 << 30)
+    assert put(spool, 2, b"more").file is not file
+    spool.release(record)
+    assert spool.syncs_up_to(1 << 30)
+
+
+def sync(spool: Spool) -> None:
+    for file in spool.unsynced():
+        begun = file.begin_sync()
+        begun.run()
+        begun.end()
