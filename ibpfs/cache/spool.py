@@ -185,9 +185,14 @@ class SpoolFile:
             if at + _RECORD.size + length > end:
                 break
             record = self._open(header, number, length, at)
+            stop = at + _RECORD.size + length
             if record is not None:
                 yield record
-            at += _RECORD.size + length
+            elif stop < end and self._is_zero(stop, end):  # cut off, in what was laid out ahead
+                break
+            else:
+                _log.warning("spool file %s: record %d does not open and is dropped", self.path.name, number)
+            at = stop
         self.size = at
         if at < end and not self._is_zero(at, end):
             _log.warning("spool file %s: %d bytes at its end are torn and dropped", self.path.name, end - at)
@@ -202,7 +207,6 @@ class SpoolFile:
         try:
             body = self._aead.decrypt(number.to_bytes(12, "big"), sealed, self._id + header)
         except InvalidTag:
-            _log.warning("spool file %s: record %d does not open and is dropped", self.path.name, number)
             return None
         ino, generation, offset, seq, mtime_ns = _BODY.unpack_from(body)
         return Record(self, at, number, ino, generation, offset, len(body) - _BODY.size, seq, mtime_ns)

@@ -456,6 +456,22 @@ def test_zeros_laid_out_ahead_are_the_end(
     assert not caplog.records
 
 
+def test_a_record_cut_off_in_zeros_is_a_torn_tail(
+    open_spool: Open, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = open_spool()
+    put(spool, 1, b"first")
+    sync(spool)
+    record = put(spool, 2, bytes(100))
+    with files_in(directory)[0].open("r+b") as file:
+        file.seek(record.position + 50)
+        file.write(bytes(RECORD_OVERHEAD + 50))
+    later = open_spool()
+    assert [one.ino for one in later.replay()] == [1]
+    assert later.size == record.position
+    assert [one.getMessage().split(": ")[1].split()[-3:] for one in caplog.records] == [["torn", "and", "dropped"]]
+
+
 def test_what_stands_behind_zeros_is_damage(
     open_spool: Open, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -143,7 +143,9 @@ class Sealed:
         file_id = _SPOOL_FILE.unpack_from(raw)[3]
         at = FILE_HEADER_SIZE
         while at + _SPOOL_RECORD.size <= len(raw):
-            _, number, length = _SPOOL_RECORD.unpack_from(raw, at)
+            marker, number, length = _SPOOL_RECORD.unpack_from(raw, at)
+            if not any(marker):
+                return  # zeros that were laid out ahead
             body = raw[at + _SPOOL_RECORD.size : at + _SPOOL_RECORD.size + length]
             if len(body) < length:
                 return
