@@ -187,7 +187,7 @@ ALLOCATING = [
 @pytest.mark.parametrize(
     "point",
     [*ALLOCATING, Point(Ledger, "commit", "before"), Point(Ledger, "commit", "after"),
-     Point(Database, "sync", "after")],
+     Point(Database, "sync", "after", left=3)],  # while depots are asked for a segment
     ids=str,
 )  # fmt: skip
 async def test_a_write(point: Point, volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
