@@ -160,6 +160,7 @@ async def _rooms(
             for ino, one in flusher.files.items()
             if one.dirty
         ]
+        checkpoints.commit_stored = flusher.commit_stored
         transfer.untrimmed.update(ledger.close_all_segments())
         ledger.abandon_pending()
         recovered = files.recover()

@@ -6,6 +6,7 @@ spool has these, and is synced while the depots are at work; a commit, and its s
 Until its commit a batch is in flight: a crash before it leaves what one between acknowledgement and commit always left.
 """
 
+import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import trio
 
 from ibpfs.cache.dirty import DirtyFile, Flight
 from ibpfs.cache.queue import BATCH_SLICES, Batch
-from ibpfs.errors import NoSpace
+from ibpfs.cache.spool import Record, Spool
+from ibpfs.errors import IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.allocator import OpenSegment
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
@@ -48,6 +50,10 @@ class Stored:
         """Whether its commit may: not the first one of its segment, nor one that lacks copies."""
         return self.segment.row is not None and self.segment.sound
 
+    @property
+    def records(self) -> set[Record]:
+        return {piece.source for _, flight in self.batch.flights for piece in flight.pieces}
+
     def new_slices(self) -> list[NewSlice]:
         """As they are to be mapped now: what flies may have been cut since it took off."""
         return [
@@ -61,12 +67,15 @@ class Commits:
 
     def __init__(
         self, db: Database, ledger: Ledger, transfer: Transfer, files: dict[int, DirtyFile],
-        landed: Callable[[Batch], None], failed: Callable[[Sequence[Batch], NoSpace | OSError], None],
+        spool: Spool, release: Callable[[list[Record]], None], landed: Callable[[Batch], None],
+        failed: Callable[[Sequence[Batch], IbpfsError | OSError], None],
     ) -> None:  # fmt: skip
         self._db = db
         self._ledger = ledger
         self._transfer = transfer
         self._files = files
+        self._spool = spool
+        self._release = release
         self._landed = landed
         self._failed = failed
         self._waiting: list[Stored] = []
@@ -82,6 +91,8 @@ class Commits:
         return row
 
     def commit_later(self, stored: Stored) -> None:
+        for record in stored.records:  # what overwrites one may not be synced: its spool file has to stay
+            self._spool.hold(record)
         self._waiting.append(stored)
         self._slices += len(stored.slices)
         stored.segment.uncommitted += 1
@@ -129,12 +140,17 @@ class Commits:
             for batch in batches:
                 for file, flight in batch.flights:
                     flight.is_stored, file.stored_seq = False, -1
-            if not isinstance(error, (NoSpace, OSError)):
+            # Their records are held on, for the next mount: fsyncs were answered for them, and what of them was
+            # overwritten meanwhile is in no other place.
+            known = isinstance(error, (NoSpace, OSError, sqlite3.Error))
+            refusal = error if isinstance(error, (NoSpace, OSError)) else VolumeError(f"the exNode store: {error}")
+            self._failed(batches, refusal)
+            if not known:
                 raise
-            self._failed(batches, error)
             return
-        for batch in batches:
-            self._landed(batch)
+        for stored in some:
+            self._landed(stored.batch)
+            self._release(list(stored.records))
 
     def _take(self) -> Iterator[Stored]:
         """The first of those that wait, as many as a transaction takes."""

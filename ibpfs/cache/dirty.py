@@ -120,6 +120,16 @@ class DirtyFile:
         self.flights.remove(flight)
         self.is_changed_in_flight = self.is_changed_in_flight and bool(self.flights)
 
+    def is_stored_up_to(self, seq: int) -> bool:
+        """Whether depots hold all that is dirty of the records up to this one."""
+        if self.stored_seq >= seq or self.is_changed_in_flight:
+            return self.stored_seq >= seq
+        left = sum(length for record, length in self.held.items() if record.seq <= seq)
+        for flight in self.flights:
+            if flight.is_stored:
+                left -= sum(piece.stop - piece.start for piece in flight.pieces if piece.source.seq <= seq)
+        return left <= 0
+
     def note_stored(self) -> None:
         """Some flights have become stored: note up to which record that makes all of them."""
         if not self.is_changed_in_flight and self.idle <= 0 and all(flight.is_stored for flight in self.flights):

@@ -49,7 +49,9 @@ class Flusher:
         self.retention = retention
         self._queue = UploadQueue(transfer.policy)
         self.files = self._queue.files
-        self._commits = Commits(db, ledger, transfer, self.files, self._land, self._not_committed)
+        self._commits = Commits(
+            db, ledger, transfer, self.files, spool, self.release, self._land, self._not_committed
+        )
         self._waits = Counter[bool]()  # who waits for commits (True), and who for depots alone
         self.dirty_bytes = self._failures = 0
         self.trouble: IbpfsError | None = None  # why the last batch did not arrive, None when it did
@@ -141,9 +143,8 @@ class Flusher:
     async def _wait_for(self, file: DirtyFile, committed: bool) -> None:
         ino = file.ino
         seq, failures = file.version, self._failures
-        file.note_stored()
         while file.holds_up_to(seq):
-            if not committed and file.stored_seq >= seq:
+            if not committed and file.is_stored_up_to(seq):
                 return
             if file.is_changed_in_flight and self._commits.is_waiting:  # what is above flies when that has landed
                 self._commits.commit_waiting()
@@ -272,6 +273,7 @@ class Flusher:
     # Carrying
 
     async def _carry(self, batch: Batch) -> bool:
+        failures = self._failures
         try:
             await self._store(batch)
         except (DepotError, DepotUnreachable, NoSpace, OSError) as refusal:
@@ -281,8 +283,9 @@ class Flusher:
         except BaseException:
             self._ground(batch)
             raise
-        self.trouble = None
-        self._queue.slice = min(MAX_SLICE, 2 * self._queue.slice)
+        if self._failures == failures:  # nor did a commit of others, which it brought about, fail
+            self.trouble = None
+            self._queue.slice = min(MAX_SLICE, 2 * self._queue.slice)
         return True
 
     def _note_failure(self, refusal: IbpfsError | OSError) -> None:
@@ -344,8 +347,9 @@ class Flusher:
         segment, offset = await self._transfer.append(batch.policy, pieces, length)
         try:
             stored = Stored(batch, segment, offset, length, slices)
-            if segment.row is not None and self._waits[False] and not self._waits[True] and stored.may_wait:
-                row = segment.row
+            row = segment.row
+            only_fsyncs = self._waits[False] and not self._waits[True]
+            if row is not None and only_fsyncs and stored.may_wait and not self.retention.is_wanted(taken, row):
                 self._commits.commit_later(stored)
             else:
                 row = self._commits.commit(stored)

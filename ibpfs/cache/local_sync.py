@@ -1,6 +1,8 @@
 """Syncs of the spool and of the exNode store's WAL, on the local disk, while depots are busy with the same bytes."""
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Sequence
 
@@ -76,6 +78,8 @@ class LocalSync:
     async def _sync(self) -> None:
         alone = self._fsyncs.are_one
         files = self._spool.unsynced()
+        if any(file.has_failed for file in files):  # in a sync that began after this one was asked for
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         if files:
             began = time.perf_counter()
             size = sum(file.unsynced_bytes for file in files)
@@ -88,8 +92,9 @@ class LocalSync:
         await self._db.sync(alone=alone)
 
     async def _sync_in_thread(self, files: list[SpoolFile]) -> None:
-        syncs = [file.begin_sync() for file in files]
+        syncs: list[Sync] = []
         try:
+            syncs.extend(file.begin_sync() for file in files)
             await trio.to_thread.run_sync(_run, syncs)
         finally:
             for sync in syncs:

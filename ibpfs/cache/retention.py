@@ -83,9 +83,13 @@ class Retention:
             for ino, form, flight in flights
         ]
 
+    def is_wanted(self, taken: list[RetainedSlice], segment: int) -> bool:
+        """Whether what is stored in `segment` is to be retained: whether it lacks copies."""
+        return bool(taken) and self._ledger.is_short(segment)
+
     def keep(self, taken: list[RetainedSlice], segment: int) -> None:
         """They are committed in `segment`: retain them, and empty the list, if it lacks copies."""
-        if not taken or not self._ledger.is_short(segment):
+        if not self.is_wanted(taken, segment):
             return
         for one in taken:
             self._add(one, segment)

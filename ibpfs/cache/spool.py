@@ -108,7 +108,7 @@ class SpoolFile:
         except OSError:
             self.has_failed = True
             raise
-        self._synced = self.size
+        self.synced(self.size)
 
     def synced(self, size: int) -> None:
         """Its name, and so many bytes of it, are on stable storage."""
@@ -273,7 +273,7 @@ class Spool:
 
     def unsynced(self) -> "list[SpoolFile]":
         """The files with records that somebody needs and that may not survive a power cut."""
-        return [file for file in self._files if file.live and file.unsynced_bytes]
+        return [file for file in self._files if file.live and (file.unsynced_bytes or file.has_failed)]
 
     def syncs_up_to(self, limit: int) -> bool:
         """Whether at most so many bytes would have to be synced, and none that a disk has refused to sync."""

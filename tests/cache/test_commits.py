@@ -1,13 +1,14 @@
 """Commits that wait: what an fsync has promised is there after any end, and whoever looks at exNodes finds it."""
 
 import errno
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from ibpfs.cache import commits
+from ibpfs.cache import commits, spool
 from ibpfs.cache.spool import Sync
 from ibpfs.config import VolumePaths
 from ibpfs.errors import NoSpace
@@ -274,3 +275,52 @@ async def test_much_that_is_written_by_others_is_not_waited_for(volume: VolumePa
         await now.files.fsync(small)
         assert mapped(now, small) == 1
         assert not now.db.unsynced
+
+
+async def test_what_overwrites_it_does_not_take_its_spool_file_away(
+    volume: VolumePaths, for_long: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "FILE_SIZE", 64)  # so that each record has a file of its own
+    async with run_depot(volume.depot):
+        async with run_stack(volume) as now:
+            await open_a_segment(now)
+            ino = await synced(now, b"file", b"A" * 5000)
+            kept = set(volume.spool.glob("*.spool"))
+            await now.files.write(ino, 0, b"B" * 5000)
+            await now.flusher.delete_spent()
+        for path in set(volume.spool.glob("*.spool")) - kept:  # as after a power cut: it was never synced
+            path.unlink()
+        async with run_stack(volume) as now:
+            assert await now.files.read(ino, 0, 10000) == b"A" * 5000
+
+
+async def test_a_store_that_is_locked_makes_it_dirty_again(
+    volume: VolumePaths, for_long: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await open_a_segment(now)
+        ino = await synced(now, b"file", b"x" * 100)
+
+        def refuse(*_: object) -> None:
+            raise sqlite3.OperationalError("database is locked")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(now.ledger, "commit", refuse)
+            now.files.commit_stored()
+            assert str(now.flusher.trouble) == "the exNode store: database is locked"
+        await now.files.store(ino)
+        assert mapped(now, ino) == 100
+
+
+async def test_an_fsync_does_not_wait_for_what_is_appended_later(volume: VolumePaths, for_long: None) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await open_a_segment(now)
+        ino = await synced(now, b"file", b"x" * 100)
+        file = now.flusher.files[ino]
+        seq = file.version
+        await now.files.write(ino, 100, b"y" * 100)
+        assert file.is_stored_up_to(seq)
+        assert not file.is_stored_up_to(file.version)
+        await now.files.write(ino, 50, b"z" * 10)  # over what flies: that has to land first
+        file.stored_seq = -1
+        assert not file.is_stored_up_to(seq)

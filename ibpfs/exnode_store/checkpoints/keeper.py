@@ -70,6 +70,7 @@ class Checkpoints:
         self._generation: Generation | None = None
         self._attached = False
         self.dirty: Callable[[], Sequence[Dirty]] = tuple  # a mount says what only its spool holds
+        self.commit_stored: Callable[[], None] = lambda: None  # and commits what depots have acknowledged
         self._covered = -1  # changes, not counting our own, that the last checkpoint holds
         self._untold: tuple[int, float] | None = None  # (seq, when) of one to which the root does not lead yet
         self._behind_since: float | None = None
@@ -258,6 +259,7 @@ class Checkpoints:
         async with self._turn:
             await self._attach()
             await self.roots.prepare()
+            self.commit_stored()
             if self.retained is not None and self.snapshots is not None:
                 await self.retained.follow(self.snapshots(), self._leaving())
             if not self._has_changes and self._untold is None and self._is_complete() and not self._leaving():

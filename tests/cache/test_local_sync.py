@@ -1,0 +1,58 @@
+"""Rounds of local syncs: what a disk has refused once is never called good."""
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from ibpfs.cache.spool import Sync
+from ibpfs.config import VolumePaths
+from ibpfs.exnode_store.allocator import OpenSegment
+from ibpfs.exnode_store.creation import create_volume
+
+from .stack import run_depot, run_stack
+
+
+async def test_a_round_behind_one_that_failed_is_no_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells an error once: the next sync of the same bytes succeeds, and proves nothing."""
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume)
+    go_on, begun = threading.Event(), threading.Event()
+    real = Sync.run
+
+    def run(self: Sync) -> None:
+        if not begun.is_set():
+            begun.set()
+            go_on.wait(10)
+            raise OSError(errno.EIO, "lost")
+        real(self)
+
+    monkeypatch.setattr(Sync, "run", run)
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        one, other = now.create(b"one").ino, now.create(b"other").ino
+        await now.files.write(one, 0, b"a" * 100)
+        append, is_answered = now.transfer.append, trio.Event()
+
+        async def later(policy: int, pieces: list[bytes | memoryview], length: int) -> tuple[OpenSegment, int]:
+            if length > 1000:
+                await is_answered.wait()
+            return await append(policy, pieces, length)
+
+        async def first() -> None:
+            await now.files.fsync(one)
+            is_answered.set()
+
+        monkeypatch.setattr(now.transfer, "append", later)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await trio.to_thread.run_sync(begun.wait)
+            await now.flusher.wait_stored(one)  # its bytes are there: only the disk is waited for
+            await now.files.write(other, 0, b"b" * 2000)  # into the same spool file
+            nursery.start_soon(now.files.fsync, other)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        for ino, length in ((one, 100), (other, 2000)):
+            assert sum(piece.stop - piece.start for piece in now.ledger.extents(ino)) == length
