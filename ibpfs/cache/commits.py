@@ -6,7 +6,6 @@ spool has these, and is synced while the depots are at work; a commit, and its s
 Until its commit a batch is in flight: a crash before it leaves what one between acknowledgement and commit always left.
 """
 
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -142,10 +141,10 @@ class Commits:
                     flight.is_stored, file.stored_seq = False, -1
             # Their records are held on, for the next mount: fsyncs were answered for them, and what of them was
             # overwritten meanwhile is in no other place.
-            known = isinstance(error, (NoSpace, OSError, sqlite3.Error))
-            refusal = error if isinstance(error, (NoSpace, OSError)) else VolumeError(f"the exNode store: {error}")
-            self._failed(batches, refusal)
-            if not known:
+            if isinstance(error, (NoSpace, OSError)):
+                self._failed(batches, error)
+            else:
+                self._failed(batches, VolumeError(f"the exNode store: {error}"))
                 raise
             return
         for stored in some:

@@ -132,7 +132,7 @@ class Database:
             self._connection.execute("ROLLBACK")
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
             raise NoSpace("no room for the exNode store on the local disk") from error
-        if isinstance(error, sqlite3.OperationalError) and "I/O" in str(error):
+        if isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in ("I/O", "locked")):
             raise _refusal(error) from error
 
     def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
