@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 
 import trio
 
+from ibpfs.cache.bundles import Run, SealedBatch, seal_runs
 from ibpfs.cache.clean import CleanCache
-from ibpfs.cache.commits import Commits, Sealed, Stored
+from ibpfs.cache.commits import Commits, Stored
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
 from ibpfs.cache.fresh import Fresh
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
@@ -318,35 +319,27 @@ class Flusher:
             self.forget(file.ino)
 
     async def _store(self, batch: Batch) -> None:
-        pieces: list[bytes | memoryview] = []
-        slices: list[Sealed] = []
-        at = 0
+        runs: list[Run] = []
         for file, flight in list(batch.flights):
             data = self._read(file, flight)
             if data is None:
                 batch.flights.remove((file, flight))
                 continue
-            form = self._sealer.form(len(data))
-            sealed = self._sealer.seal(form, data)
-            slices.append((file, flight, form, self._sealer.digest(sealed), at))
-            pieces += sealed
-            at += form.stored_length
-        if not slices:
+            runs.append((file, flight, data))
+        if not runs:
             return
+        sealed = seal_runs(self._sealer, runs, bundled=batch.policy.copies == 1)  # of which nothing is retained
         # Before the first await: what is overwritten while it flies is let go of by its file.
-        taken = self.retention.take(batch.policy, [(file.ino, form, flight) for file, flight, form, _, _ in slices])
+        taken = self.retention.take(batch.policy, [(run.file.ino, run.form, run.flight) for run in sealed.runs])
         try:
-            await self._append(batch, slices, pieces, at, taken)
+            await self._append(batch, sealed, taken)
         finally:
             self.retention.give_back(taken)
 
-    async def _append(
-        self, batch: Batch, slices: list[Sealed], pieces: list[bytes | memoryview], length: int,
-        taken: list[RetainedSlice],
-    ) -> None:  # fmt: skip
-        segment, offset = await self._transfer.append(batch.policy, pieces, length)
+    async def _append(self, batch: Batch, sealed: SealedBatch, taken: list[RetainedSlice]) -> None:
+        segment, offset = await self._transfer.append(batch.policy, sealed.pieces, sealed.length)
         try:
-            stored = Stored(batch, segment, offset, length, slices)
+            stored = Stored(batch, segment, offset, sealed)
             row = segment.row
             only_fsyncs = self._waits[False] and not self._waits[True]
             if row is not None and only_fsyncs and stored.may_wait and not self.retention.is_wanted(taken, row):
@@ -357,7 +350,7 @@ class Flusher:
                 self._land(batch)
             self.retention.give_back(taken)
             self._tell()
-            await self.fresh.add(row, offset, pieces, length, len(slices))
+            await self.fresh.add(row, offset, sealed.pieces, sealed.length, len(sealed.runs))
         finally:
             await self._transfer.release(segment)
 
