@@ -17,8 +17,11 @@ from ibpfs.exnode_store.segments import Segments
 #: Rows that one transaction writes, or one look reads; dead slices of which it deletes, with replicas and all.
 _ROWS = 1000
 _DELETED = 150
-#: Holds that end by themselves: not those of links, which may have been extended before a backup was put back.
-_FREE = "NOT (kind = 'share' AND name IN (SELECT id FROM shares))"
+#: Holds of links that are over are held on, under this kind, for so long (seconds) from when that was noticed: such a
+#: link may have been extended before a backup was put back, and a mount sees what its record says.
+OVER = "expired share"
+_MARGIN = 86400.0
+_OF_LINKS = "kind = 'share' AND name IN (SELECT id FROM shares)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,7 @@ class Pinned(Segments):
         self._pinned: list[int] = [seq for (seq,) in db.rows("SELECT DISTINCT pinned FROM pins ORDER BY pinned")]
         self.newest_pin = self._pinned[-1] if self._pinned else -1
         self._held = {segment for (segment,) in db.rows("SELECT DISTINCT segment FROM held_segments")}
-        over = ("pins", f"held_segments WHERE {_FREE}")
-        ends = [db.value(f"SELECT min(until) FROM {where}") for where in over]
+        ends = [db.value(f"SELECT min(until) FROM {table}") for table in ("pins", "held_segments")]
         self._next_end: float = min((end for end in ends if end is not None), default=math.inf)
 
     # Pins
@@ -169,8 +171,19 @@ class Pinned(Segments):
     def _end_what_is_over(self) -> None:
         now = self.now()
         self._delete_some("pins", "until <= ?", (now,))
-        self._delete_some("held_segments", f"until <= ? AND {_FREE}", (now,))
+        self._delete_some("held_segments", f"until <= ? AND NOT ({_OF_LINKS})", (now,))
+        self._hold_on(now)
         self._ended()
+
+    def _hold_on(self, now: float) -> None:
+        changed = _ROWS
+        while changed == _ROWS:
+            with self._db.transaction() as db:
+                changed = db.execute(
+                    "UPDATE OR REPLACE held_segments SET kind = ?, until = ?, seq = ? WHERE (kind, name, segment) IN"
+                    f" (SELECT kind, name, segment FROM held_segments WHERE until <= ? AND {_OF_LINKS} LIMIT {_ROWS})",
+                    (OVER, now + _MARGIN, db.seq, now),
+                ).rowcount
 
     def _delete_some(self, table: str, where: str, parameters: tuple[object, ...]) -> None:
         key = "id" if table == "pins" else "kind, name, segment"

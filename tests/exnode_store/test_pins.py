@@ -13,6 +13,7 @@ from ibpfs.errors import NameExists, NotFound
 from ibpfs.exnode_store.fsck import check_store
 from ibpfs.exnode_store.fsck_faults import Checkup, always
 from ibpfs.exnode_store.merging import Merging
+from ibpfs.exnode_store.pins import OVER
 
 from .ledgers import Volume
 
@@ -179,6 +180,27 @@ def test_segments_that_are_gone_are_not_held(volume: Volume) -> None:
     with pytest.raises(NotFound, match="segment 99 is gone"):
         volume.ledger.hold_segments("share", "x", [segment, 99])
     assert volume.ledger.held("share") == []
+
+
+def test_holds_of_a_link_end_a_day_after_it_was_seen_to_expire(volume: Volume) -> None:
+    """A link whose store was put back from a backup may last: a mount is to have the time to see that."""
+    (ino, *_), segment = volume.inos, volume.segment()
+    volume.write(ino, 0, 10, segment)
+    with volume.db.transaction() as db:
+        db.execute("INSERT INTO shares (id, record, expires, seq) VALUES ('x', x'', 2000, ?)", (db.seq,))
+    for name in ("x", "none"):
+        volume.ledger.hold_segments("share", name, [segment], 2000.0)
+    volume.ledger.truncate(ino, 0, volume.names.inode(ino).version + 1, spooled=False)
+    volume.now = seen = 500_000.0
+    for now in (seen, seen + 86399):
+        volume.now = now
+        volume.release()
+        assert (volume.ledger.held("share"), volume.ledger.held(OVER)) == ([], [("x", seen + 86400, 1)])
+        assert volume.standing() != set()
+        volume.again()
+    volume.now = seen + 86400
+    volume.release()
+    assert (volume.ledger.held(OVER), volume.standing()) == ([], set())
 
 
 def test_a_volume_with_pins_is_refused_by_who_does_not_look_at_them(volume: Volume) -> None:

@@ -62,7 +62,7 @@ class CatchingUp:
         runs = _with_ours(content.runs, share)
         share.behind = runs != content.runs
         share.content = replace(content, runs=runs)
-        share.number, share.pins = entry.number, dict(entry.public.pins)
+        share.number, share.pins, share.over_since = entry.number, dict(entry.public.pins), 0.0
         share.owned = [await self._sized(one, share) if one.kind == RECORD else one for one in share.owned]
         self._shares.hold_again(share)
         self._shares.save(share)

@@ -28,6 +28,8 @@ from ibpfs.exnode_store.sharing.shares import Shares
 
 _log = logging.getLogger(__name__)
 
+#: Seconds that an expired link waits for depots which may know that it was extended: as long as its segments are held.
+_OVER_FOR: Final = 86400.0
 #: Room beside the first entry of a record, for those that extending it appends.
 _SPARE: Final = 4096
 
@@ -249,8 +251,7 @@ class Keeper:
 
     async def _tend(self, share: Share) -> None:
         self._placing.trust(share.pins)
-        now = time.time()
-        if share.stage == ACTIVE and now - REMEMBERED < share.expires <= now and not await self.catch_up(share):
+        if share.stage == ACTIVE and share.expires <= time.time() and await self._may_last(share):
             return  # there is no hurry: by itself all of it has ended
         if share.stage != ACTIVE or share.expires <= time.time():
             await self.end(share)
@@ -259,6 +260,16 @@ class Keeper:
         await self.mend(share)
         if not share.behind:
             await self._close_dropped(share)
+
+    async def _may_last(self, share: Share) -> bool:
+        """Whether what has expired may have been extended, as depots know that do not answer; they get a day."""
+        if await self.catch_up(share):
+            return False
+        now = time.time()
+        if not share.over_since:
+            share.over_since = now
+            self._shares.save(share)
+        return now < min(share.over_since + _OVER_FOR, share.expires + REMEMBERED)
 
 
 def _end(lease_end: float | None, expires: int) -> float:

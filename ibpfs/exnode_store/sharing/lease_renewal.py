@@ -3,15 +3,18 @@ then, by whoever has the volume. Needs no keys."""
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import trio
 
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, ErrorCode, LeaseTooLong
+from ibpfs.errors import NotFound
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.pins import OVER
 from ibpfs.exnode_store.sharing.lease_rows import SLACK, LeaseRow, LeaseRows
 from ibpfs.exnode_store.sharing.placing import Placing
 from ibpfs.exnode_store.sharing.share_state import Lease
@@ -124,7 +127,11 @@ class LeaseRenewal:
         if self._is_snapshot:
             return
         known = max(row.end, row.expires) - self._ledger.now()
-        if await self._placing.seconds_left(row.lease) > known + _EXTENDED:
+        left = await self._placing.seconds_left(row.lease)
+        if left > known + _EXTENDED:
+            if row.lease.segment is not None:
+                with suppress(NotFound):  # its segment; what was held for the link may have ended with it
+                    self._ledger.hold_segments(OVER, row.share, [row.lease.segment], self._ledger.now() + left)
             self._put_off([row], "its lease is longer than its link was to last")
             return
         await self._placing.end(row.lease)

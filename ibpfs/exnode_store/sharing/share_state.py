@@ -86,7 +86,8 @@ class Term:
 class Share:
     """`stage`: see MAKING. `key`: the record's. `number`: of its last entry. `log_length`: of all entries, at most.
     `behind`: the record may not say what the share is now. `pins`: what it says of depots' certificates. `link`: None
-    while it is made. `depot_bytes`: of the copied ones those that depots copied by themselves."""
+    while it is made. `depot_bytes`: of the copied ones those that depots copied by themselves. `over_since`: when it
+    was first seen to have expired while depots that may know more did not answer; 0: never."""
 
     path: str
     signer: Ed25519PrivateKey = field(repr=False)
@@ -105,6 +106,7 @@ class Share:
     aliases: list[Alias] = field(default_factory=list)
     owned: list[Owned] = field(default_factory=list)
     pins: dict[Address, bytes] = field(default_factory=dict)
+    over_since: float = 0.0
 
     @property
     def share(self) -> bytes:
@@ -137,7 +139,7 @@ class Share:
             "recipients": self.recipients, "copied_bytes": self.copied_bytes,
             "depot_bytes": self.depot_bytes,
             "aliases": [_alias_row(one) for one in self.aliases], "owned": [_owned_row(one) for one in self.owned],
-            "pins": {str(one): pin.hex() for one, pin in self.pins.items()},
+            "pins": {str(one): pin.hex() for one, pin in self.pins.items()}, "over_since": self.over_since,
         }  # fmt: skip
         return zlib.compress(json.dumps(row).encode("ascii"))
 
@@ -155,6 +157,7 @@ class Share:
             depot_bytes=row.get("depot_bytes", 0),  # not in those of the first release
             aliases=[_alias(one) for one in row["aliases"]], owned=[_owned(one) for one in row["owned"]],
             pins={Address.parse(one): bytes.fromhex(pin) for one, pin in row.get("pins", {}).items()},
+            over_since=row.get("over_since", 0.0),
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ibpfs.errors import UsageError, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.pins import OVER
 from ibpfs.exnode_store.sharing.contents import BadContent
 from ibpfs.exnode_store.sharing.lease_rows import LeaseRow, LeaseRows
 from ibpfs.exnode_store.sharing.links import share_name
@@ -102,12 +103,15 @@ class Shares:
         self.hold(name, here | set(self.held(name)), share.expires)
 
     def held(self, name: str) -> list[int]:
-        rows = self._db.rows("SELECT segment FROM held_segments WHERE kind = ? AND name = ?", (_KIND, name))
+        rows = self._db.rows(
+            "SELECT DISTINCT segment FROM held_segments WHERE kind IN (?, ?) AND name = ?", (_KIND, OVER, name)
+        )
         return [segment for (segment,) in rows]
 
     def let_go(self, name: str) -> None:
         """Nobody counts on its segments any more."""
-        self._ledger.let_go_of(_KIND, name)
+        for kind in (_KIND, OVER):
+            self._ledger.let_go_of(kind, name)
 
     def forget(self, name: str) -> None:
         """The share has ended, and nothing of it is left on depots that they would still end."""
@@ -119,9 +123,9 @@ class Shares:
     def drop_strays(self) -> None:
         """Segments held for shares that were never written down, and leases of those that are gone."""
         known = set(self.names())
-        for name, _, _ in self._ledger.held(_KIND):
+        for name, _, _ in self._ledger.held(_KIND) + self._ledger.held(OVER):
             if name not in known:
-                self._ledger.let_go_of(_KIND, name)
+                self.let_go(name)
         for name in self._leases.strays():
             self._leases.forget(name)
 

@@ -13,6 +13,7 @@ from ibpfs.depot.capability import Key
 from ibpfs.errors import UsageError
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.sharing.share_state import ACTIVE, ENDING
 from ibpfs.keyless import open_for_upkeep
 from ibpfs.sharing import Sharing
 from tests.cache.stack import Stack
@@ -119,4 +120,28 @@ async def test_not_ended_while_a_depot_may_know_more(
         await until_it(now, a.address, True)
         await one._keeper.tend()
         assert one._shares.get(found["id"]).expires == found["longer"]
+    caplog.clear()
+
+
+async def test_a_depot_that_stays_away_is_not_waited_for_for_long(
+    tmp_path: Path, start: StartDepot, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = start("a"), start("b")
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[a.address, b.address])
+    async with opened(paths) as (now, one):
+        found = await shared(now, one)
+        past(now, one, found["id"])
+        b.stop()
+        await until_it(now, b.address, False)
+        for _ in range(2):
+            await one._keeper.tend()
+            kept = one._shares.get(found["id"])
+            assert (kept.stage, bool(one._shares.held(found["id"]))) == (ACTIVE, True)
+        kept.over_since -= 86400
+        one._shares.save(kept)
+        await one._keeper.tend()
+        kept = one._shares.get(found["id"])
+        assert (kept.stage, one._shares.held(found["id"])) == (ENDING, [])
+        assert {owned.depot for owned in kept.owned} == {b.address}
     caplog.clear()
