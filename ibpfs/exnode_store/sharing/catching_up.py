@@ -50,6 +50,11 @@ class CatchingUp:
             await self._take(share, newest)
         return all_told
 
+    async def number_on(self, owned: Owned, share: Share) -> int:
+        """Of the last entry of one copy. Raises DepotError, DepotUnreachable, BadRecord."""
+        place = Place(Address.parse(owned.depot), owned.read)
+        return (await read_log(partial(self._load, place), share.share)).number
+
     async def _load(self, place: Place, offset: int, length: int) -> bytearray:
         return await self._placing.call(str(place.address), lambda client: client.load(place.read, offset, length))
 

@@ -10,7 +10,7 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable
 from ibpfs.exnode_store.sharing.lease_rows import REMEMBERED
 from ibpfs.exnode_store.sharing.links import share_name
 from ibpfs.exnode_store.sharing.placing import Placing
-from ibpfs.exnode_store.sharing.share_state import COPY, ENDING, RECORD, STALE, Alias, Owned, Share
+from ibpfs.exnode_store.sharing.share_state import COPY, ENDING, RECORD, Alias, Owned, Share
 from ibpfs.exnode_store.sharing.shares import Shares
 from ibpfs.quantities import format_size
 
@@ -56,10 +56,10 @@ class Ender:
             self._shares.forget(share_name(share.share))
         return ended
 
-    async def drop_stale(self, share: Share) -> None:
-        """Copies of the record that missed an entry would tell what was."""
+    async def give_back(self, share: Share, some: Iterable[Owned]) -> None:
+        """Some of what a share that goes on has."""
         ended = Ended()
-        for owned in [one for one in share.owned if one.kind == STALE]:
+        for owned in some:
             if await self._gone(owned, ended):
                 share.owned.remove(owned)
         if ended.done:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Key
-from ibpfs.depot.wire import DepotError, DepotUnreachable
+from ibpfs.depot.wire import DepotBusy, DepotError, DepotUnreachable
 from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
@@ -22,7 +22,7 @@ from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
 from ibpfs.exnode_store.sharing.making import copy_of, store_on
 from ibpfs.exnode_store.sharing.notation import to_json
 from ibpfs.exnode_store.sharing.placing import Placing
-from ibpfs.exnode_store.sharing.record_log import Public, make_entry, public_bytes
+from ibpfs.exnode_store.sharing.record_log import BadRecord, Public, make_entry, public_bytes
 from ibpfs.exnode_store.sharing.share_state import ACTIVE, RECORD, STALE, Alias, Owned, Share
 from ibpfs.exnode_store.sharing.shares import Shares
 
@@ -43,8 +43,9 @@ class Keeper:
         self._depots = depots
         self._placing = placing
         ender = Ender(shares, placing)
-        self.end, self._drop_stale = ender.end, ender.drop_stale
-        self.catch_up = CatchingUp(shares, placing).catch_up
+        self.end, self._give_back = ender.end, ender.give_back
+        self._catching_up = CatchingUp(shares, placing)
+        self.catch_up = self._catching_up.catch_up
         self.making: set[str] = set()  # shares that are not to be looked after yet
         self._said: dict[str, str] = {}  # of a share, why it could not be looked after
 
@@ -160,7 +161,33 @@ class Keeper:
         share.owned = [told.get(one, one) for one in share.owned]
         share.content, share.behind = content, False
         self._shares.save(share)
-        await self._drop_stale(share)
+        await self._bring_up(share)
+
+    async def _bring_up(self, share: Share) -> None:
+        """Copies of the record that missed an entry tell what was: they get the newest one. Those that refuse it go."""
+        useless: list[Owned] = []
+        for one in [one for one in share.owned if one.kind == STALE and not self._is_away(one.depot)]:
+            try:
+                if one.is_stray:
+                    useless.append(one)
+                elif not share.behind:  # else the newest entry is yet to be written
+                    share.owned[share.owned.index(one)] = await self._with_newest(one, share)
+                    self._shares.save(share)
+            except (DepotUnreachable, DepotBusy) as error:
+                _log.info("depot %s allocation %s: a link's record is old there: %s", one.depot, one.read.label, error)
+            except (DepotError, BadRecord) as error:
+                _log.info("depot %s allocation %s: no more of a link's record: %s", one.depot, one.read.label, error)
+                useless.append(one)
+        await self._give_back(share, useless)
+
+    async def _with_newest(self, one: Owned, share: Share) -> Owned:
+        if await self._catching_up.number_on(one, share) < share.number:
+            places = [owned.depot for owned in share.owned if owned.kind == RECORD]
+            pins = share.pins  # those that the other copies tell
+            entry = self._entry(share, share.content, share.number, [*places, one.depot])
+            share.pins = pins
+            one = await self._placing.append(one, entry, share.log_length)
+        return await self._keep_owned(replace(one, kind=RECORD), share.expires, [])
 
     # Mending
 
@@ -256,7 +283,7 @@ class Keeper:
         if share.stage != ACTIVE or share.expires <= time.time():
             await self.end(share)
             return
-        await self._drop_stale(share)
+        await self._bring_up(share)
         await self.mend(share)
         if not share.behind:
             await self._close_dropped(share)

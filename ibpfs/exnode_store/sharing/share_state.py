@@ -54,6 +54,11 @@ class Owned:
     def lease(self) -> Lease:
         return Lease(self.depot, self.manage, self.size)
 
+    @property
+    def is_stray(self) -> bool:
+        """Whether nobody knows how to read or write it: it was noted, and came no further."""
+        return self.read == self.manage
+
 
 @dataclass(frozen=True, slots=True)
 class Alias:

@@ -128,7 +128,7 @@ async def test_a_lost_window_is_closed_as_soon_as_its_depot_answers(
         assert await gone(old)
         kept = one._shares.get(name)
         assert [alias.depot for alias in kept.aliases] == [b.address]
-        assert [owned.depot for owned in kept.owned] == [b.address]  # the stale copy of the record, too
+        assert [(owned.kind, owned.depot) for owned in kept.owned] == [(RECORD, a.address), (RECORD, b.address)]
     caplog.clear()
 
 
@@ -237,6 +237,55 @@ async def test_a_copy_that_was_not_extended_goes(
         kept = one._shares.get(found["id"])
         assert [(owned.kind, owned.depot) for owned in kept.owned] == [(RECORD, b.address)]
         assert (await record_of(found)).public.expires == longer["expires"]
+
+
+async def test_a_copy_that_missed_an_entry_gets_the_newest_one(
+    tmp_path: Path, start: StartDepot, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So the link outlives the depot that has the other copy."""
+    a, b = start("a"), start("b")
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[a.address, b.address])
+    async with opened(paths) as (now, one):
+        found = await shared(now, one)
+        a.stop()
+        await until_it(now, a.address, False)
+        for seconds in (1200, 2400):
+            longer = await ask(one, "share-extend", id=found["id"], seconds=seconds)
+        assert sorted(owned.kind for owned in one._shares.get(found["id"]).owned) == [RECORD, STALE]
+        start("a", a.address)
+        await until_it(now, a.address, True)
+        await one._keeper.tend()
+        assert [owned.kind for owned in one._shares.get(found["id"]).owned] == [RECORD, RECORD]
+        b.stop()
+        entry = await record_of(found)
+        assert (entry.number, entry.public.expires) == (3, longer["expires"])
+        (ours,) = [owned for owned in records(one._shares.get(found["id"])) if owned.depot == a.address]
+        status = await change(a.address, lambda client: client.probe(ours.manage))
+        assert status.seconds_left > 2000
+        start("b", b.address)
+        await until_it(now, b.address, True)
+        assert (await ask(one, "share-extend", id=found["id"], seconds=3600))["troubles"] == []
+    caplog.clear()
+
+
+async def test_what_the_depot_had_though_its_answer_was_lost(
+    tmp_path: Path, start: StartDepot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = start("a"), start("b")
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[a.address, b.address])
+    async with opened(paths) as (now, one):
+        found = await shared(now, one)
+        with monkeypatch.context() as patched:
+            lost = Appending(one, DepotUnreachable("lost"), done=True, only=a.address)
+            patched.setattr(one._placing, "append", lost)
+            await ask(one, "share-extend", id=found["id"], seconds=1200)
+        first, second = records(one._shares.get(found["id"]))
+        assert first.kind == second.kind == RECORD
+        sizes = [(await change(owned.depot, lambda client, owned=owned: client.probe(owned.manage))).size  # type: ignore[misc]
+                 for owned in (first, second)]  # fmt: skip
+        assert sizes[0] == sizes[1]
 
 
 def records(kept: Share) -> list[Owned]:
