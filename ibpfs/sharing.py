@@ -6,7 +6,8 @@ Knows the rooms of an open volume; no terminal.
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ from ibpfs.exnode_store.sharing.links import (
     share_name,
 )
 from ibpfs.exnode_store.sharing.making import Made, Maker, Wishes, clamped, entry_of
-from ibpfs.exnode_store.sharing.placing import Placing
+from ibpfs.exnode_store.sharing.placing import Placing, asking_once
 from ibpfs.exnode_store.sharing.planning import Pieces
 from ibpfs.exnode_store.sharing.record_log import public_bytes, remote
 from ibpfs.exnode_store.sharing.share_keys import Stretching, record_key, wrap_secret
@@ -112,7 +113,7 @@ class Sharing:
                 self._shares.drop_strays()
                 self._shares.note_leases()
             while True:
-                async with self._turn:
+                async with self._in_turn():
                     await self._keeper.tend()
                 await trio.sleep(self._next_look())
         finally:
@@ -132,6 +133,12 @@ class Sharing:
             self._told = changed, now, min(ends, default=None)
         return self._told[2]
 
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        async with self._turn:
+            with asking_once():
+                yield
+
     # Making
 
     async def _share(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -147,14 +154,14 @@ class Sharing:
             try:
                 self._shares.save(share)  # before anything is made for it
                 await self._fill(share, asked, walk, Made(self._shares.term(share)), progress)
-                async with self._turn:
+                async with self._in_turn():
                     await self._promise(share, asked, secret, wrapped)
             except BaseException:
                 with trio.CancelScope(shield=True), trio.move_on_after(10.0):
                     self._shares.complete(share)
                     share.content, share.stage = begun, ENDING
                     self._shares.save(share)
-                    async with self._turn:
+                    async with self._in_turn():
                         await self._keeper.end(share)
                 raise
             finally:
@@ -330,7 +337,7 @@ class Sharing:
     # Extending and revoking
 
     async def _extend(self, request: Mapping[str, Any], _: Progress) -> dict[str, Any]:
-        async with self._turn:
+        async with self._in_turn():
             share = self._shares.get(str(request.get("id")))
             if share.stage == ACTIVE:
                 await self._keeper.catch_up(share)
@@ -347,7 +354,7 @@ class Sharing:
         """ids, or path: all links of it and of what is below."""
         names = [str(one) for one in request.get("ids") or ()]
         path = request.get("path")
-        async with self._turn:
+        async with self._in_turn():
             if path is not None:
                 found = [share for share in self._shares.all() if _is_below(share.path, str(path))]
                 found = [share for share in found if share_name(share.share) not in self._keeper.making]

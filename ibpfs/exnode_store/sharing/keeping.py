@@ -21,7 +21,7 @@ from ibpfs.exnode_store.sharing.lease_rows import GONE, REMEMBERED, SLACK
 from ibpfs.exnode_store.sharing.links import MAX_PLACES, share_name
 from ibpfs.exnode_store.sharing.making import copy_of, store_on
 from ibpfs.exnode_store.sharing.notation import to_json
-from ibpfs.exnode_store.sharing.placing import Placing
+from ibpfs.exnode_store.sharing.placing import Placing, asking_once
 from ibpfs.exnode_store.sharing.record_log import BadRecord, Public, make_entry, public_bytes
 from ibpfs.exnode_store.sharing.share_state import ACTIVE, RECORD, STALE, Alias, Owned, Share
 from ibpfs.exnode_store.sharing.shares import Shares
@@ -265,6 +265,10 @@ class Keeper:
 
     async def tend(self) -> None:
         """End what has expired, and open the windows that are lacking. Leases are the warmer's."""
+        with asking_once():
+            await self._tend_all()
+
+    async def _tend_all(self) -> None:
         for name in self._shares.names():
             if name in self.making:
                 continue

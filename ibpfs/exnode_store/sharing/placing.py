@@ -6,8 +6,9 @@ Every window and allocation begins with a short lease; it is noted in the store 
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -20,6 +21,7 @@ from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, L
 from ibpfs.errors import IbpfsError
 from ibpfs.exnode_store.depots import COMMAND_LIMIT, Depot, DepotSet
 from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.placement import FAILED
 from ibpfs.exnode_store.sealing import Buffer
 from ibpfs.exnode_store.sharing.lease_rows import SLACK
 from ibpfs.exnode_store.sharing.share_state import COPY, Alias, Lease, Owned, Term
@@ -33,6 +35,20 @@ FIRST_LEASE: Final = 600
 _NEARLY: Final = 0.9
 #: A depot moves bytes to another one, at 1 MiB/s or better.
 _LEAST_RATE: Final = 1024 * 1024
+
+#: Depots that did not answer, and what was said of them; of a task and those that it starts.
+_silent: ContextVar[dict[str, str] | None] = ContextVar("silent depots", default=None)
+
+
+@contextmanager
+def asking_once() -> Iterator[None]:
+    """Of this task: a depot that did not answer is not asked again meanwhile, nor one of the volume's that is known to
+    be away. Else each of a link's many calls would wait for it."""
+    token = _silent.set({})
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 class Placing:
@@ -81,8 +97,24 @@ class Placing:
     async def call(
         self, address: str, command: Callable[[DepotClient], Awaitable[T]], limit: float = COMMAND_LIMIT
     ) -> T:
-        """Raises DepotError, DepotUnreachable."""
+        """Raises DepotError, DepotUnreachable; see `asking_once`."""
         known = self._depots.at(address)
+        silent, place = _silent.get(), known.address if known else address
+        if silent is None:
+            return await self._call(known, address, command, limit)
+        if known is not None and known.state == FAILED:
+            silent.setdefault(place, known.trouble or f"{place}: does not answer")
+        if place in silent:
+            raise DepotUnreachable(silent[place])
+        try:
+            return await self._call(known, address, command, limit)
+        except DepotUnreachable as error:
+            silent[place] = str(error)
+            raise
+
+    async def _call(
+        self, known: Depot | None, address: str, command: Callable[[DepotClient], Awaitable[T]], limit: float
+    ) -> T:
         if known is not None:
             return await known.call(lambda: command(known.client), limit)
         if address not in self._others:
