@@ -147,7 +147,7 @@ async def _rooms(
         transfer = Transfer(db, ledger, depots)
         imports = Imports(db, ledger, keys, config.uuid)
         same_disk = _same_disk(clean.directory, paths.depot)
-        beside = transfer.is_own if same_disk else (lambda _: False)
+        beside = transfer.is_own if same_disk else _is_not_beside
         reader = SliceReader(ledger.segment_length, transfer, imports, clean, is_beside=beside)
         memory = RecordMemory(min(options.dirty, _RECORD_MEMORY))
         sealer = _sealer(config, keys, db)
@@ -217,6 +217,11 @@ def _cache_settings(
         embedded_alone = not db.value("SELECT count(*) FROM depots WHERE NOT embedded AND role != 'removed'")
         limit = min(disk.f_blocks * disk.f_frsize // 10, GIB if embedded_alone else 50 * GIB)
     return directory, limit, options.min_free
+
+
+def _is_not_beside(segment: int, giver: int | None = None) -> bool:
+    """As `is_own`, where the clean cache has a disk of its own."""
+    return False
 
 
 def _same_disk(one: Path, other: Path) -> bool:

@@ -4,8 +4,9 @@ Knows where bytes came from (so that the reader can say who lied), not what they
 """
 
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import trio
 
 from ibpfs.cache.clean import BLOCK, Buffer, CleanCache, Key, by_block
 from ibpfs.cache.first_looks import FirstLooks, following
-from ibpfs.cache.parts import Loaded, Part, StoredSource, in_order, shares
+from ibpfs.cache.parts import Loaded, Part, StoredSource, in_order, memory_of, shares
 from ibpfs.errors import DataError, IbpfsError
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,13 @@ _PREFETCH_PATIENCE = 20.0
 #: 4 MiB. So many of these at a time: as many MiB of memory are held by each.
 _RUN = 5
 _RUNS = 2
-#: Blocks kept in memory when the cache on disk does not keep them, and seconds that one waits there for its reader.
+#: Seconds after which a run is given up, so that readers fetch their own block, and other runs get their turn; a little
+#: more than those after which a stuck depot is given up for another. Then so many seconds in which blocks come one by
+#: one: where the depot is only slow, runs would come to nothing again and again.
+_RUN_PATIENCE = 8.0
+_RUN_PAUSE = 60.0
+#: Blocks kept in memory when the cache on disk does not keep them, those counted that came with one and stay in memory
+#: because of it; and seconds that one waits there for its reader.
 _HELD_BLOCKS = 16
 _HELD_FOR = 2.0
 #: Who wants so much at once is reading it all.
@@ -68,13 +75,13 @@ class _Flight:
 
 
 class BlockReader:
-    """Fetches stored bytes. `segment_length` says how much of a segment is committed, `is_beside` whether it lies on
-    the disk of the cache anyway. Streams of such are not copied there: of 3.2 ms of CPU time per MB, on a busy machine,
-    2 were that copy's."""
+    """Fetches stored bytes. `segment_length` says how much of a segment is committed, `is_beside` whether the replica
+    that gave bytes of it lies on the disk of the cache anyway. Streams of such are not copied there: of 3.2 ms of CPU
+    time per MB, on a busy machine, 2 were that copy's."""
 
     def __init__(
         self, segment_length: Callable[[int], int], source: StoredSource, cache: CleanCache,
-        is_beside: Callable[[int], bool] = lambda _: False,
+        is_beside: Callable[[int, int], bool] = lambda *_: False,
     ) -> None:  # fmt: skip
         self._segment_length = segment_length
         self._source = source
@@ -88,6 +95,7 @@ class BlockReader:
         self._looks = FirstLooks()
         self._demands = 0
         self._runs = trio.Semaphore(_RUNS)
+        self._paused_until = -math.inf  # runs are
         self._wishes, self._wished = trio.open_memory_channel[tuple[int, int, int, bool]](_WAITING)
         self._to_keep, self._kept = trio.open_memory_channel[tuple[Key, Loaded]](0)
 
@@ -131,18 +139,23 @@ class BlockReader:
         `stream`: they are wanted once, in a moment.
         """
         stop = min(stop, self._segment_length(segment))
-        together = _RUN if stream and start < stop and not self._source.is_far(segment) else 1
+        is_run = stream and start < stop and not self._source.is_far(segment)
+        together = self._together() if is_run else 1
         for begin, end in self._lacking(segment, start, stop, together):
             try:
                 self._wishes.send_nowait((segment, begin, end, stream))
             except trio.WouldBlock:
                 return
 
+    def _together(self) -> int:
+        return _RUN if trio.current_time() >= self._paused_until else 1
+
     def _lacking(self, segment: int, start: int, stop: int, together: int) -> list[tuple[int, int]]:
         """What is neither here nor on its way: runs of at most so many blocks, from the beginning of the first."""
         runs: list[tuple[int, int]] = []
         for begin, end in self._cache.missing(segment, start, stop):
-            if (key := (segment, begin // BLOCK)) in self._flights or self._is_held(key):
+            key = segment, begin // BLOCK
+            if key in self._flights or self._is_held(key, min(end, stop) - begin):
                 continue
             if runs and runs[-1][1] == begin < runs[-1][0] + together * BLOCK:
                 begin = runs.pop()[0]
@@ -174,20 +187,27 @@ class BlockReader:
         async for segment, start, stop, stream in self._wished:
             try:
                 with trio.move_on_after(_PREFETCH_PATIENCE):
-                    if stop - start <= BLOCK:
+                    if stop - start <= BLOCK or self._together() == 1:
                         await self._load_run(segment, start, stop, stream)
                     else:
-                        async with self._runs:
-                            await self._load_run(segment, start, stop, stream)
+                        await self._load_run_in_turn(segment, start, stop, stream)
             except IbpfsError as error:
                 # Whoever really reads these bytes meets the error again.
                 _log.debug("not loaded ahead: %s", error)
             except Exception:
                 _log.exception("loading bytes %d to %d of segment %d ahead failed", start, stop, segment)
 
+    async def _load_run_in_turn(self, segment: int, start: int, stop: int, stream: bool) -> None:
+        async with self._runs:
+            with trio.move_on_after(_RUN_PATIENCE) as scope:
+                await self._load_run(segment, start, stop, stream)
+        if scope.cancelled_caught:
+            self._paused_until = trio.current_time() + _RUN_PAUSE
+            _log.debug("bytes %d to %d of segment %d did not come in %g s", start, stop, segment, _RUN_PATIENCE)
+
     async def _load_run(self, segment: int, start: int, stop: int, stream: bool) -> None:
         # Some of it may have come, or be on its way, since it was wished for.
-        while runs := self._lacking(segment, start, stop, _RUN):
+        while runs := self._lacking(segment, start, stop, self._together()):
             begin, start = runs[0]
             number, last = begin // BLOCK, (start - 1) // BLOCK
             await self._lead((segment, number), start - last * BLOCK, stream, True, last - number + 1)
@@ -234,10 +254,15 @@ class BlockReader:
         return is_look
 
     def _is_here(self, segment: int, number: int) -> bool:
-        return self._is_held((segment, number)) or self._cache.covers(segment, number * BLOCK, (number + 1) * BLOCK)
+        key = segment, number
+        return self._is_held(key, BLOCK) or self._cache.covers(segment, number * BLOCK, (number + 1) * BLOCK)
 
-    def _is_held(self, key: Key) -> bool:
-        return key in self._held or key in self._unkept
+    def _is_held(self, key: Key, end: int = 0) -> bool:
+        """Whether a block is in memory, its first `end` bytes at least."""
+        held, unkept = self._held.get(key), self._unkept.get(key)
+        return (unkept is not None and len(unkept.data) >= end) or (
+            held is not None and len(held.loaded.data) >= end
+        )
 
     async def _block(self, key: Key, end: int, *, stream: bool) -> Loaded:
         """Return at least the first `end` bytes of a block."""
@@ -266,7 +291,8 @@ class BlockReader:
         held = self._held.get(key)
         if held is None or len(held.loaded.data) < end:
             return None
-        self._hold(key, held.loaded)
+        self._held[key] = _Held(held.loaded, 0.0)
+        self._held.move_to_end(key)
         return held.loaded
 
     async def _lead(self, key: Key, end: int, stream: bool, ahead: bool = False, blocks: int = 1) -> Loaded:
@@ -283,7 +309,7 @@ class BlockReader:
                 for one, flight in flights.items():
                     flight.loaded = each[one]
                     flight.done.set()
-                if stream and self._is_beside(segment) and self._has_room_to_hold(blocks):
+                if stream and self._is_beside(segment, loaded.replica) and self._has_room_to_hold(blocks):
                     for one, share in each.items():
                         self._hold(one, share, _HELD_FOR if ahead and not flights[one].is_read else 0.0)
                 elif ahead:
@@ -292,8 +318,8 @@ class BlockReader:
                     await self._keep_later(key, loaded)
             return loaded
         except DataError as error:
-            for flight in flights.values():
-                flight.error = error
+            if blocks == 1:  # of a run, each block may be had
+                flights[key].error = error
             raise
         finally:
             for one, flight in flights.items():
@@ -306,7 +332,7 @@ class BlockReader:
 
         One from the cache's own disk stays in memory as long as there is room; then it is the one longest unused.
         """
-        if self._is_beside(key[0]):
+        if self._is_beside(key[0], loaded.replica):
             self._unkept[key] = loaded
             self._unkept.move_to_end(key)
             if len(self._unkept) <= UNKEPT:
@@ -347,15 +373,20 @@ class BlockReader:
     def _hold(self, key: Key, loaded: Loaded, seconds: float = 0.0) -> None:
         self._held[key] = _Held(loaded, trio.current_time() + seconds if seconds else 0.0)
         self._held.move_to_end(key)
-        if len(self._held) > _HELD_BLOCKS:
+        while _blocks_of(self._held.values()) > _HELD_BLOCKS:
             del self._held[self._least_wanted() or next(iter(self._held))]
 
     def _has_room_to_hold(self, blocks: int) -> bool:
         """Whether nothing that a reader may still want goes when so many more are held."""
         now = trio.current_time()
-        wanted = sum(held.until >= now for held in self._held.values())
-        return wanted + blocks <= _HELD_BLOCKS
+        return _blocks_of(held for held in self._held.values() if held.until >= now) + blocks <= _HELD_BLOCKS
 
     def _least_wanted(self) -> Key | None:
         now = trio.current_time()
         return next((key for key, held in self._held.items() if held.until < now), None)
+
+
+def _blocks_of(held: Iterable[_Held]) -> int:
+    """How many blocks of memory these keep from being freed."""
+    wholes = dict(memory_of(one.loaded) for one in held)
+    return sum(-(-length // BLOCK) for length in wholes.values())

@@ -93,7 +93,7 @@ class SliceReader:
         keys: SliceKeys,
         cache: CleanCache,
         frame_memory: int = FRAME_MEMORY,
-        is_beside: Callable[[int], bool] = lambda _: False,
+        is_beside: Callable[[int, int], bool] = lambda *_: False,
     ) -> None:
         self._source = source
         self._keys = keys

@@ -70,6 +70,12 @@ class _Share:
         return self._whole.givers
 
 
+def memory_of(loaded: Loaded) -> tuple[int, int]:
+    """What stays in memory as long as this does, of a block of several all of them: its identity, and its length."""
+    whole = memoryview(loaded.data).obj
+    return id(whole), memoryview(whole).nbytes
+
+
 def shares(loaded: Loaded, blocks: int) -> Sequence[Loaded]:
     """Each of so many blocks."""
     if blocks == 1:

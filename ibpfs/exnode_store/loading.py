@@ -55,7 +55,8 @@ class Loading(ShardLoading):
         for replica in order:
             others = order[order.index(replica) + 1 :]
             try:
-                with self._bounded(replica, stop - start, alone=not any(map(self.is_at_hand, others))):
+                length = self._waited_for(replica, stop - start)
+                with self._bounded(replica, length, alone=not any(map(self.is_at_hand, others))):
                     return await self._load_hedged(replica, others, start, stop)
             except (CapabilityNotFound, ShortLoad, Unreadable) as error:
                 trouble = self._describe(replica, error)

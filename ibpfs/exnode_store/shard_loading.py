@@ -57,7 +57,8 @@ class ShardLoading(Sources):
             if replica.shard != shard or replica.suspect:
                 continue
             try:
-                with self._bounded(replica, end - begin, alone=len(at_hand) < coded.code.k):
+                length = self._waited_for(replica, end - begin)
+                with self._bounded(replica, length, alone=len(at_hand) < coded.code.k):
                     patience = self._depots.get(replica.depot).records.loads.expected(end - begin)
                     if patience is None or len(at_hand) < coded.code.k:
                         return await self.load_from(replica, begin, end)
@@ -98,7 +99,7 @@ class ShardLoading(Sources):
         """From the first of replicas of one shard that gives it."""
         for replica in alike:
             try:
-                with self._bounded(replica, end - begin, alone=False):
+                with self._bounded(replica, self._waited_for(replica, end - begin), alone=False):
                     loaded = await self.load_from(replica, begin, end)
                 if len(loaded.data) == end - begin:
                     return loaded

@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 #: A load may take that much time, in bytes per second, beside STRAGGLER_LIMIT, when another depot has the bytes, too.
 _LEAST_RATE = 256 * 1024
+#: Of a load that a reader waits for, so many bytes count where the depot is near: it brings several blocks in the time
+#: of one, or is stuck.
+_BLOCK = 1024 * 1024
 #: Seconds before which no read is asked for twice.
 _SOON = 0.01
 
@@ -56,6 +59,10 @@ class Sources:
             lambda: depot.client.load(replica.read, replica.base + start, stop - start), stop - start
         )
         return Loaded(data, replica.id, self._describe(replica, None))
+
+    def _waited_for(self, replica: Replica, length: int) -> int:
+        """How many bytes of so many a depot is given time for while readers wait."""
+        return length if self._depots.get(replica.depot).is_far else min(length, _BLOCK)
 
     @contextmanager
     def _bounded(self, replica: Replica, length: int, *, alone: bool) -> Iterator[None]:
@@ -139,10 +146,15 @@ class Sources:
         depots = [self._depots.find(replica.depot) for replica in self._ledger.replicas(segment)]
         return all(depot is None or not depot.answers or depot.is_far for depot in depots)
 
-    def is_own(self, segment: int) -> bool:
-        """Whether the volume's own depot has all of it, and answers."""
-        depots = [self._depots.find(replica.depot) for replica in self._ledger.replicas(segment)]
-        own = any(depot is not None and depot.embedded and depot.answers for depot in depots)
+    def is_own(self, segment: int, giver: int | None = None) -> bool:
+        """Whether the volume's own depot has all of it, for all that is known sound, and answers; of bytes that have
+        come, whether that replica was the one that gave them."""
+        sound = [
+            self._depots.find(replica.depot)
+            for replica in self._ledger.replicas(segment)
+            if not replica.suspect and giver in (None, replica.id)
+        ]
+        own = any(depot is not None and depot.embedded and depot.answers for depot in sound)
         return own and self._ledger.coded(segment) is None
 
     def is_lost(self, segment: int) -> bool:

@@ -37,6 +37,7 @@ class FakeSource:
     loads: list[tuple[int, int, int]] = field(default_factory=list)
     reports: list[tuple[int, str]] = field(default_factory=list)
     far: bool = False
+    longest: int = 1 << 40  # what is longer never comes
     gate: trio.Event | None = None
     busy: int = 0
     peak: int = 0
@@ -46,7 +47,9 @@ class FakeSource:
         self.busy += 1
         self.peak = max(self.peak, self.busy)
         try:
-            if self.gate is None:
+            if stop - start > self.longest:
+                await trio.sleep_forever()
+            elif self.gate is None:
                 await trio.lowlevel.checkpoint()
             else:
                 await self.gate.wait()

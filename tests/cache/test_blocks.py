@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from ibpfs.cache.blocks import MAX_LOADS, PREFETCHES, UNKEPT, BlockReader
@@ -324,7 +325,7 @@ async def test_a_first_look_that_one_replica_cannot_answer_is_answered_by_the_ot
 
 async def test_a_stream_from_the_depot_on_the_same_disk_is_not_copied_there(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "cache")
-    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.reader.serve)
         bench.reader.prefetch(1, 0, 8 * BLOCK, stream=True)
@@ -338,7 +339,7 @@ async def test_a_stream_from_the_depot_on_the_same_disk_is_not_copied_there(tmp_
 
 async def test_random_reads_from_the_depot_on_the_same_disk_wait_in_memory_for_a_quiet_second(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "cache")
-    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
     for number in (9, 3, 5):
         assert await bench.read(number * BLOCK, number * BLOCK + 10) == DATA[number * BLOCK : number * BLOCK + 10]
     assert bench.cache.used == 0
@@ -360,7 +361,7 @@ async def test_what_memory_cannot_keep_for_random_readers_goes_to_the_disk(tmp_p
     blocks = UNKEPT + 3
     bench = Bench(tmp_path / "cache", limit=blocks * BLOCK)
     bench.source.segments[1] = bytearray(blocks * BLOCK)
-    bench.reader = BlockReader(lambda _: blocks * BLOCK, bench.source, bench.cache, lambda _: True)
+    bench.reader = BlockReader(lambda _: blocks * BLOCK, bench.source, bench.cache, lambda *_: True)
     for number in range(UNKEPT):
         await bench.read(number * BLOCK, number * BLOCK + 10)
     await bench.read(0, 10)  # so that it was not used for the shortest time
@@ -376,7 +377,7 @@ async def test_what_memory_cannot_keep_for_random_readers_goes_to_the_disk(tmp_p
 
 async def test_what_waits_in_memory_is_dropped_and_evicted(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "cache")
-    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
     await bench.read(0, 10)
     bench.reader.evict(1, 5, 6)
     await bench.read(0, 10)
@@ -387,7 +388,7 @@ async def test_what_waits_in_memory_is_dropped_and_evicted(tmp_path: Path) -> No
 
 async def test_a_block_that_waits_in_memory_and_has_grown_is_fetched_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "cache", length=100)
-    bench.reader = BlockReader(lambda _: len(bench.source.segments[1]), bench.source, bench.cache, lambda _: True)
+    bench.reader = BlockReader(lambda _: len(bench.source.segments[1]), bench.source, bench.cache, lambda *_: True)
     assert await bench.read(0, 100) == DATA[:100]
     bench.source.segments[1] = bytearray(DATA[:300])
     assert await bench.read(50, 300) == DATA[50:300]
@@ -459,9 +460,95 @@ async def test_runs_are_bounded(bench: Bench, nursery: trio.Nursery) -> None:
     await until_cached(bench.cache, 1, 0, 18 * BLOCK)
 
 
+async def test_a_run_that_is_stuck_holds_up_neither_its_readers_nor_others(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
+    bench.source.longest = BLOCK
+    bench.source.segments[2] = bytearray(DATA)
+    nursery.start_soon(bench.reader.serve)
+    bench.reader.prefetch(1, 0, 10 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    bench.reader.prefetch(2, 0, 5 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    assert [stop - start for _, start, stop in bench.source.loads] == [5 * BLOCK] * 2
+    with trio.fail_after(10):
+        assert await bench.read(BLOCK, BLOCK + 10) == DATA[BLOCK : BLOCK + 10]
+    await wait_all_tasks_blocked()
+    bench.reader.prefetch(1, 10 * BLOCK, 15 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    assert {stop - start for _, start, stop in bench.source.loads[2:]} == {BLOCK}, "no run again soon"
+    assert {start for number, start, _ in bench.source.loads[2:] if number == 2} == {at * BLOCK for at in range(5)}
+
+
+async def test_readers_of_a_run_that_fails_fetch_their_block(bench: Bench, nursery: trio.Nursery) -> None:
+    bench.source.gate = trio.Event()
+    bench.source.dead = {1, 2}
+    nursery.start_soon(bench.reader.serve)
+    bench.reader.prefetch(1, 0, 5 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append(await bench.read(BLOCK, BLOCK + 10))
+
+    nursery.start_soon(read)
+    await wait_all_tasks_blocked()
+    gate, bench.source.gate = bench.source.gate, trio.Event()
+    gate.set()
+    await wait_all_tasks_blocked()
+    bench.source.dead = set()
+    bench.source.gate.set()
+    await wait_all_tasks_blocked()
+    assert found == [DATA[BLOCK : BLOCK + 10]]
+    assert bench.source.loads == [(1, 0, 5 * BLOCK), (1, BLOCK, 2 * BLOCK)]
+
+
+async def test_a_block_held_from_a_run_counts_as_the_whole_run(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache")
+    bench.source.segments = {number: bytearray(DATA[: 5 * BLOCK]) for number in range(1, 7)}
+    bench.reader = BlockReader(lambda _: 5 * BLOCK, bench.source, bench.cache, lambda *_: True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        for segment in range(1, 7):
+            bench.reader.prefetch(segment, 0, 5 * BLOCK, stream=True)
+            await wait_all_tasks_blocked()
+            for number in range(5):  # the first one is used again and again
+                await bench.reader.parts(1, 0, 10)
+                await bench.reader.parts(segment, number * BLOCK, number * BLOCK + 10)
+        wholes = {id(memoryview(held.loaded.data).obj) for held in bench.reader._held.values()}
+        nursery.cancel_scope.cancel()
+    assert len(wholes) == 3
+    assert bench.cache.used == 0
+
+
+async def test_a_block_in_memory_that_has_grown_is_loaded_ahead(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache", length=100)
+    bench.reader = BlockReader(lambda _: len(bench.source.segments[1]), bench.source, bench.cache, lambda *_: True)
+    assert await bench.read(0, 100) == DATA[:100]
+    bench.source.segments[1] = bytearray(DATA[:300])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reader.serve)
+        bench.reader.prefetch(1, 0, 100)
+        bench.reader.prefetch(1, 0, 300)
+        await until_cached(bench.cache, 1, 0, 300)
+        nursery.cancel_scope.cancel()
+    assert bench.source.loads == [(1, 0, 100), (1, 0, 300)]
+
+
+async def test_what_came_from_elsewhere_is_cached(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "cache")
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _, giver: giver == 1)
+    await bench.read(0, 10)
+    bench.source.dead = {1}
+    await bench.read(BLOCK, BLOCK + 10)
+    assert not bench.cache.covers(1, 0, BLOCK)
+    assert bench.cache.covers(1, BLOCK, 2 * BLOCK)
+
+
 async def test_the_end_of_a_read_that_streams_is_not_copied_either(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "cache")
-    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _: True)
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.reader.serve)
         await wait_all_tasks_blocked()
@@ -475,7 +562,7 @@ async def test_what_memory_cannot_hold_for_its_readers_goes_to_the_disk(tmp_path
     blocks = 40
     bench = Bench(tmp_path / "cache")
     bench.source.segments[1] = bytearray(DATA * 3)[: blocks * BLOCK]
-    bench.reader = BlockReader(lambda _: blocks * BLOCK, bench.source, bench.cache, lambda _: True)
+    bench.reader = BlockReader(lambda _: blocks * BLOCK, bench.source, bench.cache, lambda *_: True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.reader.serve)
         for number in range(blocks):

@@ -268,3 +268,8 @@ async def test_a_stream_to_the_depot_on_the_same_disk_is_not_copied_into_the_cac
         await now.files.flush()
         assert await now.files.read(large, 0, len(data)) == data
         assert await now.files.read(small, 0, 10) == b"small"
+        (own,) = now.ledger.replicas(1)
+        assert now.transfer.is_own(1, own.id)
+        assert not now.transfer.is_own(1, own.id + 1), "another replica gave the bytes"
+        now.ledger.suspect(own)
+        assert not now.transfer.is_own(1)

@@ -290,7 +290,7 @@ async def test_prefetched_bytes_need_no_source(desk: Desk) -> None:
 @pytest.mark.parametrize("beside", [False, True])
 async def test_a_lie_in_a_load_of_many_blocks(desk: Desk, beside: bool) -> None:
     desk.reader = SliceReader(
-        desk.library.length, desk.source, desk.library.keys, desk.cache, is_beside=lambda _: beside
+        desk.library.length, desk.source, desk.library.keys, desk.cache, is_beside=lambda *_: beside
     )
     ref = desk.library.write(DATA)
     desk.flip(1, ref, 1_500_000)

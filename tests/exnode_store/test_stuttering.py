@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import trio
+import trio.testing
 
 from ibpfs.config import VolumePaths
 from ibpfs.exnode_store.creation import create_volume
@@ -74,6 +75,38 @@ async def test_a_late_read_is_asked_for_elsewhere_and_the_first_answer_is_taken(
             assert await client.load(serving.read, at, 1000) == loaded_from(relay.depot, at)
         await now.files.drop()
         assert await now.files.read(ino, 0, len(data)) == data
+
+
+async def test_a_run_of_blocks_waits_for_a_stuck_depot_no_longer_than_one_block(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    mock_clock.rate = 1.0
+    async with relayed_depots(tmp_path, 2) as relays, run_stack(make(tmp_path / "volume", relays, copies=2)) as now:
+        await now.depots.wait_for_all(5)
+        await written(now, b"file", os.urandom(12 * MIB))
+        assert await now.flusher.finish(5)
+        segment = max((row for (row,) in now.db.rows("SELECT id FROM segments")), key=now.ledger.segment_length)
+        length = min(5 * MIB, now.ledger.segment_length(segment))
+        assert length > 3 * MIB
+        serving = now.transfer._order(now.ledger.replicas(segment))[0]
+        relay = next(one for one in relays if one.address == now.depots.get(serving.depot).address)
+        relay.stick()
+        found: list[int] = []
+
+        async def load() -> None:
+            found.append((await now.transfer.load(segment, 0, length)).replica)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load)
+            await trio.sleep(0.05)
+            mock_clock.jump(6.5)
+            with trio.move_on_after(4):
+                while not found:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert len(found) == 1
+        assert found != [serving.id]
+        relay.go_on()
 
 
 def loaded_from(depot: Path, at: int) -> bytes:
