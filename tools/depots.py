@@ -17,6 +17,8 @@ class _Listing(click.Group):
     """Without a verb, `list`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing and not args:
+            return super().parse_args(ctx, args)  # completing the first word, which may be a verb
         if not args or args[0] not in (*self.commands, "-h", "--help", "--version"):
             args = ["list", *args]
         return super().parse_args(ctx, args)
@@ -87,7 +89,7 @@ def label(volume: str, depot: str, labels: tuple[str, ...]) -> None:
 def pin(volume: str, depot: str, secrets: Secrets) -> None:
     """Speak TLS with DEPOT (its address or number), and trust the certificate that it shows now."""
     # A process of an earlier release knows the number alone.
-    number: dict[str, Any] = {"id": int(depot)} if depot.isdecimal() else {}
+    number: dict[str, Any] = {"id": int(depot)} if depot.isdecimal() and len(depot) < 19 else {}
     pinned = ask(find_asked(volume), "depots-pin", secrets, depot=depot, **number)
     click.echo(f"{pinned['address']}: SHA-256 of its certificate: {pinned['fingerprint']}", err=True)
 

@@ -3,16 +3,18 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from ibpfs import __version__
 from ibpfs.config import VolumePaths, format_size
+from ibpfs.errors import IbpfsError
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import ask, find_asked
 from ibpfs_tools.commands import command, complete_volume
-from ibpfs_tools.exits import COMMAND, each
+from ibpfs_tools.exits import COMMAND, each, explain
 from ibpfs_tools.repair import format_period, progress_of
 from ibpfs_tools.unlocking import Secrets, secret_options
 
@@ -24,18 +26,35 @@ from ibpfs_tools.unlocking import Secrets, secret_options
 def status(volume: str | None, as_json: bool, secrets: Secrets) -> None:
     """Show how VOLUME (a volume or a mount point) is doing; without it, all that are mounted.
 
-    Exit code 0; with --json one object, keys as in docs/operating.md, or a list of them without VOLUME.
+    Exit code 0; with --json one object, keys as in docs/operating.md, or a list of them without VOLUME. There an object
+    with `volume` and `error` stands for one that did not answer; exit code 1.
     """
     if volume is not None:
         _show(_of(find_asked(volume), secrets), as_json)
         return
     places = [VolumePaths(root) for root in dict.fromkeys(mounts.sources())]
     if as_json:
-        click.echo(json.dumps([_of(paths, secrets) for paths in places], indent=2))
+        _list(places, secrets)
         return
     if not places:
         click.echo("no volume of yours is mounted; see mount.ibpfs --help")
     each(places, lambda paths: str(paths.root), lambda paths: _show(_of(paths, secrets), as_json), COMMAND)
+
+
+def _list(places: Sequence[VolumePaths], secrets: Secrets) -> None:
+    found: list[dict[str, Any]] = []
+
+    def add(paths: VolumePaths) -> None:
+        try:
+            found.append(_of(paths, secrets))
+        except (IbpfsError, OSError) as error:
+            found.append({"volume": str(paths.root), "error": explain(error, COMMAND)[0]})
+            raise
+
+    try:
+        each(places, lambda paths: str(paths.root), add, COMMAND)
+    finally:
+        click.echo(json.dumps(found, indent=2))
 
 
 def _of(paths: VolumePaths, secrets: Secrets) -> dict[str, Any]:

@@ -313,7 +313,7 @@ class DepotSet:
     def at(self, address: str) -> Depot | None:
         """The depot at an address, however it is spoken to, or of a number; an embedded one may have no port yet."""
         if address.isdecimal():
-            return self.find(int(address))
+            return self.find(int(address)) if len(address) < 19 else None  # Python refuses to read thousands
         place = str(Address.parse(address)).partition(":")[2]
         return next((depot for depot in self if depot.address.partition(":")[2] == place), None)
 

@@ -46,6 +46,12 @@ def test_one_more_and_one_less(volume: Path) -> None:
     assert "ibp://127.0.0.1:1: offers no TLS, or does not" in call("pin", volume, "ibp://127.0.0.1:1", code=2).stderr
 
 
+@pytest.mark.parametrize("verb", ["drain", "remove", "pin", "label"])
+def test_no_depot_has_so_long_a_number(volume: Path, verb: str) -> None:
+    said = call(verb, volume, "9" * 5000, code=2).stderr
+    assert ("depot" in said, "internal error" in said, len(said.splitlines())) == (True, False, 1)
+
+
 def test_depots_have_labels_from_mkfs_on(tmp_path: Path) -> None:
     depots = ("--depot", "ibp://127.0.0.1:1,site=knoxville,owner=loci", "--depot", "ibp://127.0.0.1:2")
     subprocess.run((BIN / "mkfs.ibpfs", tmp_path / "v", "--no-tls", *depots), check=True, capture_output=True)

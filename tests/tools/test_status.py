@@ -1,8 +1,15 @@
 """What a person reads of a status."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from ibpfs_tools.status import describe
+import pytest
+
+from ibpfs.config import VolumePaths
+from ibpfs.exnode_store.creation import create_volume
+from ibpfs_tools import mounts
+from ibpfs_tools.status import describe, status
 
 STATUS: dict[str, Any] = {
     "volume": "/v",
@@ -64,3 +71,16 @@ def test_until_when_links_hold() -> None:
     for seconds, text in ((3600, "60 minutes"), (3 * 3600, "3 hours"), (30 * 86400, "30 days"), (20, "20 seconds")):
         assert told(seconds) == f"  links           with this machine off, all hold for {text}"
     assert told(-1) == "  links           some do not hold any more"
+
+
+@pytest.mark.parametrize("others", [1, 0])
+def test_one_of_all_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], others: int
+) -> None:
+    create_volume(VolumePaths(tmp_path / "fine"), depots=["ibp://127.0.0.1:1"])
+    monkeypatch.setattr(mounts, "sources", lambda: [tmp_path / "gone", *[tmp_path / "fine"] * others])
+    with pytest.raises(Exception, match="gone"):
+        status.main(["--json"], standalone_mode=False)
+    gone, *rest = json.loads(capsys.readouterr().out)
+    assert (gone["volume"], set(gone)) == (str(tmp_path / "gone"), {"volume", "error"})
+    assert [found["volume"] for found in rest] == [str(tmp_path / "fine")] * others

@@ -67,6 +67,8 @@ def test_a_misspelt_verb(word: str, hint: str) -> None:
         ("flush x", ["dir,x"]),
         ("depots add ho", ["plain,home"]),
         ("depots ho", ["plain,home"]),
+        ("depots dr", ["plain,drain"]),
+        ("depots ", [f"plain,{verb}" for verb in ("add", "drain", "label", "list", "pin", "remove")]),
         ("policy set ./h", ["dir,./h"]),
         ("share ./h", ["file,./h"]),
         ("share rev", ["plain,revoke"]),
@@ -77,7 +79,7 @@ def test_completion(tmp_path: Path, line: str, offered: list[str]) -> None:
     (tmp_path / "ibpfs" / "home" / "volume.toml").touch()
     (tmp_path / "here").mkdir()
     words = f"ibpfs {line}"
-    asked = {"_IBPFS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    asked = {"_IBPFS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(f"{words}|".split()) - 1)}
     environment = {**os.environ, **asked, "XDG_DATA_HOME": str(tmp_path)}
     tool = Path(sys.executable).parent / "ibpfs"
     done = subprocess.run([tool], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
