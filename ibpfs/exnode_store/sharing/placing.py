@@ -102,7 +102,7 @@ class Placing:
         silent, place = _silent.get(), known.address if known else address
         if silent is None:
             return await self._call(known, address, command, limit)
-        if known is not None and known.state == FAILED:
+        if known is not None and (known.state == FAILED or (known.trouble and not known.answers)):  # not if late
             silent.setdefault(place, known.trouble or f"{place}: does not answer")
         if place in silent:
             raise DepotUnreachable(silent[place])

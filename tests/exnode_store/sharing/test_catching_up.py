@@ -94,8 +94,12 @@ async def test_without_the_keys_nothing_of_it_is_ended(tmp_path: Path, start: St
     found = await put_back(paths)
     async with open_for_upkeep(paths) as upkeep:
         await upkeep.commands()["warm"]({"every": True}, lambda *_: None)
-    with Database(paths.store) as db:
-        assert db.value("SELECT count(*) FROM held_segments")
+    for _ in range(2):  # held for a day, and as long as a depot leases it
+        with Database(paths.store) as db, db.transaction():
+            assert db.value("SELECT count(*) FROM held_segments WHERE until > ?", (time.time() + 3000,)) == 1
+            db.execute("DELETE FROM held_segments")
+        async with open_for_upkeep(paths) as upkeep:
+            await upkeep.commands()["warm"]({"every": True}, lambda *_: None)
     async with opened(paths) as (_, one):
         await one._keeper.tend()
         kept = one._shares.get(found["id"])

@@ -64,7 +64,8 @@ async def test_one_that_is_mute(tmp_path: Path, is_ours: bool, caplog: pytest.Lo
                 with asking_once():
                     for _ in range(3):
                         await asking(address)
-                assert asking.count == turn
+                # Of the volume's own it is known afterwards.
+                assert asking.count <= 1 if is_ours else asking.count == turn
             await asking.placing.aclose()
     caplog.clear()
 
