@@ -6,14 +6,14 @@ spool has these, and is synced while the depots are at work; a commit, and its s
 Until its commit a batch is in flight: a crash before it leaves what one between acknowledgement and commit always left.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import trio
 
-from ibpfs.cache.bundles import SealedBatch
 from ibpfs.cache.dirty import DirtyFile, Flight
 from ibpfs.cache.queue import BATCH_SLICES, Batch
 from ibpfs.cache.spool import Record, Spool
@@ -22,26 +22,27 @@ from ibpfs.exnode_store.allocator import OpenSegment
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import NewSlice, Settlement
+from ibpfs.exnode_store.sealing import SliceForm
 from ibpfs.exnode_store.transfer import Transfer
 
 #: Seconds that a commit waits for others: some 50 fsyncs of one program. Bounds what is uploaded again after a kill.
 _GATHER = 0.05
-#: Runs and batches that wait for it at most.
-_MOST_RUNS, _MOST_BATCHES = 4096, 64
+#: Slices and batches that wait for it at most.
+_MOST_SLICES, _MOST_BATCHES = 4096, 64
+
+#: File, flight, form, digest, and where in what is appended the slice begins.
+Sealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, bytes, int]
 
 
 @dataclass(eq=False)
 class Stored:
-    """A batch that as many depots as have to have acknowledged, at `offset` of a segment."""
+    """A batch that as many depots as have to have acknowledged: `length` bytes of a segment from `offset` on."""
 
     batch: Batch
     segment: OpenSegment
     offset: int
-    sealed: SealedBatch
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.sealed.length
+    length: int
+    slices: list[Sealed]
 
     @property
     def may_wait(self) -> bool:
@@ -55,11 +56,8 @@ class Stored:
     def new_slices(self) -> list[NewSlice]:
         """As they are to be mapped now: what flies may have been cut since it took off."""
         return [
-            NewSlice(
-                run.file.ino, run.flight.start, run.flight.limit, run.flight.covers, run.form, run.digest,
-                self.offset + run.at, run.base,
-            )
-            for run in self.sealed.runs
+            NewSlice(file.ino, flight.start, flight.limit, flight.covers, form, check, self.offset + put)
+            for file, flight, form, check, put in self.slices
         ]
 
 
@@ -80,21 +78,23 @@ class Commits:
         self._landed = landed
         self._failed = failed
         self._waiting: list[Stored] = []
-        self._runs = 0  # of those
+        self._slices = 0  # of those
         self._wanted = trio.Event()
+        self.kept: Counter[Record] = Counter()  # held on after commits that failed, each so often
         transfer.commit_waiting = self.commit_waiting  # before a segment is closed and cut to what is committed in it
 
     def commit(self, stored: Stored) -> int:
         """Map it; return the row of its segment, which may be its first."""
         with self._transfer.committing(stored.segment) as row:
-            self._ledger.commit(row, stored.end, stored.new_slices(), lambda: self._settle([stored.batch]))
+            end = stored.offset + stored.length
+            self._ledger.commit(row, end, stored.new_slices(), lambda: self._settle([stored.batch]))
         return row
 
     def commit_later(self, stored: Stored) -> None:
         for record in stored.records:  # what overwrites one may not be synced: its spool file has to stay
             self._spool.hold(record)
         self._waiting.append(stored)
-        self._runs += len(stored.sealed.runs)
+        self._slices += len(stored.slices)
         stored.segment.uncommitted += 1
         files = set()
         for file, flight in stored.batch.flights:
@@ -102,7 +102,7 @@ class Commits:
             files.add(file)
         for file in files:
             file.note_stored()
-        if self._runs > _MOST_RUNS or len(self._waiting) > _MOST_BATCHES:
+        if self._slices > _MOST_SLICES or len(self._waiting) > _MOST_BATCHES:
             self.commit_waiting()
         self._wanted.set()
 
@@ -140,8 +140,9 @@ class Commits:
             for batch in batches:
                 for file, flight in batch.flights:
                     flight.is_stored, file.stored_seq = False, -1
-            # Their records are held on, for the next mount: fsyncs were answered for them, and what of them was
-            # overwritten meanwhile is in no other place.
+            # Fsyncs were answered for their records, and what of them was overwritten meanwhile is in no other place.
+            for stored in some:
+                self.kept.update(stored.records)
             if isinstance(error, (NoSpace, OSError)):
                 self._failed(batches, error)
             else:
@@ -156,13 +157,13 @@ class Commits:
         """The first of those that wait, as many as a transaction takes."""
         slices = count = 0
         for stored in self._waiting:
-            slices += len(stored.sealed.runs)
+            slices += len(stored.slices)
             if count and slices > BATCH_SLICES:
                 break
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         for stored in taken:
-            self._runs -= len(stored.sealed.runs)
+            self._slices -= len(stored.slices)
             stored.segment.uncommitted -= 1
             yield stored
 
@@ -175,7 +176,7 @@ class Commits:
         with self._db.transaction():
             for row, theirs in by_segment.items():
                 new = [slice_ for stored in theirs for slice_ in stored.new_slices()]
-                end = max(stored.end for stored in theirs)
+                end = max(stored.offset + stored.length for stored in theirs)
                 # A file may have slices in several: what it comes to is said with the last.
                 batches = [stored.batch for stored in some] if row == last else []
                 self._ledger.commit(row, end, new, partial(self._settle, batches))

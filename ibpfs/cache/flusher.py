@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 
 import trio
 
-from ibpfs.cache.bundles import Run, SealedBatch, seal_runs
 from ibpfs.cache.clean import CleanCache
-from ibpfs.cache.commits import Commits, Stored
+from ibpfs.cache.commits import Commits, Sealed, Stored
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
 from ibpfs.cache.fresh import Fresh
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
@@ -319,27 +318,35 @@ class Flusher:
             self.forget(file.ino)
 
     async def _store(self, batch: Batch) -> None:
-        runs: list[Run] = []
+        pieces: list[bytes | memoryview] = []
+        slices: list[Sealed] = []
+        at = 0
         for file, flight in list(batch.flights):
             data = self._read(file, flight)
             if data is None:
                 batch.flights.remove((file, flight))
                 continue
-            runs.append((file, flight, data))
-        if not runs:
+            form = self._sealer.form(len(data))
+            sealed = self._sealer.seal(form, data)
+            slices.append((file, flight, form, self._sealer.digest(sealed), at))
+            pieces += sealed
+            at += form.stored_length
+        if not slices:
             return
-        sealed = seal_runs(self._sealer, runs, bundled=batch.policy.copies == 1)  # of which nothing is retained
         # Before the first await: what is overwritten while it flies is let go of by its file.
-        taken = self.retention.take(batch.policy, [(run.file.ino, run.form, run.flight) for run in sealed.runs])
+        taken = self.retention.take(batch.policy, [(file.ino, form, flight) for file, flight, form, _, _ in slices])
         try:
-            await self._append(batch, sealed, taken)
+            await self._append(batch, slices, pieces, at, taken)
         finally:
             self.retention.give_back(taken)
 
-    async def _append(self, batch: Batch, sealed: SealedBatch, taken: list[RetainedSlice]) -> None:
-        segment, offset = await self._transfer.append(batch.policy, sealed.pieces, sealed.length)
+    async def _append(
+        self, batch: Batch, slices: list[Sealed], pieces: list[bytes | memoryview], length: int,
+        taken: list[RetainedSlice],
+    ) -> None:  # fmt: skip
+        segment, offset = await self._transfer.append(batch.policy, pieces, length)
         try:
-            stored = Stored(batch, segment, offset, sealed)
+            stored = Stored(batch, segment, offset, length, slices)
             row = segment.row
             only_fsyncs = self._waits[False] and not self._waits[True]
             if row is not None and only_fsyncs and stored.may_wait and not self.retention.is_wanted(taken, row):
@@ -350,7 +357,7 @@ class Flusher:
                 self._land(batch)
             self.retention.give_back(taken)
             self._tell()
-            await self.fresh.add(row, offset, sealed.pieces, sealed.length, len(sealed.runs))
+            await self.fresh.add(row, offset, pieces, length, len(slices))
         finally:
             await self._transfer.release(segment)
 
@@ -400,6 +407,9 @@ class Flusher:
         self.retention.settle(every=True)  # copies may have been made up just now: nothing of them is to be left
         with suppress(OSError):
             await self._db.sync()
+            if not self.dirty_bytes:
+                self.release(list(self._commits.kept.elements()))
+                self._commits.kept.clear()
         return not self.dirty_bytes
 
 

@@ -6,7 +6,6 @@ Synchronous; every public method that changes something is one transaction (or j
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from ibpfs.exnode_store.attributes import COLUMNS, MAX_SIZE
 from ibpfs.exnode_store.compaction import is_half_dead
@@ -134,7 +133,7 @@ class Ledger(Pinned):
         """
         with self._db.transaction() as db:
             sums = _Sums()
-            live = sum([self._map(segment, list(runs), sums) for _, runs in groupby(slices, lambda new: id(new.form))])
+            live = sum([self._map(segment, new, sums) for new in slices])
             db.execute(
                 "UPDATE segments SET length = max(length, ?), live = live + ?, seq = ? WHERE id = ?",
                 (length, live, db.seq, segment),
@@ -146,42 +145,28 @@ class Ledger(Pinned):
                 self._release_if_dead(segment)
         self._lengths.pop(segment, None)
 
-    def _map(self, segment: int, runs: Sequence[NewSlice], sums: "_Sums") -> int:
-        """Insert the slice that holds these runs; return its stored length, 0 when nothing of it is needed."""
-        row: int | None = None
-        mapped = 0
-        for new in runs:
-            below = self._overlapping(new.ino, new.start, new.limit)
-            parts = _uncovered(new, below)
-            if not parts or not self._has_inode(new.ino):
-                continue
-            size = sum([stop - start for start, stop in parts])
-            if row is None:
-                row = self.add_slice(new.form, new.digest, segment, new.segment_offset, size)
-            mapped += size
-            self._map_run(row, new, parts, below, sums)
-            sums.allocated[new.ino] += size
-        if row is None:
+    def _map(self, segment: int, new: NewSlice, sums: "_Sums") -> int:
+        """Insert the slice and its mappings; return its stored length, or 0 when nothing of it is needed any more."""
+        below = self._overlapping(new.ino, new.start, new.limit)
+        parts = _uncovered(new, below)
+        if not parts or not self._has_inode(new.ino):
             return 0
-        if len(runs) > 1:
-            self._db.execute("UPDATE slices SET mapped = ? WHERE id = ?", (mapped, row))
-        return runs[0].form.stored_length
-
-    def _map_run(
-        self, row: int, new: NewSlice, parts: list[tuple[int, int]], below: list[_Mapping], sums: "_Sums"
-    ) -> None:
+        mapped = sum([stop - start for start, stop in parts])
+        row = self.add_slice(new.form, new.digest, segment, new.segment_offset, mapped)
         for start, stop in parts:
             if below:
                 self._cut_out(new.ino, start, stop, sums, below if len(parts) == 1 else None)
             self._db.execute(
                 "INSERT INTO mappings (ino, start, stop, slice, slice_offset, covers, seq)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (new.ino, start, stop, row, new.base + start - new.start, new.covers, self._db.seq),
+                (new.ino, start, stop, row, start - new.start, new.covers, self._db.seq),
             )
+        sums.allocated[new.ino] += mapped
         sums.size[new.ino] = max(sums.size.get(new.ino, 0), parts[-1][1])
         self.forget_map(new.ino)
         if new.start:
             self.touched.add(new.ino)
+        return new.form.stored_length
 
     def add_slice(self, form: SliceForm, check: bytes, segment: int, offset: int, mapped: int) -> int:
         """Part of the transaction that maps `mapped` bytes of it; the segment's row is the caller's. `check` is empty

@@ -20,8 +20,7 @@ class SliceRef:
 class NewSlice:
     """A run of one file, sealed and acknowledged, to be committed.
 
-    `limit` is where truncations since its sealing have cut it (>= start); `covers` the inode's seq it contains. Runs of
-    one slice, one behind the other in it, have the same `form` and follow each other; the run begins there at `base`.
+    `limit` is where truncations since its sealing have cut it (>= start); `covers` the inode's seq it contains.
     """
 
     ino: int
@@ -31,7 +30,6 @@ class NewSlice:
     form: SliceForm
     digest: bytes
     segment_offset: int
-    base: int = 0
 
 
 @dataclass(frozen=True, slots=True)

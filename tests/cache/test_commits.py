@@ -309,6 +309,9 @@ async def test_a_store_that_is_locked_makes_it_dirty_again(
             assert "the exNode store cannot be written: database is locked" in str(now.flusher.trouble)
         await now.files.store(ino)
         assert mapped(now, ino) == 100
+        assert now.files._spool.records  # what an fsync was answered for is held on
+        assert await now.flusher.finish(1.0)
+        assert not now.files._spool.records
 
 
 async def test_an_fsync_does_not_wait_for_what_is_appended_later(volume: VolumePaths, for_long: None) -> None:

@@ -53,7 +53,7 @@ def compact(volume: Volume) -> dict[str, int]:
 
 def test_random_writes_with_fsyncs(volume: Volume) -> None:
     path = volume / "file"
-    model = scatter(path, 64 * MIB, 20_000, 10, 1)
+    model = scatter(path, 64 * MIB, 20_000, 100, 1)
     before, info = volume.stat("file"), path.stat()
     began = time.monotonic()
     result = compact(volume)
