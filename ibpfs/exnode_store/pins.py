@@ -176,14 +176,19 @@ class Pinned(Segments):
         self._ended()
 
     def _hold_on(self, now: float) -> None:
-        changed = _ROWS
-        while changed == _ROWS:
+        """Where it is held on already, as long as a depot leases it, the later end counts."""
+        is_more = True
+        while is_more:
             with self._db.transaction() as db:
-                changed = db.execute(
-                    "UPDATE OR REPLACE held_segments SET kind = ?, until = ?, seq = ? WHERE (kind, name, segment) IN"
-                    f" (SELECT kind, name, segment FROM held_segments WHERE until <= ? AND {_OF_LINKS} LIMIT {_ROWS})",
-                    (OVER, now + _MARGIN, db.seq, now),
-                ).rowcount
+                where = f"until <= ? AND {_OF_LINKS} LIMIT {_ROWS}"
+                rows = db.rows(f"SELECT kind, name, segment FROM held_segments WHERE {where}", (now,))
+                db.executemany(
+                    "INSERT INTO held_segments (kind, name, segment, until, seq) VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT DO UPDATE SET seq = excluded.seq, until = max(until, excluded.until)",
+                    [(OVER, name, segment, now + _MARGIN, db.seq) for _, name, segment in rows],
+                )
+                db.executemany("DELETE FROM held_segments WHERE kind = ? AND name = ? AND segment = ?", rows)
+                is_more = len(rows) == _ROWS
 
     def _delete_some(self, table: str, where: str, parameters: tuple[object, ...]) -> None:
         key = "id" if table == "pins" else "kind, name, segment"

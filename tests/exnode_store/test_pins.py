@@ -203,6 +203,21 @@ def test_holds_of_a_link_end_a_day_after_it_was_seen_to_expire(volume: Volume) -
     assert (volume.ledger.held(OVER), volume.standing()) == ([], set())
 
 
+def test_what_a_depot_leases_for_longer_is_held_on_for_as_long(volume: Volume) -> None:
+    """Whoever renews leases notes it, before it is noticed that the link expired."""
+    first, second = volume.segment(), volume.segment()
+    with volume.db.transaction() as db:
+        db.execute("INSERT INTO shares (id, record, expires, seq) VALUES ('x', x'', 2000, ?)", (db.seq,))
+    volume.ledger.hold_segments("share", "x", [first, second], 2000.0)
+    volume.now = 3000.0
+    volume.ledger.hold_segments(OVER, "x", [first], 3000.0 + 30 * 86400)
+    volume.ledger.hold_segments(OVER, "x", [second], 3060.0)
+    volume.release()
+    assert volume.ledger.held("share") == []
+    ends = volume.db.rows("SELECT segment, until FROM held_segments WHERE kind = ? ORDER BY segment", (OVER,))
+    assert ends == [(first, 3000.0 + 30 * 86400), (second, 3000.0 + 86400)]
+
+
 def test_a_volume_with_pins_is_refused_by_who_does_not_look_at_them(volume: Volume) -> None:
     assert "pins" not in volume.db.facts["features"]
     segment = volume.segment()
