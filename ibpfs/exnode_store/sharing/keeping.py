@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import trio
+
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Key
 from ibpfs.depot.wire import DepotBusy, DepotError, DepotUnreachable
@@ -30,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that an expired link waits for depots which may know that it was extended: as long as its segments are held.
 _OVER_FOR: Final = 86400.0
+#: And from then on for so long in which one mount could ask them: it may begin, or wake, before its network does.
+_ASKED_FOR: Final = 3600.0
 #: Room beside the first entry of a record, for those that extending it appends.
 _SPARE: Final = 4096
 
@@ -48,6 +52,7 @@ class Keeper:
         self.catch_up = self._catching_up.catch_up
         self.making: set[str] = set()  # shares that are not to be looked after yet
         self._said: dict[str, str] = {}  # of a share, why it could not be looked after
+        self._asked_since: dict[str, float] = {}  # of one that has waited long enough, by the clock of this run
 
     # Records
 
@@ -293,14 +298,20 @@ class Keeper:
             await self._close_dropped(share)
 
     async def _may_last(self, share: Share) -> bool:
-        """Whether what has expired may have been extended, as depots know that do not answer; they get a day."""
+        """Whether what has expired may have been extended, as depots know that do not answer; they get a day, and an
+        hour in which they are asked."""
+        name = share_name(share.share)
         if await self.catch_up(share):
+            self._asked_since.pop(name, None)
             return False
         now = time.time()
         if not share.over_since:
             share.over_since = now
             self._shares.save(share)
-        return now < min(share.over_since + _OVER_FOR, share.expires + REMEMBERED)
+        if now < min(share.over_since + _OVER_FOR, share.expires + REMEMBERED):
+            self._asked_since.pop(name, None)
+            return True
+        return trio.current_time() - self._asked_since.setdefault(name, trio.current_time()) < _ASKED_FOR
 
 
 def _end(lease_end: float | None, expires: int) -> float:

@@ -144,6 +144,11 @@ async def test_a_depot_that_stays_away_is_not_waited_for_for_long(
             assert (kept.stage, bool(one._shares.held(found["id"]))) == (ACTIVE, True)
         kept.over_since -= 86400
         one._shares.save(kept)
+    async with opened(paths) as (now, one):  # perhaps before there is a network
+        await one._keeper.tend()
+        await one._keeper.tend()
+        assert one._shares.get(found["id"]).stage == ACTIVE
+        one._keeper._asked_since[found["id"]] -= 3600
         await one._keeper.tend()
         kept = one._shares.get(found["id"])
         assert (kept.stage, one._shares.held(found["id"])) == (ENDING, [])
