@@ -51,6 +51,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between looks at the shares' leases.
 _LOOK_EVERY: Final = 300.0
+#: And between looks at whether there is something to do sooner.
+_SOON: Final = 5.0
 #: Seconds that depots may take nothing of what waits for upload; a file alone has no more in all.
 _PATIENCE: Final = 120.0
 #: Seconds for which status is told what was found out before: every share is opened for it.
@@ -112,13 +114,24 @@ class Sharing:
             async with self._filling, self._turn:
                 self._shares.drop_strays()
                 self._shares.note_leases()
+            soon = _SOON
             while True:
                 async with self._in_turn():
                     await self._keeper.tend()
-                await trio.sleep(self._next_look())
+                soon = min(2 * soon, _LOOK_EVERY) if await self._rest(soon) else _SOON
         finally:
             with trio.CancelScope(shield=True):
                 await self._placing.aclose()
+
+    async def _rest(self, soon: float) -> bool:
+        """Until it is time for the next look, or a depot answers again that has something of what was ended; return
+        whether that is why. Looked for every `soon` seconds: one may tell its status, and not answer all the same."""
+        with trio.move_on_after(self._next_look()):
+            while True:
+                await trio.sleep(soon)
+                if self._keeper.has_more_to_end():
+                    return True
+        return False
 
     def _next_look(self) -> float:
         now = time.time()  # what expired before it, and is left on depots that do not answer, can wait

@@ -35,6 +35,11 @@ class Ender:
     def __init__(self, shares: Shares, placing: Placing) -> None:
         self._shares = shares
         self._placing = placing
+        self._silent: dict[str, set[str]] = {}  # of a share, depots that did not answer when it was ended last
+
+    def has_more(self) -> bool:
+        """Whether a depot that was silent, and has something of what was ended, answers again."""
+        return any(self._placing.answers(one) for some in self._silent.values() for one in some)
 
     async def end(self, share: Share) -> Ended:
         """Give everything back; what is left is known, and asked for again, until long after it should have ended."""
@@ -42,7 +47,7 @@ class Ender:
         self._shares.save(share)
         if share.expires <= time.time():
             self._shares.let_go(share_name(share.share))
-        ended = Ended()
+        ended, name = Ended(), share_name(share.share)
         # The record first: whoever has the link learns nothing new from then on.
         for owned in sorted(share.owned, key=lambda one: one.kind == COPY):
             if await self._gone(owned, ended):
@@ -52,8 +57,10 @@ class Ender:
                 share.aliases.remove(alias)
         if ended.left and time.time() < share.expires + REMEMBERED:
             self._shares.save(share)
+            self._silent[name] = set(ended.silent)
         else:
-            self._shares.forget(share_name(share.share))
+            self._shares.forget(name)
+            self._silent.pop(name, None)
         return ended
 
     async def give_back(self, share: Share, some: Iterable[Owned]) -> None:

@@ -47,7 +47,7 @@ class Keeper:
         self._depots = depots
         self._placing = placing
         ender = Ender(shares, placing)
-        self.end, self._give_back = ender.end, ender.give_back
+        self.end, self._give_back, self.has_more_to_end = ender.end, ender.give_back, ender.has_more
         self._catching_up = CatchingUp(shares, placing)
         self.catch_up = self._catching_up.catch_up
         self.making: set[str] = set()  # shares that are not to be looked after yet
@@ -270,7 +270,7 @@ class Keeper:
 
     async def tend(self) -> None:
         """End what has expired, and open the windows that are lacking. Leases are the warmer's."""
-        with asking_once():
+        with asking_once(skips_stuttering=True):
             await self._tend_all()
 
     async def _tend_all(self) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import trio
@@ -36,19 +36,29 @@ _NEARLY: Final = 0.9
 #: A depot moves bytes to another one, at 1 MiB/s or better.
 _LEAST_RATE: Final = 1024 * 1024
 
-#: Depots that did not answer, and what was said of them; of a task and those that it starts.
-_silent: ContextVar[dict[str, str] | None] = ContextVar("silent depots", default=None)
+
+
+@dataclass
+class _Asking:
+    """`silent`: depots that did not answer, and what was said of them."""
+
+    skips_stuttering: bool
+    silent: dict[str, str] = field(default_factory=dict)
+
+
+#: Of a task and those that it starts.
+_asking: ContextVar[_Asking | None] = ContextVar("asking once", default=None)
 
 
 @contextmanager
-def asking_once() -> Iterator[None]:
+def asking_once(*, skips_stuttering: bool = False) -> Iterator[None]:
     """Of this task: a depot that did not answer is not asked again meanwhile, nor one of the volume's that is known to
-    be away. Else each of a link's many calls would wait for it."""
-    token = _silent.set({})
+    be away. Else each of a link's many calls would wait for it. `skips_stuttering`: nor one that failed just now."""
+    token = _asking.set(_Asking(skips_stuttering))
     try:
         yield
     finally:
-        _silent.reset(token)
+        _asking.reset(token)
 
 
 class Placing:
@@ -99,10 +109,12 @@ class Placing:
     ) -> T:
         """Raises DepotError, DepotUnreachable; see `asking_once`."""
         known = self._depots.at(address)
-        silent, place = _silent.get(), known.address if known else address
-        if silent is None:
+        asking, place = _asking.get(), known.address if known else address
+        if asking is None:
             return await self._call(known, address, command, limit)
-        if known is not None and (known.state == FAILED or (known.trouble and not known.answers)):  # not if late
+        silent = asking.silent
+        stutters = known is not None and bool(known.trouble) and not known.answers  # not if late
+        if known is not None and (known.state == FAILED or (stutters and asking.skips_stuttering)):
             silent.setdefault(place, known.trouble or f"{place}: does not answer")
         if place in silent:
             raise DepotUnreachable(silent[place])
