@@ -97,7 +97,7 @@ class Sharing:
         self._recoding = recoding
         self._policies = Policies(db)
         self._maker = Maker(ledger, self._placing, files.stored, imports.slice_key)
-        self._keeper = Keeper(self._shares, ledger, depots, self._placing)
+        self._keeper = Keeper(self._shares, ledger, self._placing)
         self._turn = trio.Lock()  # of links that are in the store
         self._filling = trio.Lock()  # of one that is not yet, for as long as it takes; is had before the other
         self._told: tuple[str | None, float, float | None] | None = None

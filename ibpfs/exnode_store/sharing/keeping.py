@@ -13,7 +13,6 @@ from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Key
 from ibpfs.depot.wire import DepotBusy, DepotError, DepotUnreachable
 from ibpfs.errors import IbpfsError
-from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.sharing.catching_up import CatchingUp
 from ibpfs.exnode_store.sharing.contents import Content, Run, depots_of
@@ -41,10 +40,9 @@ _SPARE: Final = 4096
 class Keeper:
     """One per open volume."""
 
-    def __init__(self, shares: Shares, ledger: Ledger, depots: DepotSet, placing: Placing) -> None:
+    def __init__(self, shares: Shares, ledger: Ledger, placing: Placing) -> None:
         self._shares = shares
         self._ledger = ledger
-        self._depots = depots
         self._placing = placing
         ender = Ender(shares, placing)
         self.end, self._give_back, self.has_more_to_end = ender.end, ender.give_back, ender.has_more
@@ -171,7 +169,7 @@ class Keeper:
     async def _bring_up(self, share: Share) -> None:
         """Copies of the record that missed an entry tell what was: they get the newest one. Those that refuse it go."""
         useless: list[Owned] = []
-        for one in [one for one in share.owned if one.kind == STALE and not self._is_away(one.depot)]:
+        for one in [one for one in share.owned if one.kind == STALE and not self._placing.is_away(one.depot)]:
             try:
                 if one.is_stray:
                     useless.append(one)
@@ -213,12 +211,7 @@ class Keeper:
 
     def _is_behind(self, share: Share) -> bool:
         """And a copy of the record may be to be had."""
-        return share.behind and not all(self._is_away(one.depot) for one in share.owned if one.kind == RECORD)
-
-    def _is_away(self, address: str) -> bool:
-        """As far as is known: only the volume's depots are looked at all the time."""
-        known = self._depots.at(address)
-        return known is not None and not known.answers
+        return share.behind and not all(self._placing.is_away(one.depot) for one in share.owned if one.kind == RECORD)
 
     def _is_pinned_anew(self, share: Share) -> bool:
         """And the record can be written wherever it lies."""
@@ -253,7 +246,7 @@ class Keeper:
         closed: list[Alias] = []
         away: set[str] = set()
         for one in share.dropped:
-            if one.depot in away or self._is_away(one.depot):
+            if one.depot in away or self._placing.is_away(one.depot):
                 continue
             try:
                 await self._placing.end(one.lease)

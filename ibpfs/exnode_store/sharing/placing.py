@@ -104,6 +104,13 @@ class Placing:
         known = self._depots.at(address)
         return known is not None and known.status is not None and known.answers
 
+    def is_away(self, address: str) -> bool:
+        """As far as is known: only the volume's depots are looked at all the time. Or it is not asked again."""
+        known, asking = self._depots.at(address), _asking.get()
+        if known is not None and not known.answers:
+            return True
+        return asking is not None and (known.address if known else address) in asking.silent
+
     async def call(
         self, address: str, command: Callable[[DepotClient], Awaitable[T]], limit: float = COMMAND_LIMIT
     ) -> T:

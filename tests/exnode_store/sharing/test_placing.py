@@ -133,6 +133,31 @@ async def test_one_that_stuttered_is_asked_to_revoke(
     caplog.clear()
 
 
+async def test_records_are_not_written_where_nobody_is_asked(
+    tmp_path: Path, start: StartDepot, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A depot that was silent in this look, though it answers again."""
+    a = start("a")
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=[a.address])
+    async with opened(paths) as (now, one):
+        share = one._shares.get((await shared(now, one))["id"])
+        share.behind = True
+
+        async def drop(_: DepotClient) -> None:
+            raise DepotUnreachable("closed the connection")
+
+        with asking_once():
+            with suppress(DepotUnreachable):
+                await one._placing.call(a.address, drop)
+            await until_it(now, a.address, True)
+            await one._keeper.mend(share)
+            assert share.behind
+        await one._keeper.mend(share)
+        assert not share.behind
+    caplog.clear()
+
+
 async def test_what_is_left_is_ended_soon_after_its_depot_answers_again(
     tmp_path: Path, start: StartDepot, caplog: pytest.LogCaptureFixture
 ) -> None:
