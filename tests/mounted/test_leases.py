@@ -67,10 +67,12 @@ def test_what_a_depot_does_not_renew_moves_in_time(depots: MakeDepot, volumes: M
     mounted, warmed = (volumes(*places, "--copies", "2", "--min-copies", "2") for _ in range(2))
     for volume in (mounted, warmed):
         volume.expect("not renewed|is lost|CAP_NOT_FOUND")  # a copy whose lease has just ended may be asked for
-        for number in range(8):  # each depot has some
-            (volume / f"{number}").write_bytes(CONTENT["large"])
+        before, number, until = len(refusing.allocations()), 0, time.monotonic() + 60
+        while number < 8 or len(refusing.allocations()) <= before:  # each depot has some
+            assert time.monotonic() < until
+            (volume / f"{number % 8}").write_bytes(CONTENT["large"])
             volume.flush()
-    assert refusing.allocations()
+            number += 1
     warmed.umount()
     (refusing.store / unwilling.FLAG).touch()
     warm(warmed, code=None)  # what it took so far, on a busy machine, is not the subject
