@@ -22,7 +22,14 @@ class Tracer:
         self.log = log
         words = ["strace", "-f", "-q", "-y", "-e", "trace=fsync,fdatasync,sync_file_range,syncfs", "-e", "signal=none"]
         self.process = subprocess.Popen([*words, "-o", log, "-p", str(pid)], stderr=subprocess.DEVNULL)
-        until(lambda: f"TracerPid:\t{self.process.pid}" in Path(f"/proc/{pid}/status").read_text())
+        until(lambda: all(self._watches(task) for task in Path(f"/proc/{pid}/task").iterdir()))
+
+    def _watches(self, task: Path) -> bool:
+        """It attaches to the threads one after another. One that has just ended needs nobody."""
+        try:
+            return f"TracerPid:\t{self.process.pid}\n" in (task / "status").read_text()
+        except OSError:
+            return True
 
     def stop(self, path: str = "") -> int:
         """Of files with this in their paths."""

@@ -257,9 +257,13 @@ def _s3ql(place: Path) -> Iterator[Mounted]:
         run(["umount.s3ql", mountpoint])
         mount()
 
+    def store() -> None:
+        run(["s3qlctrl", "flushcache", mountpoint])
+        sync(backing)  # it stores without a sync
+
     mount()
     try:
-        yield Mounted(mountpoint, lambda: run(["s3qlctrl", "flushcache", mountpoint]), forget)
+        yield Mounted(mountpoint, store, forget)
     finally:
         run(["umount.s3ql", mountpoint])
 
