@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ibpfs.config import VolumePaths
 from ibpfs.errors import IbpfsError, UsageError, VolumeError
+from ibpfs.paths import VolumePaths
 
 Progress = Callable[[int, int, str], None]
 Command = Callable[[Mapping[str, Any], Progress], Awaitable[Any]]

@@ -9,13 +9,13 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ibpfs import kernel
 from ibpfs.config import Secret, VolumePaths, check_access, load_config, read_key_file
 from ibpfs.errors import IbpfsError, UsageError, VolumeError, WrongKey
 from ibpfs.exnode_store.database import find_damage
 from ibpfs.exnode_store.findings import Finding, judge_clock
 from ibpfs.exnode_store.keys import open_slots
 from ibpfs.mount_options import parse_mount_options
+from ibpfs.mount_table import FILE_SYSTEM_TYPE, mount_entries
 from ibpfs.ownership import is_held
 from ibpfs.quantities import format_size
 
@@ -41,8 +41,8 @@ def of_this_machine() -> Iterator[Finding]:
 
 
 def _dead_mounts() -> Iterator[Finding]:
-    for entry in kernel.mount_entries():
-        if entry.kind != kernel.FILE_SYSTEM_TYPE:
+    for entry in mount_entries():
+        if entry.kind != FILE_SYSTEM_TYPE:
             continue
         try:
             dead = not is_held(VolumePaths(Path(entry.source)).lock)
@@ -60,7 +60,7 @@ def _unknown_options() -> Iterator[Finding]:
         return
     for line in lines:
         words = line.split()
-        if len(words) < 4 or line.lstrip().startswith("#") or words[2] not in ("ibpfs", kernel.FILE_SYSTEM_TYPE):
+        if len(words) < 4 or line.lstrip().startswith("#") or words[2] not in ("ibpfs", FILE_SYSTEM_TYPE):
             continue
         try:
             parse_mount_options([words[3]])

@@ -23,6 +23,7 @@ from ibpfs.exnode_store.whereabouts import Whereabouts
 from ibpfs.fuse_errors import is_news
 from ibpfs.fuse_snapshots import SnapshotOperations
 from ibpfs.mount_options import MountOptions
+from ibpfs.mount_table import FILE_SYSTEM_TYPE, mount_entries
 from ibpfs.request_loop import taking_turns
 
 _log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class KernelDoor:
 
     def _detach(self) -> None:
         entry = kernel.mount_at(self.mountpoint)
-        if entry is None or entry.kind != kernel.FILE_SYSTEM_TYPE or entry.source != str(self._source):
+        if entry is None or entry.kind != FILE_SYSTEM_TYPE or entry.source != str(self._source):
             return  # gone already, or hidden by another mount that is not ours to take away
         try:
             kernel.detach(self.mountpoint)
@@ -171,7 +172,7 @@ class KernelDoor:
 
     async def drop_caches(self) -> None:
         """Have the kernel forget names, attributes and pages of this mount."""
-        below = any(self.mountpoint in entry.mountpoint.parents for entry in kernel.mount_entries())
+        below = any(self.mountpoint in entry.mountpoint.parents for entry in mount_entries())
         inodes = self._operations.known()
         for start in range(0, len(inodes), _INVALIDATED_AT_ONCE):
             some = inodes[start : start + _INVALIDATED_AT_ONCE]

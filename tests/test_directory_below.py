@@ -7,6 +7,7 @@ import pytest
 
 from ibpfs import kernel
 from ibpfs.directory_below import DirectoryBelow
+from ibpfs.mount_table import MountEntry
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_nothing_is_done_where_mounts_go_beneath_dead_ones(tmp_path: Path, monke
 def test_one_that_another_mount_hides_is_given_back_later(
     below: DirectoryBelow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = kernel.MountEntry(1, "0:1", tmp_path / "mnt", (), "tmpfs", "tmpfs")
+    entry = MountEntry(1, "0:1", tmp_path / "mnt", (), "tmpfs", "tmpfs")
     below.look()
     below.protect()  # and killed
     (tmp_path / "elsewhere").mkdir(mode=0o755)
@@ -91,7 +92,7 @@ def test_what_another_mount_hides_is_given_back_by_who_holds_it(
 ) -> None:
     below.look()
     below.protect()
-    entry = kernel.MountEntry(1, "0:1", tmp_path / "mnt", (), "tmpfs", "tmpfs")
+    entry = MountEntry(1, "0:1", tmp_path / "mnt", (), "tmpfs", "tmpfs")
     monkeypatch.setattr(kernel, "mount_at", lambda _: entry)
     below.release()
     assert mode(below, tmp_path) == 0o775

@@ -1,4 +1,4 @@
-"""The mount table as it is written, what cannot be mounted on, and a mount that is made and taken away."""
+"""What cannot be mounted on, and a mount that is made and taken away."""
 
 import os
 from pathlib import Path
@@ -6,24 +6,8 @@ from pathlib import Path
 import pytest
 
 from ibpfs.errors import UsageError
-from ibpfs.kernel import attach, check_mountpoint, detach, mount_at, mount_entries, mounts_of
+from ibpfs.kernel import attach, check_mountpoint, detach, mount_at, mounts_of
 from ibpfs.mount_options import parse_mount_options
-
-TABLE = rb"""27 1 259:1 / / rw,relatime - ext4 /dev/root rw
-42 27 0:39 / /mnt/with\040blank rw,nosuid,noatime shared:5 - fuse.ibpfs /srv/a\054b\134c rw,user_id=0
-43 27 0:40 / /mnt/over rw master:1 propagate_from:2 - fuse.ibpfs /srv/vol ro
-"""
-
-
-def test_table_is_read_with_its_escapes(tmp_path: Path) -> None:
-    table = tmp_path / "mountinfo"
-    table.write_bytes(TABLE)
-    root, blank, over = mount_entries(table)
-    assert (root.device, root.kind, root.source) == ("259:1", "ext4", "/dev/root")
-    assert blank.mountpoint == Path("/mnt/with blank")
-    assert blank.source == "/srv/a,b\\c"
-    assert blank.options == ("rw", "nosuid", "noatime")
-    assert (over.kind, over.device) == ("fuse.ibpfs", "0:40")
 
 
 def test_the_real_table_has_a_root() -> None:

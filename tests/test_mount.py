@@ -13,9 +13,9 @@ from ibpfs.config import Secret, VolumePaths, read_key_file
 from ibpfs.errors import IbpfsError, UsageError, VolumeError, WrongKey
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
-from ibpfs.kernel import mount_entries
 from ibpfs.mount import open_volume, serve
 from ibpfs.mount_options import MountOptions
+from ibpfs.mount_table import FILE_SYSTEM_TYPE, MountEntry, mount_entries
 from ibpfs_tools.umount import _check_spool
 
 from .cache.stack import run_depot
@@ -153,9 +153,9 @@ async def test_a_mount_of_others_over_a_dead_one_stays(
 ) -> None:
     place, detached = tmp_path / "mnt", []
     table = [
-        kernel.MountEntry(1, "0:1", place, (), kernel.FILE_SYSTEM_TYPE, str(paths.root)),
-        kernel.MountEntry(2, "0:2", tmp_path / "dead", (), kernel.FILE_SYSTEM_TYPE, str(paths.root)),
-        kernel.MountEntry(3, "0:3", place, (), "tmpfs", "tmpfs"),
+        MountEntry(1, "0:1", place, (), FILE_SYSTEM_TYPE, str(paths.root)),
+        MountEntry(2, "0:2", tmp_path / "dead", (), FILE_SYSTEM_TYPE, str(paths.root)),
+        MountEntry(3, "0:3", place, (), "tmpfs", "tmpfs"),
     ]
     monkeypatch.setattr(kernel, "mount_entries", lambda: iter(table))
     monkeypatch.setattr(kernel, "detach", detached.append)

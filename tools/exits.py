@@ -60,14 +60,19 @@ def run(command: click.Command, codes: ExitCodes, arguments: Sequence[str] | Non
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        line, code = explain(error, codes)
-        click.echo(f"{name}: {line}", err=True)
-        if os.environ.get("IBPFS_DEBUG"):
-            traceback.print_exception(error)
-        sys.exit(code)
+        leave(name, error, codes)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def leave(name: str, error: BaseException, codes: ExitCodes) -> NoReturn:
+    """End the process as `error` wants it."""
+    if isinstance(error, SystemExit):
+        raise error
+    line, code = explain(error, codes)
+    click.echo(f"{name}: {line}", err=True)
+    if os.environ.get("IBPFS_DEBUG"):
+        traceback.print_exception(error)
+    sys.exit(code)
 
 
 def _open_closed_streams() -> None:

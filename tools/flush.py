@@ -4,6 +4,7 @@ import click
 
 from ibpfs_tools.asking import ask, find_asked
 from ibpfs_tools.commands import command, complete_volume
+from ibpfs_tools.ibpfs import tell_note
 from ibpfs_tools.unlocking import Secrets, secret_options
 
 
@@ -17,5 +18,4 @@ def flush(volume: str, quiet: bool, secrets: Secrets) -> None:
     Waits up to 30 s more for all copies, and says what still lacks some.
     """
     result = ask(find_asked(volume), "flush", secrets, title="flushing", quiet=quiet)
-    if isinstance(result, dict) and result.get("note"):
-        click.echo(f"ibpfs: {volume}: {result['note']}", err=True)
+    tell_note(volume, result)

@@ -13,9 +13,9 @@ from typing import Any
 from ibpfs.config import VolumePaths, parse_duration, parse_size
 from ibpfs.control import call
 from ibpfs.errors import UsageError, VolumeError
-from ibpfs.kernel import MountEntry
 from ibpfs.mail.blocks import Shared
 from ibpfs.mail.settings import Settings
+from ibpfs.mount_table import MountEntry
 from ibpfs_tools import mounts
 from ibpfs_tools.asking import find_asked
 from ibpfs_tools.share import remnant

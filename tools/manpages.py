@@ -10,12 +10,12 @@ from ibpfs_tools.depot import depot
 from ibpfs_tools.depot_stat import stat
 from ibpfs_tools.depot_units import units
 from ibpfs_tools.fsck import fsck
-from ibpfs_tools.ibpfs import ibpfs
 from ibpfs_tools.mkfs import mkfs
 from ibpfs_tools.mount import mount
 from ibpfs_tools.sendmail import sendmail
 from ibpfs_tools.umount import umount
 from ibpfs_tools.undelete import undelete
+from ibpfs_tools.verbs import ibpfs
 
 #: command, name, section
 PAGES: tuple[tuple[click.Command, str, int], ...] = (

@@ -1,16 +1,13 @@
 """Mounts and volumes in use, as commands need them; only `volume_holding` touches a mount itself."""
 
-import ctypes
 import errno
 import os
-import subprocess
 import time
 from pathlib import Path
 
-from ibpfs.config import VolumePaths
 from ibpfs.errors import IbpfsError, VolumeError
-from ibpfs.kernel import FILE_SYSTEM_TYPE, MountEntry, mount_entries
-from ibpfs.ownership import MOUNTED, is_held, owner_of
+from ibpfs.mount_table import FILE_SYSTEM_TYPE, MountEntry, mount_entries
+from ibpfs.paths import VolumePaths
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 #: Seconds in which an owner notices that its mount is gone.
@@ -70,6 +67,8 @@ def wait_until_free(paths: VolumePaths) -> bool:
 
     That is another mount namespace, to which this mount was copied.
     """
+    from ibpfs.ownership import MOUNTED, is_held, owner_of  # slow to import, and needed here only
+
     seen_mounted = time.monotonic()
     while is_held(paths.lock):
         if owner_of(paths).get("state") != MOUNTED:
@@ -82,6 +81,9 @@ def wait_until_free(paths: VolumePaths) -> bool:
 
 def take_away(mountpoint: Path, *, lazily: bool = False) -> None:
     """Unmount what nobody uses; OSError EBUSY when somebody does, unless `lazily`: then when nobody does any more."""
+    import ctypes  # as above
+    import subprocess
+
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(os.fsencode(mountpoint), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazily else 0)):

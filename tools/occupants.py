@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ibpfs.kernel import MountEntry
+from ibpfs.mount_table import MountEntry
 
 
 @dataclass(frozen=True)

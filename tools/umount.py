@@ -10,7 +10,7 @@ from ibpfs.config import VolumePaths, data_directory
 from ibpfs.control import Refused
 from ibpfs.directory_below import DirectoryBelow
 from ibpfs.errors import IbpfsError
-from ibpfs.kernel import MountEntry
+from ibpfs.mount_table import MountEntry
 from ibpfs.ownership import is_held
 from ibpfs_tools import exits, mounts
 from ibpfs_tools.asking import ask

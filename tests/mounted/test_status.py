@@ -114,6 +114,12 @@ def test_everything_is_on_the_depot_after_a_flush(volume: Volume) -> None:
     assert read_tree(volume.mountpoint) == content
 
 
+def test_a_flush_in_a_script_brings_little_with_it(shared: Volume) -> None:
+    said = run("python", "-X", "importtime", BIN / "ibpfs", "flush", shared.mountpoint).stderr
+    assert "ibpfs.control" in said
+    assert not {"click", "dataclasses", "ibpfs.config"} & set(said.split())
+
+
 def test_fsync_is_as_good_as_a_flush(volume: Volume) -> None:
     with (volume / "f").open("wb") as file:
         file.write(b"precious" * 100_000)

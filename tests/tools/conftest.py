@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ibpfs_tools import exits
-from ibpfs_tools.ibpfs import ibpfs
+from ibpfs_tools.verbs import ibpfs
 from tests.depot.conftest import DepotProcess
 
 SIZE = 1_500_000

@@ -45,7 +45,7 @@ from ibpfs.exnode_store.sharing.reading import SENDER_CONTEXT
 from ibpfs.exnode_store.sharing.record_log import Public, make_entry, public_bytes
 from ibpfs.exnode_store.sharing.share_keys import record_key
 from ibpfs_tools import exits
-from ibpfs_tools.ibpfs import ibpfs
+from ibpfs_tools.verbs import ibpfs
 from tests.depot.conftest import DepotProcess
 from tests.exnode_store.sharing.shapes import slice_form
 

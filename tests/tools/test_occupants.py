@@ -4,10 +4,9 @@ import mmap
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from ibpfs.kernel import MountEntry
+from ibpfs.mount_table import MountEntry
 from ibpfs_tools.occupants import describe, occupants
 
 
@@ -37,14 +36,14 @@ def test_working_directory_open_file_and_mapping(tmp_path: Path) -> None:
         status = os.fstat(file.fileno())
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
         mapped = mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ)
-    found = {one.pid: one.use for one in occupants(replace(entry(tmp_path, device), mountpoint=Path("/elsewhere")))}
+    found = {one.pid: one.use for one in occupants(entry(tmp_path, device)._replace(mountpoint=Path("/elsewhere")))}
     assert found[os.getpid()] == "mapped file"
     mapped.close()
 
 
 def test_a_descriptor_of_what_the_mount_hides(tmp_path: Path) -> None:
     """The process of an ordinary user's mount holds one; it keeps nothing busy."""
-    hiding = replace(entry(tmp_path), number=2**31)
+    hiding = entry(tmp_path)._replace(number=2**31)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         assert occupants(hiding) == []
@@ -54,4 +53,4 @@ def test_a_descriptor_of_what_the_mount_hides(tmp_path: Path) -> None:
 
 
 def test_nobody() -> None:
-    assert describe(replace(entry(Path("/")), mountpoint=Path("/nowhere/at/all"))) == "by a process of another user"
+    assert describe(entry(Path("/"))._replace(mountpoint=Path("/nowhere/at/all"))) == "by a process of another user"

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ibpfs_tools.ibpfs import SECTIONS, VERBS, ibpfs
+from ibpfs_tools.verbs import SECTIONS, VERBS, ibpfs
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -21,7 +21,7 @@ def test_every_verb_is_found_by_its_name(verb: str) -> None:
 
 
 def test_a_verb_brings_no_other_with_it() -> None:
-    listed = "import sys, click; from ibpfs_tools.ibpfs import ibpfs; ibpfs.get_command(click.Context(ibpfs), 'flush')"
+    listed = "import sys, click; from ibpfs_tools.verbs import ibpfs; ibpfs.get_command(click.Context(ibpfs), 'flush')"
     said = subprocess.run(
         [sys.executable, "-c", f"{listed}; print(*sys.modules)"], capture_output=True, text=True, check=True
     ).stdout.split()
