@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -24,6 +25,7 @@ from ibpfs.exnode_store.depots import DepotSet
 from ibpfs.exnode_store.imports import Imports
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.ledger import Ledger
+from ibpfs.exnode_store.placement import FAILED
 from ibpfs.exnode_store.policies import Policies
 from ibpfs.exnode_store.recoding import Recoding
 from ibpfs.exnode_store.schema import MAX_INO
@@ -53,8 +55,8 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 300.0
 #: And between looks at whether there is something to do sooner.
 _SOON: Final = 5.0
-#: Seconds that depots may take nothing of what waits for upload; a file alone has no more in all.
-_PATIENCE: Final = 120.0
+#: Seconds that depots may take nothing of what waits for upload.
+_PATIENCE: Final = 30.0
 #: Seconds for which status is told what was found out before: every share is opened for it.
 _TOLD_FOR: Final = 30.0
 #: Files whose slices are looked up before others get their turn.
@@ -91,6 +93,7 @@ class Sharing:
         self._db = db
         self._ledger = ledger
         self._files = files
+        self._depots = depots
         self._sender = Ed25519PrivateKey.from_private_bytes(keys.sender_seed)
         self._shares = Shares(db, ledger, keys)
         self._placing = Placing(depots)
@@ -200,7 +203,8 @@ class Sharing:
 
     async def _fill(self, share: Share, asked: _Asked, walk: Walk, made: Made, progress: Progress) -> None:
         progress(0, 1, "waiting for the depots")
-        found, sizes, pieces = await self._gather(share, asked, walk)
+        self._check_depots()
+        found, sizes, pieces = await self._gather(share, asked, walk, progress)
         progress(0, 1, "")
         total = sum(sizes)
         try:
@@ -220,7 +224,9 @@ class Sharing:
             zeros = size - sum(piece.stop - piece.start for piece in file)
             wanted = asked.wishes.hashes and one.kind == FILE and zeros <= left
             left -= zeros if wanted else 0
-            entries.append(entry_of(one, size, await self._maker.sha256(file, size) if wanted else None, parts))
+            advance = partial(_advance, progress, done, total)
+            hashed = await self._maker.sha256(file, size, advance) if wanted else None
+            entries.append(entry_of(one, size, hashed, parts))
             done += size
             progress(done, total, "")
         share.content = replace(
@@ -231,10 +237,10 @@ class Sharing:
         _check(share.content, asked.path)
 
     async def _gather(
-        self, share: Share, asked: _Asked, walk: Walk
+        self, share: Share, asked: _Asked, walk: Walk, progress: Progress
     ) -> tuple[list[Found], list[int], list[Pieces]]:
         """What is shared as it is now: from here on its segments stay where they are."""
-        await self._flushed(asked.ino)
+        await self._flushed(asked.ino, progress)
         found: list[Found] = []
         sizes: list[int] = []
         pieces: list[Pieces] = []
@@ -256,20 +262,28 @@ class Sharing:
             self._shares.hold(share_name(share.share), segments, share.expires)
             segments.clear()
 
-    async def _flushed(self, ino: int) -> None:
+    def _check_depots(self) -> None:
+        """DepotUnreachable while all are known to be away: nobody waits for them."""
+        depots = list(self._depots)
+        if all(one.state == FAILED for one in depots):
+            told = depots[0].trouble if depots else ""
+            raise DepotUnreachable(f"no depot of this volume answers{told and f': {told}'} (see ibpfs depots)")
+
+    async def _flushed(self, ino: int, progress: Progress) -> None:
         """DeadlineExceeded when the depots take nothing of it for long."""
         best = -1
         with trio.CancelScope(deadline=trio.current_time() + _PATIENCE) as scope:
 
-            def advance(done: int, _: int) -> None:
+            def advance(done: int, total: int) -> None:
                 nonlocal best
                 if done > best:
                     best, scope.deadline = done, trio.current_time() + _PATIENCE
+                progress(done, total, "waiting for the depots")
 
             if self._files.inode(ino).is_directory:
                 await self._files.flush(advance)
             else:
-                await self._files.store(ino)
+                await self._files.store(ino, advance)
             return
         raise DeadlineExceeded("what is to be shared is not on the depots yet (see ibpfs status)")
 
@@ -386,6 +400,10 @@ class Sharing:
                 progress(number + 1, len(found), "")
             await self._db.sync()
             return told
+
+
+def _advance(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total, "")
 
 
 def _check(content: Content, path: str) -> None:

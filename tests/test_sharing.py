@@ -11,7 +11,7 @@ import trio
 
 from ibpfs.config import VolumePaths
 from ibpfs.depot.address import Address
-from ibpfs.depot.wire import CapabilityNotFound
+from ibpfs.depot.wire import CapabilityNotFound, DepotUnreachable
 from ibpfs.depot.wire import events as ev
 from ibpfs.errors import IbpfsError, UsageError
 from ibpfs.exnode_store.attributes import NewInode
@@ -291,6 +291,39 @@ async def test_holes_without_end_are_not_hashed(paths: VolumePaths, monkeypatch:
         await now.files.write(ino, 1000, b"the end")
         found = await share(one, ino, name="small")
         assert found["sha256"] == hashlib.sha256(bytes(1000) + b"the end").hexdigest()
+
+
+async def test_says_how_far_it_is_within_one_file(paths: VolumePaths) -> None:
+    async with run_depot(paths.depot), run_stack(paths) as now:
+        await written(now)
+        ino, one = now.create(b"large").ino, sharing(now)
+        size = 3 * 4 * 1024 * 1024
+        for at in range(0, size, size // 12):
+            await now.files.write(ino, at, bytes(size // 12))
+        await now.files.write(ino, 2 * size, b"behind a hole")
+        told: list[tuple[int, int, str]] = []
+        request = {"ino": ino, "path": "/large", "name": "large", "seconds": 3600, "copy_limit": 10**6, "hashes": True,
+                   "for_browsers": True}  # fmt: skip
+        await one.commands()["share"](request, lambda *row: told.append(row))
+        uploaded = [done for done, total, text in told if text == "waiting for the depots" and total > 1]
+        assert uploaded == sorted(uploaded)
+        assert uploaded
+        hashed = [done for done, total, text in told if not text and total == 2 * size + 13]
+        assert hashed == sorted(hashed)
+        assert len(set(hashed)) > 5
+        assert hashed[-1] == 2 * size + 13
+
+
+async def test_no_link_waits_for_depots_that_are_all_away(tmp_path: Path) -> None:
+    paths = VolumePaths(tmp_path / "volume")
+    create_volume(paths, depots=["ibp://127.0.0.1:1"])
+    async with run_stack(paths) as now:
+        await now.depots.wait_for_all(10)
+        ino, one = now.create(b"f").ino, sharing(now)
+        await now.files.write(ino, 0, DATA)
+        with pytest.raises(DepotUnreachable, match=r"no depot .* answers: .*nobody listens"), trio.fail_after(10):
+            await share(one, ino)
+        assert held(now) == []
 
 
 async def test_expired_ones_are_forgotten(paths: VolumePaths) -> None:

@@ -358,13 +358,13 @@ class FileCache:
                     return
             await self._store(ino)
 
-    async def store(self, ino: int) -> None:
+    async def store(self, ino: int, progress: Callable[[int, int], None] | None = None) -> None:
         """Return when what was written is on min_copies depots and the exNode that says so is synced."""
         with self._fsyncs:
-            await self._store(ino)
+            await self._store(ino, progress)
 
-    async def _store(self, ino: int) -> None:
-        await self._flusher.wait_clean(ino)
+    async def _store(self, ino: int, progress: Callable[[int, int], None] | None = None) -> None:
+        await self._flusher.wait_clean(ino, progress)
         await self._db.sync(alone=self._fsyncs.are_one)
 
     def commit_stored(self) -> None:

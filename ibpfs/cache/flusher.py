@@ -106,13 +106,13 @@ class Flusher:
         """Dirty bytes, when what keeps them here is that depots have no room."""
         return self.dirty_bytes if _no_room(self.trouble) else 0
 
-    async def wait_clean(self, ino: int) -> None:
-        """Return when what is dirty of the file now is committed (not yet synced).
+    async def wait_clean(self, ino: int, progress: Callable[[int, int], None] | None = None) -> None:
+        """Return when what is dirty of the file now is committed (not yet synced). `progress(done, total)` in bytes.
 
         Raises NoSpace as soon as the depots refuse even the shortest slice for want of room, DataError when bytes of
         the file were lost; else waits for the caller's deadline.
         """
-        await self._wait(ino, committed=True)
+        await self._wait(ino, committed=True, progress=progress)
 
     async def wait_stored(self, ino: int) -> None:
         """As `wait_clean`, but what depots have acknowledged may wait for its commit: the caller syncs the spool."""
@@ -132,18 +132,22 @@ class Flusher:
         finally:
             self._waits[committed] -= 1
 
-    async def _wait(self, ino: int, committed: bool) -> None:
+    async def _wait(self, ino: int, committed: bool, progress: Callable[[int, int], None] | None = None) -> None:
         file = self.files.get(ino)
         if file is not None:
             with self._waiting(committed):
-                await self._wait_for(file, committed)
+                await self._wait_for(file, committed, progress)
         if ino in self._lost:
             raise DataError(self._lost.pop(ino))
 
-    async def _wait_for(self, file: DirtyFile, committed: bool) -> None:
+    async def _wait_for(
+        self, file: DirtyFile, committed: bool, progress: Callable[[int, int], None] | None
+    ) -> None:
         ino = file.ino
-        seq, failures = file.version, self._failures
+        seq, failures, total = file.version, self._failures, file.dirty
         while file.holds_up_to(seq):
+            if progress is not None:
+                progress(max(0, total - file.dirty), total)
             if not committed and file.is_stored_up_to(seq):
                 return
             if file.is_changed_in_flight and self._commits.is_waiting:  # what is above flies when that has landed

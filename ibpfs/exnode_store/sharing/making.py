@@ -215,25 +215,26 @@ class Maker:
 
     # Hashes
 
-    async def sha256(self, pieces: Pieces, size: int) -> bytes:
-        """Of the whole file, holes being zeros."""
+    async def sha256(self, pieces: Pieces, size: int, advance: Callable[[int], None]) -> bytes:
+        """Of the whole file, holes being zeros. `advance` is told how many bytes of it are hashed."""
         found = hashlib.sha256()
         at = 0
         for piece in pieces:
-            await _hash_zeros(found, piece.start - at)
+            await _hash_zeros(found, at, piece.start, advance)
             for start in range(piece.start, piece.stop, _PIECE):
                 part = piece.cut(start, min(start + _PIECE, piece.stop))
                 data = await self._read(part.source, part.offset, part.offset + part.stop - part.start)
                 await trio.to_thread.run_sync(found.update, data)
+                advance(part.stop)
             at = piece.stop
-        await _hash_zeros(found, size - at)
+        await _hash_zeros(found, at, size, advance)
         return found.digest()
 
 
-async def _hash_zeros(found: "hashlib._Hash", count: int) -> None:
-    while count > 0:
-        await trio.to_thread.run_sync(found.update, _ZEROS[:count])
-        count -= _PIECE
+async def _hash_zeros(found: "hashlib._Hash", start: int, stop: int, advance: Callable[[int], None]) -> None:
+    for at in range(start, stop, _PIECE):
+        await trio.to_thread.run_sync(found.update, _ZEROS[: stop - at])
+        advance(min(at + _PIECE, stop))
 
 
 def _check_limit(copied: int, limit: int) -> None:
