@@ -167,7 +167,7 @@ class Services:
             "hedged_reads": parts.reads.hedged,
             "trouble": str(parts.flusher.trouble) if parts.flusher.trouble else None,
             "checkpoint_at": parts.checkpoints.at,
-            "checkpoint_behind": round(parts.checkpoints.behind, 1),
+            "checkpoint_behind": None if (behind := parts.checkpoints.behind) is None else round(behind, 1),
             "checkpoint_trouble": parts.checkpoints.stale or parts.checkpoints.trouble or None,
             "recovery_advice": advice(parts.db, parts.checkpoints, str(parts.paths.root)) or None,
             "depots": [_depot(depot) for depot in parts.depots],

@@ -107,7 +107,8 @@ def _checkpoint(found: dict[str, Any], now: float) -> list[str]:
     if "checkpoint_at" not in found:  # an older process does not say
         return []
     at, behind = found["checkpoint_at"], found["checkpoint_behind"]
-    text = "none yet" if at is None else f"{max(0.0, now - at):.0f} s ago" + ("" if behind else ", holds everything")
+    text = "none yet" if at is None else f"{max(0.0, now - at):.0f} s ago"
+    text += ", holds everything" if at is not None and behind == 0 else ""
     if found["checkpoint_trouble"]:
         text += f": {found['checkpoint_trouble']}"
     return [text, found["recovery_advice"]] if found["recovery_advice"] else [text]

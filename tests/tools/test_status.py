@@ -38,6 +38,12 @@ def test_all_is_well() -> None:
     assert len(lines) == 6
 
 
+@pytest.mark.parametrize(("behind", "said"), [(0, "7 s ago, holds everything"), (3.5, "7 s ago"), (None, "7 s ago")])
+def test_the_checkpoint_holds_everything_only_where_that_is_known(behind: float | None, said: str) -> None:
+    changes = {"checkpoint_at": 3, "checkpoint_behind": behind, "checkpoint_trouble": None, "recovery_advice": None}
+    assert describe({**STATUS, **changes}, 10, "1.0")[-1] == f"  checkpoint      {said}"
+
+
 def test_what_the_spool_keeps_waits_for_copies_not_for_upload() -> None:
     lines = describe({**STATUS, "spool_bytes": 4096, "retained_bytes": 3072, "under_replicated_bytes": 3100}, 0, "1.0")
     assert "nothing, all is on the depots" in lines[2]

@@ -94,11 +94,14 @@ class Checkpoints:
         return float(at) if at else None
 
     @property
-    def behind(self) -> float:
-        """Seconds since the first change that no checkpoint holds; 0 when there is none."""
+    def behind(self) -> float | None:
+        """Seconds since the first change that no checkpoint holds; 0 when there is none. None as long as it was not
+        looked at what the last one of an earlier owner, who may have been killed, holds."""
         if not self._has_changes:
             return 0.0
-        return 0.0 if self._behind_since is None else trio.current_time() - self._behind_since
+        if self._behind_since is not None:
+            return trio.current_time() - self._behind_since
+        return None if self._covered < 0 else 0.0
 
     def releasable(self) -> int:
         """Orphans of commits up to this one may be released (I5); -1: none."""

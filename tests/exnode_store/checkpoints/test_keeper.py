@@ -55,6 +55,17 @@ async def test_a_store_comes_back(tmp_path: Path) -> None:
         assert now.checkpoints.behind == 0
 
 
+async def test_what_a_killed_owner_has_left_is_not_said_to_be_in_the_checkpoint(tmp_path: Path) -> None:
+    async with site(tmp_path) as place:
+        async with owner(place.paths) as now:
+            await now.checkpoints.make()
+            touch(now, "late")
+        async with owner(place.paths) as now:
+            assert now.checkpoints.behind is None
+            await now.checkpoints.make()
+            assert now.checkpoints.behind == 0
+
+
 async def test_slow_depots_hold_checkpoints_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Depot, "is_slow", property(lambda _: True))
     async with site(tmp_path) as place, owner(place.paths) as now:
