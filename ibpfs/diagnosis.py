@@ -113,7 +113,10 @@ def _key(paths: VolumePaths) -> Iterator[Finding]:
 
 
 def _database(paths: VolumePaths) -> Iterator[Finding]:
-    if damage := find_damage(paths.store):
+    if not paths.store.exists():
+        yield Finding("damaged-database", str(paths.store), "no exNode store there",
+                      "put it back, or bring the volume back from its depots: ibpfs recover NEWVOLUME")  # fmt: skip
+    elif damage := find_damage(paths.store):
         yield Finding("damaged-database", str(paths.store), f"damaged database ({damage})",
                       f"keep a copy of it, then: fsck.ibpfs -y {paths.root}")  # fmt: skip
 

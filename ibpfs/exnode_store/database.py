@@ -366,7 +366,7 @@ def check_format(facts: dict[str, str], path: Path) -> None:
 
 def _connect(path: Path, read_only: bool, *, page_size: int | None = None) -> sqlite3.Connection:
     if not path.exists():
-        raise VolumeError(f"{path}: no exNode store there")
+        raise VolumeError(f"{path}: no exNode store there; put it back, or: ibpfs recover NEWVOLUME")
     mode = "ro" if read_only else "rw"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     # check_same_thread: the connection is used by one task at a time, but fsck may run it in a worker thread.

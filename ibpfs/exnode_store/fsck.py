@@ -62,7 +62,7 @@ def checked_store(checkup: Checkup) -> Iterator[Database | None]:
     """
     path = checkup.paths.store
     if not path.exists():
-        raise VolumeError(f"{path}: no exNode store there")
+        raise VolumeError(f"{path}: no exNode store there; put it back, or: ibpfs recover NEWVOLUME")
     checkup.handle_all(fsck_volume.directories(checkup))
     with _no_traces(path, checkup.read_only):
         if not fsck_database.check_database(checkup):

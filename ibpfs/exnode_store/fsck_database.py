@@ -39,7 +39,8 @@ def check_database(checkup: Checkup) -> bool:
                 if checkup.outcome.left > before:
                     return False
         except sqlite3.DatabaseError as error:
-            checkup.handle(Fault(f"{checkup.paths.store.name}: is no readable database ({error})"))
+            what = f"{checkup.paths.store.name}: is no readable database ({error})"
+            checkup.handle(Fault(what, "cannot be repaired; bring the volume back: ibpfs recover NEWVOLUME"))
             return False
     return True
 

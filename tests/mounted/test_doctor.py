@@ -167,6 +167,8 @@ def test_a_damaged_database(volume: Volume) -> None:
         raw[page : page + 16] = b"\xff" * 16
     path.write_bytes(raw)
     assert doctor(volume.root)["damaged-database"].place == str(path)
+    path.unlink()
+    assert "ibpfs recover" in doctor(volume.root)["damaged-database"].action
     path.write_bytes(saved)
 
 
