@@ -74,6 +74,10 @@ class DirtyFile:
     when_clean: list[Callable[[], None]] = field(default_factory=list)  # called once, when nothing is dirty any more
     stored_seq: int = -1  # all records up to this one are on the depots, though perhaps not committed
     is_changed_in_flight: bool = False  # something that flies was overwritten, or cut, since it took off
+    changes: int = 0  # how often something dirty was overwritten, or cut
+    #: Dirty bytes that took the place of older dirty ones, and the seq from which on no depot holds them: that of the
+    #: oldest since a flight of these bytes landed, or one before it.
+    owed: ExtentMap[int] = field(default_factory=ExtentMap)
 
     def stored(self, version: int) -> None:
         """The store's row, at this version, holds the times of all records so far."""
@@ -86,14 +90,23 @@ class DirtyFile:
     def add(self, record: Record, start: int, stop: int, offset: int = 0) -> list[Record]:
         """Put [start, stop) of a record on top; return the records that nothing needs any more."""
         hidden = self.extents.overlay(start, stop, record, offset)
-        if hidden and self.flights:
-            self.is_changed_in_flight = True
+        if hidden:
+            self._overwritten(hidden)
         self.held[record] = self.held.get(record, 0) + stop - start
         self.dirty += stop - start
         return self._let_go(hidden)
 
+    def _overwritten(self, hidden: list[Piece[Record]]) -> None:
+        self.changes += 1
+        self.is_changed_in_flight = bool(self.flights)
+        for piece in hidden:
+            for start, stop in self.owed.holes(piece.start, piece.stop):
+                self.owed.overlay(start, stop, piece.source.seq)
+
     def truncate(self, size: int) -> list[Record]:
         """Drop what lies beyond; return the records that nothing needs any more."""
+        self.changes += 1
+        self.owed.truncate(size)
         for flight in self.flights:
             flight.limit = min(flight.limit, size)
             self.is_changed_in_flight = True
@@ -102,6 +115,7 @@ class DirtyFile:
     def landed(self, flight: Flight) -> list[Record]:
         """The flight is committed: what of it was not overwritten since is clean. Returns the records let go."""
         self._leave(flight)
+        self.owed.clear(flight.start, flight.stop)
         flown = {piece.source for piece in flight.pieces}
         found = self.extents.find(flight.start, flight.stop)
         if all(piece.source in flown for piece in found):
@@ -110,6 +124,8 @@ class DirtyFile:
         for piece in found:
             if piece.source in flown:
                 gone += self.extents.clear(piece.start, piece.stop)
+            else:
+                self.owed.overlay(piece.start, piece.stop, flight.covers + 1)
         return self._let_go(gone)
 
     def grounded(self, flight: Flight) -> None:
@@ -168,11 +184,15 @@ class DirtyFile:
         return flight
 
     def holds_up_to(self, seq: int) -> bool:
-        """Whether a record with this seq or an older one is not committed yet."""
-        return any(record.seq <= seq for record in self.held)
+        """Whether some bytes are not committed, neither as they were at this seq nor as they were written since.
+
+        Whoever overwrites them for ever holds up nobody: what flies is committed as it took off.
+        """
+        return any(record.seq <= seq for record in self.held) or any(piece.source <= seq for piece in self.owed)
 
     def drop(self) -> list[Record]:
         """The file is gone: return all its records."""
+        self.owed.truncate(0)
         return self._let_go(self.extents.truncate(0))
 
     def _let_go(self, pieces: list[Piece[Record]]) -> list[Record]:

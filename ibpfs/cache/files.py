@@ -351,10 +351,13 @@ class FileCache:
     async def fsync(self, ino: int) -> None:
         """Return when what was written is on min_copies depots, and synced here: the exNode, or the spool (I6)."""
         with self._fsyncs:
-            local = self._local_sync.begin() if ino in self._flusher.files else None
-            if local is not None:
+            file = self._flusher.files.get(ino)
+            local = self._local_sync.begin() if file is not None else None
+            if file is not None and local is not None:
+                changes = file.changes
                 await self._flusher.wait_stored(ino)
-                if await local.succeeded():
+                # What was overwritten meanwhile has left the spool, and what took its place may not be synced there.
+                if await local.succeeded() and file.changes == changes:
                     return
             await self._store(ino)
 

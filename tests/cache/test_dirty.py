@@ -23,16 +23,20 @@ class Model:
         self.freed: set[Record] = set()
         self.records: set[Record] = set()
         self.flights: list[tuple[Flight, dict[int, Record]]] = []
+        self.written: dict[int, list[int]] = {}  # of each byte, the seqs since the take-off of what landed last
 
     def write(self, offset: int, length: int) -> None:
         new = record(self.file, offset, length)
         self.records.add(new)
         self.freed |= set(self.file.add(new, offset, offset + length))
         self.owner |= dict.fromkeys(range(offset, offset + length), new)
+        for at in range(offset, offset + length):
+            self.written.setdefault(at, []).append(new.seq)
 
     def truncate(self, size: int) -> None:
         self.freed |= set(self.file.truncate(size))
         self.owner = {at: one for at, one in self.owner.items() if at < size}
+        self.written = {at: seqs for at, seqs in self.written.items() if at < size}
 
     def fly(self, limit: int) -> None:
         for run in self.file.ready(limit, SIZE):
@@ -50,6 +54,8 @@ class Model:
         cleaned = self.file.cleaned_by([flight])
         self.freed |= set(self.file.landed(flight))
         self.owner = {at: one for at, one in self.owner.items() if flown.get(at) is not one}
+        for at in flown.keys() & self.written.keys():
+            self.written[at] = [seq for seq in self.written[at] if seq > flight.covers]
         assert cleaned == (not self.owner and not self.flights)
 
     def store(self) -> None:
@@ -66,8 +72,20 @@ class Model:
             if one.seq <= self.file.stored_seq:
                 assert any(flight.is_stored and flown.get(at) is one for flight, flown in self.flights)
 
+    def ground(self) -> None:
+        if self.flights:
+            self.file.grounded(self.flights.pop(0)[0])
+
+    def check_held(self) -> None:
+        """Who waits for what was there at some seq waits for that or for what has taken its place."""
+        owed = {seq for seqs in self.written.values() for seq in seqs[:1]}
+        for seq in range(self.file.version + 1):
+            assert self.file.holds_up_to(seq) or not any(one <= seq for one in owed)
+        assert self.owner or not self.file.holds_up_to(self.file.version)
+
     def check(self) -> None:
         self.check_stored()
+        self.check_held()
         held = {at: piece.source for piece in self.file.extents for at in range(piece.start, piece.stop)}
         assert held == self.owner
         assert self.file.dirty == len(self.owner)
@@ -81,6 +99,7 @@ STEPS = st.one_of(
     st.tuples(st.just("fly"), st.integers(1, 30)),
     st.tuples(st.just("store")),
     st.tuples(st.just("land")),
+    st.tuples(st.just("ground")),
 )
 
 
@@ -99,6 +118,21 @@ def test_a_truncation_cuts_what_flies() -> None:
     model.truncate(10)
     ((flight, _),) = model.flights
     assert flight.limit == 10
+
+
+def test_what_is_overwritten_is_waited_for_until_newer_bytes_have_landed() -> None:
+    model = Model()
+    model.write(0, 10)
+    waits_for = model.file.version
+    model.write(0, 10)  # on the ground
+    assert model.file.holds_up_to(waits_for)
+    for in_vain in (True, False):
+        model.fly(10)
+        model.write(0, 10)  # in the air
+        assert model.file.holds_up_to(waits_for)
+        (model.ground if in_vain else model.land)()
+        assert model.file.holds_up_to(waits_for) == in_vain
+    assert model.file.holds_up_to(model.file.version)
 
 
 def test_record_memory_keeps_to_its_limit_and_serves_parts() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.flusher import Flusher
@@ -64,6 +65,26 @@ async def test_who_waits_for_a_file_that_goes_wakes_up(volume: VolumePaths) -> N
             now.files.unlinked(now.names.unlink(1, b"gone"))
             while nursery.child_tasks:
                 await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_who_waits_for_bytes_that_are_overwritten_waits_for_what_took_their_place(
+    volume: VolumePaths, committed: bool
+) -> None:
+    async with run_stack(volume) as now, trio.open_nursery() as nursery:
+        ino = now.create(b"over").ino
+        await now.files.write(ino, 0, b"old")
+        nursery.start_soon(now.files.store if committed else now.files.fsync, ino)
+        await trio.testing.wait_all_tasks_blocked()
+        await now.files.write(ino, 0, b"new")
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        async with run_depot(volume.depot):
+            with trio.fail_after(5):
+                while nursery.child_tasks:
+                    await trio.sleep(0.01)
+            assert [piece[:2] for piece in now.ledger.extents(ino)] == [(0, 3)]
+            assert not now.db.unsynced
 
 
 async def test_nothing_is_remembered_of_a_file_once_it_is_clean(volume: VolumePaths) -> None:

@@ -1,12 +1,14 @@
-"""What an fsync has promised, after a kill and after a power cut, against a model; every step at random.
+"""What an fsync has promised, after a kill, a power cut or the loss of the spool, against a model; steps at random.
 
 A power cut here leaves the exNode store as it was when the last sync of its WAL began, and of each spool file what was
-synced, if its name was. Depots keep what they have acknowledged.
+synced, if its name was. Where the spool is lost, what counts is what depots hold: exNodes say so as soon as what waits
+is committed. Depots keep what they have acknowledged.
 """
 
 import os
 import random
 import shutil
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,14 +87,25 @@ class Content:
         await stack.files.write(self.ino, offset, data)
         self.states.append(bytes(after))
 
+    async def overwrite(self, stack: Stack, dice: random.Random) -> None:
+        data = bytes([dice.randrange(1, 256)]) * max(1, len(self.states[-1]))
+        await stack.files.write(self.ino, 0, data)
+        self.states.append(data)
+
     def truncate(self, stack: Stack, dice: random.Random) -> None:
         size = dice.randrange(3000)
         stack.files.change(self.ino, AttributeChange(size=size))
         self.states.append(self.states[-1][:size].ljust(size, b"\0"))
 
     async def fsync(self, stack: Stack) -> None:
+        await self._make_sure(stack.files.fsync)
+
+    async def store(self, stack: Stack) -> None:
+        await self._make_sure(stack.files.store)
+
+    async def _make_sure(self, promise: Callable[[int], Awaitable[None]]) -> None:
         at = self.forgotten + len(self.states) - 1
-        await stack.files.fsync(self.ino)
+        await promise(self.ino)
         if at > self.forgotten:
             del self.states[: at - self.forgotten]
             self.forgotten = at
@@ -117,7 +130,7 @@ async def work(stack: Stack, files: list[Content], dice: random.Random) -> None:
             elif what < 0.65:
                 await one.fsync(stack)
             elif what < 0.75:
-                nursery.start_soon(one.fsync, stack)
+                await overtake(one, stack, dice, nursery)
             elif what < 0.80:
                 await trio.sleep(dice.choice([0, 0.001, 0.01, 0.06]))  # what waits may be committed, or not
             elif what < 0.84:
@@ -128,15 +141,31 @@ async def work(stack: Stack, files: list[Content], dice: random.Random) -> None:
                 await stack.transfer.close_old(every=True)
             elif what < 0.94:
                 stack.files.change(one.ino, AttributeChange(mode=0o600))
-            elif what < 0.97:
-                nursery.start_soon(stack.files.store, one.ino)
             else:
                 assert await stack.files.read(one.ino, 0, _ALL) == one.states[-1]
+        if dice.random() < 0.5:
+            await overtake(dice.choice(files), stack, dice, nursery)
         nursery.cancel_scope.cancel()
 
 
+async def overtake(file: Content, stack: Stack, dice: random.Random, nursery: trio.Nursery) -> None:
+    """Others write over the bytes that an fsync waits for, before they have taken off, in the air, or landed."""
+    if dice.random() < 0.8:
+        await file.write(stack, dice)
+    nursery.start_soon(dice.choice([file.fsync, file.store]), stack)
+    await checkpoints(dice.randrange(20))
+    for _ in range(dice.randrange(4)):
+        await dice.choice([file.write, file.overwrite, file.overwrite])(stack, dice)
+        await checkpoints(dice.randrange(20))
+
+
+async def checkpoints(count: int) -> None:
+    for _ in range(count):
+        await trio.lowlevel.checkpoint()
+
+
 @pytest.mark.parametrize("number", range(RUNS))
-@pytest.mark.parametrize("end", ["kill", "power cut"])
+@pytest.mark.parametrize("end", ["kill", "power cut", "spool lost"])
 @pytest.mark.parametrize("size", [spool.FILE_SIZE, 3000], ids=["one file", "many files"])
 async def test_an_fsync_is_a_promise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, end: str, size: int
@@ -154,13 +183,16 @@ async def test_an_fsync_is_a_promise(
             await work(now, files, dice)
             if end == "power cut":
                 kept, left = store.keep(), spool_as_synced(now)
+            elif end == "spool lost":
+                now.files.commit_stored()
             else:
                 for one in files:
                     del one.states[:-1]
-        if end == "power cut":
-            store.put_back(kept)
+        if end != "kill":
             for path in volume.spool.iterdir():
                 path.unlink()
+        if end == "power cut":
+            store.put_back(kept)
             for path, data in left.items():
                 path.write_bytes(data + bytes(dice.choice([0, 1000])))
         async with run_stack(volume) as now:
