@@ -55,7 +55,8 @@ class Revoked(ShareGone):
 
 
 async def read_record(depots: Depots, locator: Locator) -> LogEntry:
-    """The last entry of the record, from the depot that gives one first that has not expired.
+    """The newest entry of the record that depots give which are about as quick as the first to give one that has not
+    expired: its copies there, which missed others, may name depots of yesterday.
 
     Of an expired one, and where the record is gone, there may be a newer one on depots that do not answer: then
     DepotUnreachable. Else raises ShareGone, BadRecord, or what the last depot said.
@@ -63,10 +64,12 @@ async def read_record(depots: Depots, locator: Locator) -> LogEntry:
     found: list[LogEntry] = []
     troubles: list[IbpfsError] = []
     giving: set[Place] = set()  # who has it is waited for
+    began, latest = trio.current_time(), math.inf
 
     def wait() -> None:
         over = found or any(isinstance(one, ShareGone) for one in troubles)
-        nursery.cancel_scope.deadline = trio.current_time() + _GRACE if over and not giving else math.inf
+        grace = trio.current_time() + _GRACE if over and not giving else math.inf
+        nursery.cancel_scope.deadline = min(grace, latest)
 
     async def load(place: Place, offset: int, length: int) -> bytes | bytearray:
         data = await depots.client(place.address).load(place.read, offset, length)
@@ -76,11 +79,12 @@ async def read_record(depots: Depots, locator: Locator) -> LogEntry:
         return data
 
     async def one(place: Place) -> None:
+        nonlocal latest
         try:
             found.append(await read_log(partial(load, place), locator.share))
             if not _is_over(found[-1]):
-                nursery.cancel_scope.cancel()
-                return
+                now = trio.current_time()
+                latest = min(latest, now + min(now - began, _GRACE))  # as long again
         except Revoked as error:
             troubles.append(error)
             nursery.cancel_scope.cancel()
@@ -98,11 +102,11 @@ async def read_record(depots: Depots, locator: Locator) -> LogEntry:
 
 
 def _judge(found: list[LogEntry], troubles: list[IbpfsError], locator: Locator) -> LogEntry:
+    if (revoked := next((one for one in troubles if isinstance(one, Revoked)), None)) is not None:
+        raise revoked
     newest = max(found, key=lambda one: one.number, default=None)
     if newest is not None and not _is_over(newest):
         return newest
-    if (revoked := next((one for one in troubles if isinstance(one, Revoked)), None)) is not None:
-        raise revoked
     silent = len(locator.places) - len(found) - sum(isinstance(one, ShareGone | BadRecord) for one in troubles)
     if silent and (newest is not None or any(isinstance(one, ShareGone) for one in troubles)):
         raise _doubt(newest, troubles, locator, silent)
@@ -151,8 +155,8 @@ async def read_log(load: Load, share: bytes) -> LogEntry:
             return last
         try:
             entry = await _entry(load, at, parse_header(head), head, share)
-        except (BadRecord, NoRoom):
-            if last is None:
+        except (BadRecord, NoRoom, DepotBusy) as error:
+            if last is None or not _is_end(error):
                 raise
             found = await _behind_a_cut(load, at, share)
             if found is None:
@@ -183,7 +187,9 @@ async def _behind_a_cut(load: Load, start: int, share: bytes) -> tuple[int, LogE
             lengths = parse_header(head)
             end = max(end, at + HEADER.size + lengths.body)
             return at, await _entry(load, at, lengths, head, share)
-        except (BadRecord, NoRoom, DepotBusy):
+        except (BadRecord, NoRoom, DepotBusy) as error:
+            if not _is_end(error):
+                raise
             beginning = await _find(load, at + 1, end)
         if beginning is None:
             return None
@@ -197,7 +203,9 @@ async def _find(load: Load, at: int, end: int) -> int | None:
     while at <= end and size >= _LEAST_SEARCHED:
         try:
             data = bytes(await load(at, size))
-        except (NoRoom, DepotBusy):
+        except (NoRoom, DepotBusy) as error:
+            if not _is_end(error):
+                raise
             size //= 8
             continue
         if (found := data.find(BEGINNING)) >= 0:
@@ -206,9 +214,10 @@ async def _find(load: Load, at: int, end: int) -> int | None:
     return None
 
 
-def _is_end(error: DepotError) -> bool:
-    """Whether that is what a depot says behind the last byte: some have waited there for more."""
-    return isinstance(error, NoRoom) or error.code == ErrorCode.SERVER_TIMEOUT
+def _is_end(error: BadRecord | DepotError) -> bool:
+    """Whether no whole entry is there. Behind the last byte depots refuse, or have waited for more: a busy one may have
+    more."""
+    return not isinstance(error, DepotBusy) or error.code == ErrorCode.SERVER_TIMEOUT
 
 
 async def _load_whole(load: Load, offset: int, length: int) -> bytes:

@@ -103,9 +103,33 @@ async def test_some_depots_wait_behind_the_last_byte() -> None:
         return data[offset : offset + length]
 
     assert (await read_log(load, SHARE)).number == 2
+    for cut in (HEADER.size - 1, HEADER.size + 100):
+        data = entry(1) + entry(2)[:cut]
+        assert (await read_log(load, SHARE)).number == 1
     data = b""
     with pytest.raises(DepotBusy):
         await read_log(load, SHARE)
+
+
+async def test_a_busy_depot_has_not_said_that_this_is_the_end() -> None:
+    """Whenever it is: in a record with a cut, each answer may be the one that hides the entry behind."""
+    data = entry(1) + entry(2)[: HEADER.size + 100] + entry(3)
+    given, busy = 0, -1
+
+    async def load(offset: int, length: int) -> bytes:
+        nonlocal given
+        given += 1
+        if given == busy:
+            raise error_for(ErrorCode.SERVER_RECOVERING)
+        if offset + length > len(data):
+            raise error_for(ErrorCode.WOULD_EXCEED_LIMIT)
+        return data[offset : offset + length]
+
+    assert (await read_log(load, SHARE)).number == 3
+    for number in range(1, given + 1):
+        given, busy = 0, number
+        with pytest.raises(DepotBusy):
+            await read_log(load, SHARE)
 
 
 @pytest.mark.parametrize("cut", [1, 7, HEADER.size - 1, HEADER.size, HEADER.size + 100, -1])
@@ -178,6 +202,25 @@ async def test_a_copy_that_missed_an_extension_is_not_believed(tmp_path: Path) -
         with pytest.raises(DepotUnreachable, match=r"was revoked .*; 1 of the 2"):
             await read_record(local, locator(place(gone), place(longer, "down")))
         assert (await read_record(local, locator(stale, place(gone), expires=5))).number == 1  # that is the end
+
+
+async def test_the_newest_copy_counts_of_those_that_answer_about_as_soon(tmp_path: Path) -> None:
+    async with depot(tmp_path / "depot") as local:
+        old = place(await stored(local, entry(1)), "far")
+        newer = await stored(local, entry(2))
+        revoked = await stored(local, make_revocation(SIGNER, 2, PUBLIC))
+        far = Far(local.socket)
+        far.farther.late = 1.3 * far.far.late
+        try:
+            for places in ([old, place(newer, "farther")], [place(newer, "farther"), old]):
+                assert (await read_record(far, locator(*places))).number == 2
+            with pytest.raises(ShareGone, match="revoked"):
+                await read_record(far, locator(old, place(revoked, "farther")))
+            far.farther.late = 60.0
+            with trio.fail_after(10):
+                assert (await read_record(far, locator(old, place(newer, "farther")))).number == 1
+        finally:
+            await far.aclose()
 
 
 async def test_a_revocation_in_place_of_the_record(tmp_path: Path) -> None:
@@ -274,23 +317,26 @@ def test_who_is_asked_first() -> None:
 
 
 class Late(DepotClient):
+    late = 0.2
+
     async def load(self, key: Key, offset: int, length: int) -> bytearray:
-        await trio.sleep(0.2)
+        await trio.sleep(self.late)
         return await super().load(key, offset, length)
 
 
 class Far(Local):
-    """Of the depot called far each answer takes a while."""
+    """Of the depots called far and farther each answer takes a while."""
 
     def client(self, address: Address) -> DepotClient:
-        return self.far if address.host == "far" else super().client(address)
+        return {"far": self.far, "farther": self.farther}.get(address.host) or super().client(address)
 
     def __init__(self, socket: Path) -> None:
         super().__init__(socket)
-        self.far = Late(Address(path=str(socket)))
+        self.far, self.farther = (Late(Address(path=str(socket))) for _ in range(2))
 
     async def aclose(self) -> None:
         await self.far.aclose()
+        await self.farther.aclose()
         await super().aclose()
 
 
