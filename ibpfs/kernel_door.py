@@ -157,6 +157,9 @@ class KernelDoor:
         self._operations.read_only = "ro" in entry.options
         self._operations.noatime = "noatime" in entry.options
 
+    def is_read_only(self) -> bool:
+        return self._operations.read_only
+
     async def forget(self, ino: int) -> None:
         """Have the kernel ask again for what it knows of a file."""
         async with self._invalidating:

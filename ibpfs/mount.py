@@ -329,6 +329,7 @@ async def serve(
                           volume.parts.snapshots, volume.whereabouts)  # fmt: skip
         door.refuse_changes(lambda: volume.parts.checkpoints.stale)
         services.drop_kernel_caches, services.remounted = door.drop_caches, door.remounted
+        services.read_only = door.is_read_only
         services.exchange.forget_kernel = door.forget
         volume.parts.trash.forget_kernel = door.forget_names
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -340,7 +341,7 @@ async def serve(
             finally:
                 volume.ownership.tell(DRAINING)
                 services.mountpoint = services.drop_kernel_caches = services.remounted = None
-                services.exchange.forget_kernel = volume.parts.trash.forget_kernel = None
+                services.read_only = services.exchange.forget_kernel = volume.parts.trash.forget_kernel = None
             await _drain(volume, signals)
 
 

@@ -65,6 +65,12 @@ _CHANGING = (
     "share-extend", "share-revoke", "snapshot-create", "snapshot-delete", "trash-empty", "trash-keep", "trash-restore",
     "warm-merge",
 )  # fmt: skip
+#: And those that change what programs, or others by links, find there: what a read-only mount does not do. Depots are
+#: looked after as ever.
+_WRITING = (
+    "import", "policy-set", "share", "share-extend", "share-revoke", "snapshot-create", "snapshot-delete",
+    "trash-empty", "trash-keep", "trash-restore",
+)  # fmt: skip
 
 
 @dataclass
@@ -91,7 +97,8 @@ class Parts:
 
 
 class Services:
-    """The commands of one open volume. A mount fills in `mountpoint`, `drop_kernel_caches` and `remounted`."""
+    """The commands of one open volume. A mount fills in `mountpoint`, `drop_kernel_caches`, `remounted` and
+    `read_only`."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -99,13 +106,15 @@ class Services:
         self.supervisor: int | None = None
         self.drop_kernel_caches: Callable[[], Awaitable[None]] | None = None
         self.remounted: Callable[[], None] | None = None
+        self.read_only: Callable[[], bool] | None = None
         self.exchange = Exchange(
             parts.db, parts.ledger, parts.depots, parts.files, parts.imports, parts.warmer.recoding
         )
 
     def commands(self) -> dict[str, Command]:
         commands = self._all_commands()
-        return commands | {name: self._unless_stale(commands[name]) for name in _CHANGING}
+        commands |= {name: self._unless_stale(commands[name]) for name in _CHANGING}
+        return commands | {name: self._unless_read_only(commands[name]) for name in _WRITING}
 
     def _unless_stale(self, command: Command) -> Command:
         """Nothing is changed in a store that is older than what the depots have."""
@@ -113,6 +122,14 @@ class Services:
         async def run(request: Mapping[str, Any], progress: Progress) -> Any:
             if self._parts.checkpoints.stale:
                 raise VolumeError(self._parts.checkpoints.stale)
+            return await command(request, progress)
+
+        return run
+
+    def _unless_read_only(self, command: Command) -> Command:
+        async def run(request: Mapping[str, Any], progress: Progress) -> Any:
+            if self.read_only is not None and self.read_only():
+                raise VolumeError(f"{self._parts.paths.root}: is mounted read-only; mount it with -o rw to change it")
             return await command(request, progress)
 
         return run

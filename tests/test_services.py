@@ -13,7 +13,7 @@ import trio
 
 from ibpfs import services
 from ibpfs.config import VolumePaths, read_key_file
-from ibpfs.errors import DeadlineExceeded, IbpfsError, NotFound, UsageError
+from ibpfs.errors import DeadlineExceeded, IbpfsError, NotFound, UsageError, VolumeError
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.checkpoints.losses import note_lost
 from ibpfs.exnode_store.checkpoints.recovery import recovering
@@ -51,6 +51,30 @@ async def write(volume: OpenVolume, name: bytes, data: bytes) -> int:
     ino = volume.names.create(1, name, NewInode(0o100600, 0, 0)).ino
     await volume.parts.files.write(ino, 0, data)
     return ino
+
+
+_WRITING = [
+    ("import", {"ino": 2, "size": 0, "own": True, "parts": []}), ("policy-set", {"ino": 1, "copies": 1}),
+    ("share", {"ino": 1}), ("share-extend", {"id": "x"}), ("share-revoke", {"id": "x"}),
+    ("snapshot-create", {"name": "one"}), ("snapshot-delete", {"name": "one"}),
+    ("trash-empty", {}), ("trash-keep", {"seconds": 1}), ("trash-restore", {"number": 1}),
+]  # fmt: skip
+
+
+async def test_a_read_only_mount_changes_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as volume:
+        await ask(volume, "snapshot-create", name="two")
+        volume.services.read_only = lambda: True
+        before = volume.parts.db.seq
+        for command, arguments in _WRITING:
+            with pytest.raises(VolumeError, match="is mounted read-only"):
+                await ask(volume, command, **arguments)
+        assert volume.parts.db.seq == before
+        assert [one["name"] for one in await ask(volume, "snapshot-list")] == ["two"]
+        assert await ask(volume, "share-list") == []
+        await ask(volume, "flush")
+        volume.services.read_only = lambda: False
+        await ask(volume, "snapshot-delete", name="two")
 
 
 async def test_status_and_stat(tmp_path: Path) -> None:

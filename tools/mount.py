@@ -36,7 +36,8 @@ Options of our own behind -o (docs/operating.md has more on each):
   passphrase_file=F   as --passphrase-file, for /etc/fstab
   writeback           the kernel's write-back cache (root only)
   noallow_other       a mount by root is for root alone
-Every option of mount(8) and systemd.mount(5) is honoured or accepted.
+Every option of mount(8) and systemd.mount(5) is honoured or accepted. With ro
+no policy, snapshot, link or trash of the volume is changed either.
 
 \b
 Exit codes are those of mount(8): 0 mounted, 1 wrong call, 2 system error,

@@ -127,6 +127,25 @@ def test_read_only(shell: Shell) -> None:
     assert said.count("Read-only file system") == 2
 
 
+def test_a_read_only_mount_takes_no_snapshot(shell: Shell) -> None:
+    """Nor does the owner change anything else that is asked of it, until the mount is writable again."""
+    said = shell("""
+        mount -t ibpfs -o ro $V $M
+        ibpfs snapshot create $M one 2>&1
+        ibpfs trash keep $M 3d 2>&1
+        mount -o remount,rw $M || echo remount failed
+        ibpfs snapshot create $M two
+        ls $M/.snapshots
+        mount -o remount,ro $M || echo remount failed
+        ibpfs snapshot delete $M two 2>&1
+        ls $M/.snapshots
+        """).stdout.splitlines()
+    refused = [line for line in said if "is mounted read-only" in line]
+    assert len(refused) == 3, said
+    assert [line for line in said if line == "two"] == ["two", "two"], said
+    assert not any("failed" in line for line in said), said
+
+
 def test_remount_of_all_options_of_proc_mounts(shell: Shell) -> None:
     """As systemd does at shutdown: every option that the mount table shows comes back."""
     said = shell("mount -t ibpfs $V $M; O=$(grep $M /proc/mounts | cut -d' ' -f4);"
