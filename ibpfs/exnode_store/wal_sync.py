@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,6 +16,13 @@ from queue import SimpleQueue
 import trio
 
 from ibpfs.depot.disk_pace import DiskPace
+
+#: Zeros that a small sync lays out behind the end of a WAL that grows: frames that take their place are no new blocks,
+#: which a sync needs a commit of the file system's journal for. SQLite takes zeros for the end.
+AHEAD = 256 * 1024
+_SMALL = 64 * 1024
+
+_ZEROS = bytes(AHEAD)
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +52,7 @@ class WalSync:
         self._has_name = False  # the WAL's own name is on stable storage
         self._pace = DiskPace()
         self._descriptor = -1  # of the WAL, which is the same file as long as the database is open
+        self._end = 0  # of that file, when it was last looked at
         self._stop = weakref.finalize(self, self._jobs.put, None)
 
     @property
@@ -54,16 +63,26 @@ class WalSync:
     def sync_now(self) -> None:
         """As `sync` where `is_quick`, and nobody else does anything meanwhile."""
         began = time.perf_counter()
-        if self._descriptor < 0:
-            self._descriptor = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        self._lay_ahead()
         os.fdatasync(self._descriptor)
         self._pace.took(time.perf_counter() - began)
 
     async def sync(self) -> None:
         """Return, however late, when what the WAL holds now is on stable storage. OSError when the disk refuses."""
         began = time.perf_counter()
+        self._lay_ahead()
         await self._sync_in_thread()
         self._pace.took(time.perf_counter() - began)
+
+    def _lay_ahead(self) -> None:
+        """In the thread that writes to the database, so never while SQLite appends."""
+        if self._descriptor < 0:
+            self._descriptor = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
+        size = os.fstat(self._descriptor).st_size
+        grown, self._end = size - self._end, size
+        if 0 < grown <= _SMALL:
+            with suppress(OSError):  # a full disk is met by whoever writes next
+                self._end += os.pwrite(self._descriptor, _ZEROS, size)
 
     async def _sync_in_thread(self) -> None:
         if not self._is_running:

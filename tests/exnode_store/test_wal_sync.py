@@ -1,6 +1,8 @@
 """Syncs of the WAL: what they promise, and that their thread ends."""
 
 import os
+import shutil
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from ibpfs.exnode_store.wal_sync import WalSync
+from ibpfs.exnode_store.wal_sync import AHEAD, WalSync
 
 
 def threads() -> list[threading.Thread]:
@@ -78,4 +80,33 @@ async def test_who_need_not_wait_for_a_thread(path: Path, monkeypatch: pytest.Mo
     syncs.sync_now()
     assert len(synced) == 3
     assert not syncs.is_quick
+    syncs.close()
+
+
+async def test_small_syncs_find_blocks_that_the_wal_has_and_sqlite_takes_them_for_its_end(tmp_path: Path) -> None:
+    path, wal = tmp_path / "store", tmp_path / "store-wal"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE numbers (number, filling)")
+    syncs, sizes = WalSync(path), []
+    for number in range(20):  # 400 KiB
+        connection.execute("INSERT INTO numbers VALUES (?, zeroblob(16000))", (number,))
+        sizes.append(wal.stat().st_size)
+        await syncs.sync()
+    assert len(set(sizes)) <= 3 + 400 * 1024 // AHEAD
+    copy = tmp_path / "copy"
+    for end in ("", "-wal"):  # as a kill leaves them
+        shutil.copy(f"{path}{end}", f"{copy}{end}")
+    connection.close()
+    syncs.close()
+    recovered = sqlite3.connect(copy)
+    assert recovered.execute("SELECT number FROM numbers").fetchall() == [(number,) for number in range(20)]
+    recovered.close()
+
+
+async def test_much_that_was_written_at_once_gets_no_more(path: Path) -> None:
+    (path.parent / "store-wal").write_bytes(bytes(AHEAD))
+    syncs = WalSync(path)
+    await syncs.sync()
+    assert (path.parent / "store-wal").stat().st_size == AHEAD
     syncs.close()
