@@ -20,42 +20,16 @@ from typing import Any
 import pyfuse3
 import trio
 
+from ibpfs.alertness import Alertness
+
 #: Requests that are answered in a row before other tasks have their turn.
 IN_A_ROW = 16
 #: Seconds for which the event loop stands still for the next request, where no request waits for anything.
 LINGER = 50e-6
-#: That many waits are asleep, at most, before it is tried again whether one awake is worth it.
-SPARED = 128
 #: Descriptors below this may be given to select(2), which alone takes less than a millisecond as its limit.
 SELECTABLE = 1024
 
 Task = Callable[..., Coroutine[Any, Any, None]]
-
-
-class Alertness:
-    """Whether to wait awake for the next request.
-
-    Not where that was in vain lately: its program pauses, or wants the processor that we would keep awake, as other
-    programs may. After each wait in vain twice as many are asleep as after the one before.
-    """
-
-    def __init__(self) -> None:
-        self._asleep = 0  # waits, from now on
-        self._next = 1  # and after the next that is in vain
-
-    def is_worth_it(self) -> bool:
-        """Asked once before each wait."""
-        if not self._asleep:
-            return True
-        self._asleep -= 1
-        return False
-
-    def paid(self) -> None:
-        self._next = max(1, self._next // 2)
-
-    def was_in_vain(self) -> None:
-        self._asleep = self._next
-        self._next = min(2 * self._next, SPARED)
 
 
 class Reading:

@@ -70,6 +70,7 @@ class FileCache:
         self._opened: Counter[int] = Counter()
         self._fsyncs = Fsyncs()
         self._local_sync = LocalSync(db, spool, self._fsyncs)
+        transfer.meanwhile = self._local_sync.sync_now
         self._readaheads: dict[int, Readahead] = {}
         self._accessed = AccessTimes(db, names)
         self._reaper = Reaper(db, names, ledger, flusher, self._fsyncs)

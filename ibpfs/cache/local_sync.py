@@ -4,7 +4,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -40,7 +41,8 @@ class Round:
 
 
 class LocalSync:
-    """Of one volume. A task of its own does it: it has its turn when who waits for an fsync waits for depots."""
+    """Of one volume. For a lone fsync whoever sends its bytes to the depot does it then, if the disk is quick; else a
+    task of its own: it has its turn when who waits for an fsync waits for depots."""
 
     def __init__(self, db: Database, spool: Spool, fsyncs: Fsyncs) -> None:
         self._db = db
@@ -64,32 +66,63 @@ class LocalSync:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            wanted, self._next = self._next, None
-            assert wanted is not None
-            good = False
-            try:
-                await self._sync()
-                good = True
-            except OSError as error:  # whoever waits for it takes the other way, and meets what is wrong with the store
-                _log.warning("the local disk does not sync: %s", error.strerror)
-            finally:
-                wanted.end(good=good)
+            if self._next is not None:  # and was not done meanwhile
+                with self._round():
+                    files = self._unsynced()
+                    if self._is_quick(files):
+                        self._sync_here(files)
+                    else:
+                        await self._sync_in_threads(files)
 
-    async def _sync(self) -> None:
-        alone = self._fsyncs.are_one
+    def sync_now(self) -> bool:
+        """Sync what is asked for, if only one fsync waits for it and the disk is quick; whether that was so."""
+        if self._next is None or not self._is_quick(self._spool.unsynced()):
+            return False
+        with self._round():
+            self._sync_here(self._unsynced())
+        return True
+
+    @contextmanager
+    def _round(self) -> Iterator[None]:
+        """The next one: what happens inside is its sync."""
+        wanted, self._next = self._next, None
+        assert wanted is not None
+        good = False
+        try:
+            yield
+            good = True
+        except OSError as error:  # whoever waits for it takes the other way, and meets what is wrong with the store
+            _log.warning("the local disk does not sync: %s", error.strerror)
+        finally:
+            wanted.end(good=good)
+
+    def _unsynced(self) -> list[SpoolFile]:
         files = self._spool.unsynced()
         if any(file.has_failed for file in files):  # in a sync that began after this one was asked for
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return files
+
+    def _is_quick(self, files: list[SpoolFile]) -> bool:
+        """Whether the event loop may wait for the disk."""
+        if not (self._fsyncs.are_one and self._pace.is_quick and self._db.syncs_quickly):
+            return False
+        return all(file.has_name for file in files) and sum(file.unsynced_bytes for file in files) <= _FEW
+
+    def _sync_here(self, files: list[SpoolFile]) -> None:
+        began = time.perf_counter()
+        for file in files:
+            file.sync()
         if files:
-            began = time.perf_counter()
-            size = sum(file.unsynced_bytes for file in files)
-            if alone and self._pace.is_quick and size <= _FEW and all(file.has_name for file in files):
-                for file in files:
-                    file.sync()
-            else:
-                await self._sync_in_thread(files)
             self._pace.took(time.perf_counter() - began)
-        await self._db.sync(alone=alone)
+        if self._db.unsynced:
+            self._db.sync_now()
+
+    async def _sync_in_threads(self, files: list[SpoolFile]) -> None:
+        began = time.perf_counter()
+        if files:
+            await self._sync_in_thread(files)
+            self._pace.took(time.perf_counter() - began)
+        await self._db.sync(alone=self._fsyncs.are_one)
 
     async def _sync_in_thread(self, files: list[SpoolFile]) -> None:
         syncs: list[Sync] = []

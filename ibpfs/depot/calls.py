@@ -12,7 +12,7 @@ import trio
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.pool import ConnectionPool
-from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, DepotStream, ShortLoad, Unanswered
+from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, DepotStream, Meanwhile, ShortLoad, Unanswered
 from ibpfs.depot.wire import DepotError, DepotUnreachable, ErrorCode, OutOfSockets, error_for
 from ibpfs.depot.wire import events as ev
 
@@ -139,14 +139,16 @@ class Calls:
         repeatable: bool = True,
         patience: float = 0.0,
         stepwise: bool = False,
+        meanwhile: Meanwhile | None = None,
     ) -> _Reply:
         feature = _feature(command)
         if feature in self._missing:
             raise error_for(ErrorCode.UNKNOWN_FUNCTION)
         try:
             reply = await self._carry(
-                command, data, into, repeatable=repeatable, patience=patience, stepwise=stepwise, may_be_short=True
-            )
+                command, data, into, repeatable=repeatable, patience=patience, stepwise=stepwise, may_be_short=True,
+                meanwhile=meanwhile,
+            )  # fmt: skip
         except Unanswered:
             if feature in _ALWAYS_THERE or not await self._is_one_of_the_oldest():
                 raise
@@ -170,6 +172,7 @@ class Calls:
         patience: float = 0.0,
         stepwise: bool = False,
         may_be_short: bool = False,
+        meanwhile: Meanwhile | None = None,
     ) -> ev.Reply:
         # A depot of unknown age may be about to close the connection, as the oldest do after each reply.
         fresh = self._version is None and not repeatable
@@ -179,8 +182,9 @@ class Calls:
                 async with self._pool.connection(fresh=fresh) as (stream, is_new):
                     wait = stepwise or self._version == 0
                     reply = await stream.transact(
-                        command, data, into, wait_for_ready=wait, may_be_short=may_be_short, patience=patience
-                    )
+                        command, data, into, wait_for_ready=wait, may_be_short=may_be_short, patience=patience,
+                        meanwhile=meanwhile,
+                    )  # fmt: skip
                     if command.version == 1 and self._version != 1:
                         self._learn(1)
                     return reply

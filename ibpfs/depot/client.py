@@ -11,7 +11,7 @@ from typing import Final
 from ibpfs.depot.calls import refusal
 from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
 from ibpfs.depot.protocol_commands import APPEND, AliasStatus, ProtocolCommands
-from ibpfs.depot.stream import Buffer, ShortLoad
+from ibpfs.depot.stream import Buffer, Meanwhile, ShortLoad
 from ibpfs.depot.wire import (
     PERMANENT_SECONDS,
     AllocationKind,
@@ -85,13 +85,14 @@ class DepotClient(ProtocolCommands):
                 return reply.capabilities
         raise error_for(ErrorCode.UNKNOWN_FUNCTION)  # the depot is one of the oldest, and knows no such fields
 
-    async def store(self, key: Key, data: Sequence[Buffer]) -> int:
+    async def store(self, key: Key, data: Sequence[Buffer], meanwhile: Meanwhile | None = None) -> int:
         """Appends `data`, which must not change meanwhile; the number of bytes acknowledged. Never sent
         twice: after DepotUnreachable the allocation may hold all, some or none of them."""
         length = sum(map(len, data))
         if not length:
             return 0
-        return (await self._call(ev.Store(key, length, version=0), ev.Stored, data, repeatable=False)).length
+        command = ev.Store(key, length, version=0)
+        return (await self._call(command, ev.Stored, data, repeatable=False, meanwhile=meanwhile)).length
 
     async def write(self, key: Key, offset: int, data: Sequence[Buffer]) -> int:
         length = sum(map(len, data))

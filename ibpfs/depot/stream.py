@@ -6,7 +6,8 @@ Socket errors, silence and foreign protocols become DepotUnreachable here and no
 import os
 import select
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Final, Self, TypeAlias
 
 import trio
 
+from ibpfs.alertness import Alertness
 from ibpfs.depot.address import Address
 from ibpfs.depot.tls import secured
 from ibpfs.depot.tls_socket import TlsSocket
@@ -39,7 +41,12 @@ _UNIX_BUFFER: Final = 4 << 20
 _LONGEST_UNIX_PATH: Final = 107
 _MOST_PARTS: Final = 512  # of one sendmsg; IOV_MAX is 1024
 
+#: Seconds for which the event loop stands still for a reply, where nobody else wants anything of it.
+_LINGER: Final = 300e-6
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
+#: Called when a command is on its way. Whether the event loop may wait for the reply.
+Meanwhile: TypeAlias = Callable[[], bool]
 
 
 class Unanswered(DepotUnreachable):
@@ -73,6 +80,7 @@ class DepotStream:
         self._patience = 0.0
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
+        self._alertness = Alertness()
 
     @classmethod
     async def connect(
@@ -117,6 +125,7 @@ class DepotStream:
         wait_for_ready: bool = False,
         may_be_short: bool = False,
         patience: float = 0.0,
+        meanwhile: Meanwhile | None = None,
     ) -> ev.Reply:
         """The last reply to `command`, `Failed` included. `data` goes right behind the line; what a LOAD
         brings goes into `into`, exactly filling it unless it `may_be_short`. `patience`: seconds that the depot
@@ -127,7 +136,7 @@ class DepotStream:
         with _Unreachable(self._address), trio.CancelScope() as self._scope:
             self._progress()
             try:
-                return await self._transact(command, data, into, wait_for_ready)
+                return await self._transact(command, data, into, wait_for_ready, meanwhile)
             except (_Closed, ConnectionResetError, BrokenPipeError) as lost:
                 if self._heard:
                     raise ConnectionResetError("the depot closed the connection inside an answer") from lost
@@ -152,8 +161,9 @@ class DepotStream:
         raise DepotUnreachable(f"{self._address}: silent for {self._silence_limit:.0f} s")
 
     async def _transact(
-        self, command: ev.Command, data: Sequence[Buffer], into: memoryview | None, wait_for_ready: bool
-    ) -> ev.Reply:
+        self, command: ev.Command, data: Sequence[Buffer], into: memoryview | None, wait_for_ready: bool,
+        meanwhile: Meanwhile | None,
+    ) -> ev.Reply:  # fmt: skip
         line = self._codec.send(command)
         reply: ev.Reply | None = None
         # A depot that refuses stops reading; its reason is there to be read even if sending fails.
@@ -166,6 +176,8 @@ class DepotStream:
                 await self._send(data)
             else:
                 await self._send([line, *data])
+        if meanwhile is not None and meanwhile() and self._is_answered_soon():
+            self._take(os.read(self._socket.fileno(), _LINE_READ))
         if reply is None:
             reply = await self._reply()
         if isinstance(reply, ev.Ready):
@@ -176,12 +188,7 @@ class DepotStream:
 
     async def _reply(self) -> ev.Reply:
         while (event := self._codec.next_event()) is NEED_DATA:
-            received = await self._socket.recv(_LINE_READ)
-            self._progress()
-            if received:
-                self._codec.receive_data(received)
-            else:
-                self._codec.receive_eof()
+            self._take(await self._socket.recv(_LINE_READ))
         if isinstance(event, ev.ClosedByPeer):
             raise _Closed
         if isinstance(event, ev.Goodbye):
@@ -191,6 +198,25 @@ class DepotStream:
         assert isinstance(event, ev.Reply)
         self._heard = True
         return event
+
+    def _take(self, received: bytes) -> None:
+        self._progress()
+        if received:
+            self._codec.receive_data(received)
+        else:
+            self._codec.receive_eof()
+
+    def _is_answered_soon(self) -> bool:
+        """Wait awake for the reply, and without the turns of the event loop that it takes to hand a wait over."""
+        if not isinstance(self._socket, trio.socket.SocketType) or not self._alertness.is_worth_it():
+            return False
+        end = time.perf_counter() + _LINGER
+        while time.perf_counter() < end:
+            if self._poll.poll(0):
+                self._alertness.paid()
+                return True
+        self._alertness.was_in_vain()
+        return False
 
     async def _send(self, parts: Sequence[Buffer]) -> None:
         waiting = [memoryview(part).cast("B") for part in parts if len(part)]

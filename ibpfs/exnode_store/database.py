@@ -191,14 +191,8 @@ class Database:
         wanted = self.seq
         if self._synced_seq >= wanted:
             return
-        if alone and self._wal.is_quick and not self._sync_lock.locked():
-            self.check_syncs()
-            try:
-                self._wal.sync_now()
-            except OSError as error:
-                self._sync_failed(error)
-                raise
-            self._synced_seq = wanted
+        if alone and self.syncs_quickly:
+            self.sync_now()
             return
         async with self._sync_lock:
             if self._synced_seq >= wanted:  # somebody else's sync, begun after our commit, covered it
@@ -211,6 +205,21 @@ class Database:
                 self._sync_failed(error)
                 raise
             self._synced_seq = max(self._synced_seq, covered)
+
+    @property
+    def syncs_quickly(self) -> bool:
+        """Whether the event loop may wait for `sync_now`, where nobody else wants anything."""
+        return self._wal.is_quick and not self._sync_lock.locked()
+
+    def sync_now(self) -> None:
+        """As `sync`, where `syncs_quickly`."""
+        self.check_syncs()
+        try:
+            self._wal.sync_now()
+        except OSError as error:
+            self._sync_failed(error)
+            raise
+        self._synced_seq = self.seq
 
     def _sync_failed(self, error: OSError) -> None:
         self._sync_trouble = error.errno or errno.EIO

@@ -52,6 +52,7 @@ class Transfer(Loading):
         self._moves = 0
         self._open_segments: set[OpenSegment] = set()  # the idle ones, and those that somebody appends to
         self.commit_waiting: Callable[[], None] = lambda: None  # has what is `uncommitted` in open segments committed
+        self.meanwhile: Callable[[], bool] = lambda: False  # as `DepotClient.store` has it, where there is one depot
 
     def policy(self, number: int) -> Policy:
         return self.policies.get(number)
@@ -131,7 +132,8 @@ class Transfer(Loading):
         self, segment: OpenSegment, policy: Policy, pieces: Sequence[Buffer], length: int
     ) -> int:
         if len(segment.replicas) == len(list(self._depots)) == 1:
-            results = {depot.id: await _store(depot, replica, pieces, length) for depot, replica in segment.replicas}
+            ((depot, replica),) = segment.replicas
+            results = {depot.id: await _store(depot, replica, pieces, length, self.meanwhile)}
         else:
             results = await self._store_side_by_side(segment, policy, pieces, length)
         lost = [depot.id for depot, _ in segment.replicas if not results.get(depot.id)]
@@ -315,9 +317,12 @@ class Transfer(Loading):
         return sum(depot.answers and depot.status is not None and depot.role == "active" for depot in self._depots)
 
 
-async def _store(depot: Depot, replica: NewReplica, pieces: Sequence[Buffer], length: int) -> bool:
+async def _store(
+    depot: Depot, replica: NewReplica, pieces: Sequence[Buffer], length: int,
+    meanwhile: Callable[[], bool] | None = None,
+) -> bool:  # fmt: skip
     try:
-        return await depot.store(lambda: depot.client.store(replica.write, pieces), length) == length
+        return await depot.store(lambda: depot.client.store(replica.write, pieces, meanwhile), length) == length
     except (DepotError, DepotUnreachable) as error:
         # That a depot is silent has been said of the depot.
         level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING

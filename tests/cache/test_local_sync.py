@@ -1,4 +1,4 @@
-"""Rounds of local syncs: what a disk has refused once is never called good."""
+"""Rounds of local syncs: who does them, and that what a disk has refused once is never called good."""
 
 import errno
 import threading
@@ -10,8 +10,10 @@ import trio.testing
 
 from ibpfs.cache.spool import Sync
 from ibpfs.config import VolumePaths
+from ibpfs.depot.disk_pace import DiskPace
 from ibpfs.exnode_store.allocator import OpenSegment
 from ibpfs.exnode_store.creation import create_volume
+from ibpfs.exnode_store.wal_sync import WalSync
 
 from .stack import run_depot, run_stack
 
@@ -56,3 +58,50 @@ async def test_a_round_behind_one_that_failed_is_no_better(tmp_path: Path, monke
             go_on.set()
         for ino, length in ((one, 100), (other, 2000)):
             assert sum(piece.stop - piece.start for piece in now.ledger.extents(ino)) == length
+
+
+async def test_who_sends_the_bytes_of_a_lone_fsync_syncs_here_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume)
+    monkeypatch.setattr(DiskPace, "is_quick", True)
+    said: list[tuple[bool, bool, int]] = []
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        local, spool = now.transfer.meanwhile, now.files._spool
+
+        def meanwhile() -> bool:
+            done = local()
+            said.append((done, now.db.unsynced, len(spool.unsynced())))
+            return done
+
+        monkeypatch.setattr(now.transfer, "meanwhile", meanwhile)
+        inodes = [now.create(name).ino for name in (b"one", b"two", b"three")]
+        for ino in inodes[:2]:
+            await now.files.write(ino, 0, b"a" * 100)
+            await now.files.fsync(ino)
+        assert [done for done, _, _ in said] == [False, True]  # the names of both files had to be synced first
+        assert said[-1] == (True, False, 0)
+        with now.files._fsyncs:  # somebody else waits for one
+            await now.files.write(inodes[2], 0, b"b" * 100)
+            await now.files.fsync(inodes[2])
+        assert [done for done, _, _ in said] == [False, True, False]
+        assert (now.db.unsynced, spool.unsynced()) == (False, [])
+
+
+async def test_a_disk_that_refuses_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume)
+    monkeypatch.setattr(DiskPace, "is_quick", True)
+
+    def refuse(_self: WalSync) -> None:
+        raise OSError(errno.EIO, "lost")
+
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        one, other = now.create(b"one").ino, now.create(b"other").ino
+        for ino in (one, other):
+            await now.files.write(ino, 0, b"a" * 100)
+        await now.files.fsync(one)
+        monkeypatch.setattr(WalSync, "sync_now", refuse)
+        with trio.fail_after(20), pytest.raises(OSError, match="an earlier sync"):
+            await now.files.fsync(other)

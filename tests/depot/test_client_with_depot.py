@@ -101,6 +101,30 @@ async def test_the_life_of_an_allocation(client: DepotClient) -> None:
         await client.load(read, 0, 4)
 
 
+async def test_what_is_done_while_the_depot_works_and_the_reply_awaited_awake(
+    client: DepotClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ibpfs.depot.stream._LINGER", 20)
+    caps = await client.allocate(100, 600)
+    turns: list[int] = []
+
+    async def others() -> None:
+        while True:
+            turns.append(len(turns))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await client.status()
+        before = len(turns)
+        assert await client.store(caps.write.wire_key, [b"bytes"], lambda: True) == 5
+        assert len(turns) == before > 0  # nobody else had a turn
+        assert await client.store(caps.write.wire_key, [b" more"], lambda: False) == 5
+        assert len(turns) > before
+        nursery.cancel_scope.cancel()
+    assert await client.load(caps.read.wire_key, 0, 10) == b"bytes more"
+
+
 async def test_refusals(client: DepotClient) -> None:
     with pytest.raises(NoRoom):
         await client.allocate(65 * MIB, 600)
