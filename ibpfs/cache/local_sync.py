@@ -113,7 +113,7 @@ class LocalSync:
         for file in files:
             file.sync()
         if files:
-            self._pace.took(time.perf_counter() - began)
+            self._pace.took(time.perf_counter() - began, in_thread=False)
         if self._db.unsynced:
             self._db.sync_now()
 
@@ -121,7 +121,7 @@ class LocalSync:
         began = time.perf_counter()
         if files:
             await self._sync_in_thread(files)
-            self._pace.took(time.perf_counter() - began)
+            self._pace.took(time.perf_counter() - began, in_thread=True)
         await self._db.sync(alone=self._fsyncs.are_one)
 
     async def _sync_in_thread(self, files: list[SpoolFile]) -> None:

@@ -5,7 +5,8 @@ from typing import Final
 
 #: Seconds that one of the last two syncs may have taken; two, since one may have had to wait for a processor.
 QUICK: Final = 0.001
-#: After a sync that took so long (seconds), so many are left to threads: everybody has waited for it.
+#: After a sync that took so long (seconds), and that everybody has waited for, so many are left to threads. One in a
+#: thread may have been of much (a flush before 60 fsyncs had all of these wait for threads), and only prolongs that.
 STALL: Final = 0.02
 _PENANCE: Final = 100
 
@@ -21,6 +22,7 @@ class DiskPace:
     def is_quick(self) -> bool:
         return not self._penance and min(self._latest) < QUICK
 
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float, *, in_thread: bool) -> None:
         self._latest = self._latest[1], seconds
-        self._penance = _PENANCE if seconds >= STALL else max(0, self._penance - 1)
+        stood_still = seconds >= STALL and (self._penance > 0 or not in_thread)
+        self._penance = _PENANCE if stood_still else max(0, self._penance - 1)

@@ -65,14 +65,14 @@ class WalSync:
         began = time.perf_counter()
         self._lay_ahead()
         os.fdatasync(self._descriptor)
-        self._pace.took(time.perf_counter() - began)
+        self._pace.took(time.perf_counter() - began, in_thread=False)
 
     async def sync(self) -> None:
         """Return, however late, when what the WAL holds now is on stable storage. OSError when the disk refuses."""
         began = time.perf_counter()
         self._lay_ahead()
         await self._sync_in_thread()
-        self._pace.took(time.perf_counter() - began)
+        self._pace.took(time.perf_counter() - began, in_thread=True)
 
     def _lay_ahead(self) -> None:
         """In the thread that writes to the database, so never while SQLite appends."""

@@ -101,16 +101,16 @@ async def test_who_is_alone_waits_for_no_thread(tmp_path: Path, monkeypatch: pyt
 
         async def settle_often() -> None:
             for _ in range(2 * ALONE):
-                syncs._pace.took(0.0)
+                syncs._pace.took(0.0, in_thread=False)
                 await settle()
 
         await settle_often()
         assert here == [False] * ALONE + [True] * ALONE
-        syncs._pace.took(1.0)
-        syncs._pace.took(1.0)
+        syncs._pace.took(1.0, in_thread=False)
+        syncs._pace.took(1.0, in_thread=False)
         await settle()
         assert here[-1] is False
-        syncs._pace.took(0.0)
+        syncs._pace.took(0.0, in_thread=False)
         await settle()
         assert here[-1] is True
         here.clear()

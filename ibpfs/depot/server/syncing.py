@@ -116,7 +116,7 @@ class SyncThreads:
         here = self._is_alone(trio.lowlevel.current_task()) and self._pace.is_quick and len(unsynced) == 1
         error = _settle_here(unsynced) if here else await self._settle_in_threads(unsynced)
         seconds = time.perf_counter() - began
-        self._pace.took(seconds)
+        self._pace.took(seconds, in_thread=not here)
         self.durations.add(seconds)
         if error is not None:
             raise error
