@@ -32,6 +32,8 @@ WAL_LIMIT = 32 * 1024 * 1024
 #: Of new stores; those of older ones stay as they were made. A commit writes about nine pages, each whole: a create
 #: costs 60 us of CPU time with pages of 4 KiB, 46 with 2 KiB, 39 with 1 KiB, and less of the WAL has to be synced.
 PAGE_SIZE = 1024
+#: To sync more transactions than this, some 10 KiB each, takes milliseconds: that is left to a thread.
+_FEW = 64
 #: Milliseconds that a connection waits for another's lock.
 BUSY_TIMEOUT = 5000
 
@@ -209,7 +211,17 @@ class Database:
     @property
     def syncs_quickly(self) -> bool:
         """Whether the event loop may wait for `sync_now`, where nobody else wants anything."""
-        return self._wal.is_quick and not self._sync_lock.locked()
+        return self._is_little and self._wal.is_quick and not self._sync_lock.locked()
+
+    @property
+    def _is_little(self) -> bool:
+        """Whether little is to be synced."""
+        return self.seq - self._synced_seq <= _FEW
+
+    def begin_sync(self) -> None:
+        """Something else is synced first: of little, let the disk write this meanwhile."""
+        if self.unsynced and self._is_little:
+            self._wal.begin()
 
     def sync_now(self) -> None:
         """As `sync`, where `syncs_quickly`."""

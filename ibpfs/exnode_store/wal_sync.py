@@ -16,6 +16,7 @@ from queue import SimpleQueue
 import trio
 
 from ibpfs.depot.disk_pace import DiskPace
+from ibpfs.writeback import start_writeback
 
 #: Zeros that a small sync lays out behind the end of a WAL that grows: frames that take their place are no new blocks,
 #: which a sync needs a commit of the file system's journal for. SQLite takes zeros for the end.
@@ -59,6 +60,11 @@ class WalSync:
     def is_quick(self) -> bool:
         """Whether syncs take so little time that the next one may be waited for by `sync_now`."""
         return self._has_name and self._pace.is_quick
+
+    def begin(self) -> None:
+        """Let the disk begin with what the next sync waits for."""
+        self._lay_ahead()
+        start_writeback(self._descriptor)
 
     def sync_now(self) -> None:
         """As `sync` where `is_quick`, and nobody else does anything meanwhile."""

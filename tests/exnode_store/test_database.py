@@ -171,6 +171,18 @@ async def test_a_lone_sync_on_a_quick_disk_is_one_all_the_same(
     assert len(threads) == 4
 
 
+async def test_much_is_synced_in_a_thread(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_pace, "QUICK", math.inf)
+    said = []
+    for number in range(1, 67):
+        with store.transaction():
+            add_pin(store, str(number))
+        if number == 1:
+            await store.sync()  # the WAL's name, too
+        said.append(store.syncs_quickly)
+    assert said == [True] * 65 + [False]  # 64 transactions are little
+
+
 def record_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let the real calls through and note what they were for: a file's name, '.' for its directory."""
     seen: list[str] = []

@@ -104,6 +104,14 @@ async def test_small_syncs_find_blocks_that_the_wal_has_and_sqlite_takes_them_fo
     recovered.close()
 
 
+def test_the_disk_may_begin_before_a_sync(path: Path) -> None:
+    syncs = WalSync(path)
+    syncs.begin()
+    assert (path.parent / "store-wal").read_bytes() == b"frames" + bytes(AHEAD)
+    syncs.sync_now()
+    syncs.close()
+
+
 async def test_much_that_was_written_at_once_gets_no_more(path: Path) -> None:
     (path.parent / "store-wal").write_bytes(bytes(AHEAD))
     syncs = WalSync(path)

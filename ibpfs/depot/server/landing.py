@@ -15,10 +15,11 @@ from ibpfs.depot.server.allocation import HEADER_BYTES, Allocation
 from ibpfs.depot.server.laying import lay_ahead
 from ibpfs.depot.server.scan import NEW
 from ibpfs.depot.server.store import AllocationStore
-from ibpfs.depot.server.syncing import SyncThreads, Unsynced, start_writeback
+from ibpfs.depot.server.syncing import SyncThreads, Unsynced
 from ibpfs.depot.server.target import Target
 from ibpfs.depot.wire.errors import ErrorCode, error_for
 from ibpfs.depot.wire.protocol import AllocationKind
+from ibpfs.writeback import start_writeback
 
 WRITEBACK_EVERY = 2 << 20
 _INLINE_DIGESTS = 1 << 20  # beyond so many bytes a thread makes them
