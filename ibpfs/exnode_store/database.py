@@ -34,6 +34,8 @@ WAL_LIMIT = 32 * 1024 * 1024
 PAGE_SIZE = 1024
 #: To sync more transactions than this, some 10 KiB each, takes milliseconds: that is left to a thread.
 _FEW = 64
+#: Each time that so many more are unsynced, the disk begins with them, before somebody waits for all of them.
+_MUCH = 256
 #: Milliseconds that a connection waits for another's lock.
 BUSY_TIMEOUT = 5000
 
@@ -89,7 +91,7 @@ class Database:
         self.readers = 0  # transactions of others that read for long: a WAL cannot begin anew beside them
         self.remembered = Remembered()
         self._transaction = _Transaction(self)
-        self._synced_seq = self.seq
+        self._synced_seq = self._begun_seq = self.seq
         self._sync_trouble = 0  # errno of the first sync that failed
         self._wal = WalSync(path)
         self._wal_index = WalIndex(path)
@@ -125,6 +127,9 @@ class Database:
             "UPDATE state SET seq = ?, next_ino = ?, files = ?", (self.seq, self.next_ino, self.files)
         )
         self._connection.execute("COMMIT")
+        if self.seq - max(self._synced_seq, self._begun_seq) >= _MUCH:
+            self._begun_seq = self.seq
+            self._wal.begin_in_thread()
 
     def _roll_back(self, error: BaseException) -> None:
         """Raises what the caller is to see instead of `error`, if anything."""

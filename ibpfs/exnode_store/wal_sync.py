@@ -42,13 +42,22 @@ class _Job:
         self.token.run_sync_soon(trio.lowlevel.reschedule, self.task)
 
 
+@dataclass(slots=True, eq=False)
+class _Beginning:
+    descriptor: int
+
+    def run(self) -> None:
+        start_writeback(self.descriptor)
+        os.close(self.descriptor)
+
+
 class WalSync:
     """The thread starts with the first sync, and ends with this object."""
 
     def __init__(self, path: Path) -> None:
         """`path`: of the database."""
         self._path = path
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | _Beginning | None] = SimpleQueue()
         self._is_running = False
         self._has_name = False  # the WAL's own name is on stable storage
         self._pace = DiskPace()
@@ -90,12 +99,21 @@ class WalSync:
             with suppress(OSError):  # a full disk is met by whoever writes next
                 self._end += os.pwrite(self._descriptor, _ZEROS, size)
 
-    async def _sync_in_thread(self) -> None:
+    def begin_in_thread(self) -> None:
+        """As `begin`, of so much that it may take a moment; a hint."""
+        with suppress(OSError):
+            self._lay_ahead()
+            self._give(_Beginning(os.dup(self._descriptor)))
+
+    def _give(self, job: "_Job | _Beginning") -> None:
         if not self._is_running:
             threading.Thread(target=_work, args=(self._jobs,), name="wal-sync", daemon=True).start()
             self._is_running = True
-        job = _Job(self._path, not self._has_name)
         self._jobs.put(job)
+
+    async def _sync_in_thread(self) -> None:
+        job = _Job(self._path, not self._has_name)
+        self._give(job)
         await trio.lowlevel.wait_task_rescheduled(_not_to_be_cancelled)
         if job.error is not None:
             raise job.error
@@ -112,7 +130,7 @@ def _not_to_be_cancelled(_raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-def _work(jobs: "SimpleQueue[_Job | None]") -> None:
+def _work(jobs: "SimpleQueue[_Job | _Beginning | None]") -> None:
     while (job := jobs.get()) is not None:
         job.run()
         del job  # with what it refers to, while there is no other

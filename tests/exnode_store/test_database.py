@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ import trio
 from ibpfs.depot import disk_pace
 from ibpfs.errors import NoSpace, VolumeError
 from ibpfs.exnode_store import database as database_module
+from ibpfs.exnode_store import wal_sync
 from ibpfs.exnode_store.database import Database, create_database
 
 FACTS = {"format": "1", "features": "", "uuid": "00" * 16}
@@ -183,6 +185,24 @@ async def test_much_is_synced_in_a_thread(store: Database, monkeypatch: pytest.M
     assert said == [True] * 65 + [False]  # 64 transactions are little
 
 
+def test_the_disk_begins_with_much_before_it_is_waited_for(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: SimpleQueue[tuple[str, int]] = SimpleQueue()
+
+    def begin(descriptor: int) -> None:
+        begun.put((Path(f"/proc/self/fd/{descriptor}").readlink().name, store.seq))
+
+    monkeypatch.setattr(wal_sync, "start_writeback", begin)
+    first = store.seq
+    for number in range(255):
+        with store.transaction():
+            add_pin(store, str(number))
+    assert begun.empty()
+    with store.transaction():
+        add_pin(store, "one more")
+    assert begun.get(timeout=20) == ("exnode_store.sqlite-wal", first + 256)
+    assert store.unsynced
+
+
 def record_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let the real calls through and note what they were for: a file's name, '.' for its directory."""
     seen: list[str] = []
@@ -340,6 +360,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
+from queue import SimpleQueue
 from ibpfs.exnode_store.database import Database
 
 store = Database(Path(sys.argv[1]))
