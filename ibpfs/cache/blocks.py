@@ -47,11 +47,8 @@ _WRITE_PATIENCE = 0.25
 #: Tasks that write blocks to the cache while who asked for them goes on. Without, random reads of a depot nearby were
 #: 5,000 per second, and are 8,500.
 _KEEPERS = 2
-#: Blocks for random readers that memory keeps in place of the cache, where the depot lies on the same disk. Writing one
-#: costs 400 us of CPU time, half of it as threads want the interpreter: without, random reads are 1.5 times as many. So
-#: many follow into the cache in each quiet second.
-UNKEPT = 96
-_TIDIED = 8
+#: Seconds after which descriptors of the own depot's files that nobody uses are closed.
+_UNUSED = 2.0
 #: When nobody has read from a depot for so many seconds, blocks that were looked into are fetched whole, so many each.
 _QUIET = 1.0
 _COMPLETED = 4
@@ -76,8 +73,8 @@ class _Flight:
 
 class BlockReader:
     """Fetches stored bytes. `segment_length` says how much of a segment is committed, `is_beside` whether the replica
-    that gave bytes of it lies on the disk of the cache anyway. Streams of such are not copied there: of 3.2 ms of CPU
-    time per MB, on a busy machine, 2 were that copy's."""
+    that gave bytes of it lies on the disk of the cache anyway. These are not copied there: of 3.2 ms of CPU time per MB
+    of a stream, on a busy machine, 2 were that copy's."""
 
     def __init__(
         self, segment_length: Callable[[int], int], source: StoredSource, cache: CleanCache,
@@ -85,13 +82,13 @@ class BlockReader:
     ) -> None:  # fmt: skip
         self._segment_length = segment_length
         self._source = source
+        self._own_files = source.own_files
         self._cache = cache
         self._is_beside = is_beside
         self._flights: dict[Key, _Flight] = {}
         self._held: OrderedDict[Key, _Held] = OrderedDict()
         self._loads = trio.Semaphore(MAX_LOADS)
         self._writes = trio.CapacityLimiter(_WRITES)
-        self._unkept: OrderedDict[Key, Loaded] = OrderedDict()
         self._looks = FirstLooks()
         self._demands = 0
         self._runs = trio.Semaphore(_RUNS)
@@ -123,15 +120,15 @@ class BlockReader:
     def evict(self, segment: int, start: int, stop: int) -> None:
         """Forget what the cache has of [start, stop): it is wrong."""
         self._cache.evict(segment, start, stop)
+        self._own_files.forget(segment)
         for number, _, _ in by_block(start, stop):
             self._held.pop((segment, number), None)
-            self._unkept.pop((segment, number), None)
 
     def drop(self) -> None:
-        """Forget the blocks in memory."""
+        """Forget the blocks in memory, and what can be read past the depot."""
         self._held.clear()
-        self._unkept.clear()
         self._looks.clear()
+        self._own_files.close()
 
     def prefetch(self, segment: int, start: int, stop: int, *, stream: bool = False) -> None:
         """Have the blocks of [start, stop) loaded soon, as far as they exist and there is capacity.
@@ -155,21 +152,31 @@ class BlockReader:
         runs: list[tuple[int, int]] = []
         for begin, end in self._cache.missing(segment, start, stop):
             key = segment, begin // BLOCK
-            if key in self._flights or self._is_held(key, min(end, stop) - begin):
+            end = min(end, stop)
+            if key in self._flights or self._is_held(key, end - begin) or self._own_files.has(segment, begin, end):
                 continue
             if runs and runs[-1][1] == begin < runs[-1][0] + together * BLOCK:
                 begin = runs.pop()[0]
-            runs.append((begin, min(end, stop)))
+            runs.append((begin, end))
         return runs
 
     async def serve(self) -> None:
         """Load ahead, for ever; the owner runs this as a task."""
-        async with trio.open_nursery() as nursery:
-            for _ in range(PREFETCHES):
-                nursery.start_soon(self._load_ahead)
-            nursery.start_soon(self._complete)
-            for _ in range(_KEEPERS):
-                nursery.start_soon(self._keep_each)
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(PREFETCHES):
+                    nursery.start_soon(self._load_ahead)
+                nursery.start_soon(self._complete)
+                nursery.start_soon(self._close_unused)
+                for _ in range(_KEEPERS):
+                    nursery.start_soon(self._keep_each)
+        finally:
+            self._own_files.close()
+
+    async def _close_unused(self) -> None:
+        while True:
+            await trio.sleep(_UNUSED)
+            self._own_files.close_unused()
 
     async def _complete(self) -> None:
         """What was looked into is in the cache some time later: it may be wanted when the depot is away."""
@@ -179,8 +186,6 @@ class BlockReader:
             if before == self._demands:
                 for segment, number in self._looks.take(_COMPLETED):
                     self.prefetch(segment, number * BLOCK, (number + 1) * BLOCK)
-                for key in list(self._unkept)[:_TIDIED]:
-                    await self._tidy(key)
             before = self._demands
 
     async def _load_ahead(self) -> None:
@@ -206,6 +211,7 @@ class BlockReader:
             _log.debug("bytes %d to %d of segment %d did not come in %g s", start, stop, segment, _RUN_PATIENCE)
 
     async def _load_run(self, segment: int, start: int, stop: int, stream: bool) -> None:
+        await self._own_files.open(segment)
         # Some of it may have come, or be on its way, since it was wished for.
         while runs := self._lacking(segment, start, stop, self._together()):
             begin, start = runs[0]
@@ -225,6 +231,9 @@ class BlockReader:
         held = self._held_block(key, end)
         if held is not None:
             return Part(start, memoryview(held.data)[begin:end], held)
+        own = self._own_files.read_now(key[0], start, start + end - begin)
+        if own is not None:
+            return Part(start, memoryview(own.data), own)
         cached = self._cache.read_now(key[0], start, start + end - begin)
         return None if cached is None else Part(start, memoryview(cached), None)
 
@@ -235,6 +244,8 @@ class BlockReader:
             if cached is not None:
                 return Part(start, memoryview(cached), None)
         self._demands += 1
+        if await self._own_files.open(key[0]) and (part := self._at_hand(key, begin, end)) is not None:
+            return part
         if self._is_look(key, end - begin, small):
             loaded = await self.load(key[0], start, stop, frozenset())
             return Part(start, memoryview(loaded.data), loaded)
@@ -259,10 +270,8 @@ class BlockReader:
 
     def _is_held(self, key: Key, end: int = 0) -> bool:
         """Whether a block is in memory, its first `end` bytes at least."""
-        held, unkept = self._held.get(key), self._unkept.get(key)
-        return (unkept is not None and len(unkept.data) >= end) or (
-            held is not None and len(held.loaded.data) >= end
-        )
+        held = self._held.get(key)
+        return held is not None and len(held.loaded.data) >= end
 
     async def _block(self, key: Key, end: int, *, stream: bool) -> Loaded:
         """Return at least the first `end` bytes of a block."""
@@ -284,10 +293,6 @@ class BlockReader:
                 del self._flights[key]
 
     def _held_block(self, key: Key, end: int) -> Loaded | None:
-        unkept = self._unkept.get(key)
-        if unkept is not None and len(unkept.data) >= end:
-            self._unkept.move_to_end(key)
-            return unkept
         held = self._held.get(key)
         if held is None or len(held.loaded.data) < end:
             return None
@@ -330,28 +335,17 @@ class BlockReader:
     async def _keep_later(self, key: Key, loaded: Loaded) -> None:
         """Have a block written to the cache while its reader goes on, if a task for that has time.
 
-        One from the cache's own disk stays in memory as long as there is room; then it is the one longest unused.
+        Not one from the cache's own disk, which the kernel has in memory now, and which can be read past the depot.
         """
-        if self._is_beside(key[0], loaded.replica):
-            self._unkept[key] = loaded
-            self._unkept.move_to_end(key)
-            if len(self._unkept) <= UNKEPT:
-                return
-            key, loaded = self._unkept.popitem(last=False)
+        if self._is_beside(key[0], loaded.replica) and self._own_files.has(key[0], key[1] * BLOCK, key[1] * BLOCK + 1):
+            self._hold(key, loaded)
+            return
         try:
             self._to_keep.send_nowait((key, loaded))
         except trio.WouldBlock:
             await self._keep(key, loaded)
         else:
             self._hold(key, loaded)
-
-    async def _tidy(self, key: Key) -> None:
-        """Have a block in the cache, not in memory; where the cache does not take it, in neither."""
-        loaded = self._unkept.get(key)
-        if loaded is not None:
-            await self._keep(key, loaded)
-            if self._unkept.get(key) is loaded:
-                del self._unkept[key]
 
     async def _keep_each(self) -> None:
         async for key, loaded in self._kept:

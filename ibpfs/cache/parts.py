@@ -21,8 +21,30 @@ class Loaded(Protocol):
     def givers(self) -> Sequence[int]: ...
 
 
+class OwnFiles(Protocol):
+    """Segments whose bytes can be read past their depot, as far as the kernel has them in memory."""
+
+    async def open(self, segment: int) -> bool:
+        """Whether more of it can be read now than before."""
+
+    def read_now(self, segment: int, start: int, stop: int) -> Loaded | None:
+        """Return [start, stop) if that is so of all of it."""
+
+    def has(self, segment: int, start: int, stop: int) -> bool:
+        """Whether it seems to be so."""
+
+    def forget(self, segment: int) -> None:
+        """Bytes of it were wrong."""
+
+    def close_unused(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class StoredSource(Protocol):
     """Where stored bytes come from when they are not in the cache."""
+
+    @property
+    def own_files(self) -> OwnFiles: ...
 
     async def load(
         self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()

@@ -140,6 +140,7 @@ class Calls:
         patience: float = 0.0,
         stepwise: bool = False,
         meanwhile: Meanwhile | None = None,
+        descriptors: list[int] | None = None,
     ) -> _Reply:
         feature = _feature(command)
         if feature in self._missing:
@@ -148,6 +149,7 @@ class Calls:
             reply = await self._carry(
                 command, data, into, repeatable=repeatable, patience=patience, stepwise=stepwise, may_be_short=True,
                 meanwhile=meanwhile,
+                descriptors=descriptors,
             )  # fmt: skip
         except Unanswered:
             if feature in _ALWAYS_THERE or not await self._is_one_of_the_oldest():
@@ -173,6 +175,7 @@ class Calls:
         stepwise: bool = False,
         may_be_short: bool = False,
         meanwhile: Meanwhile | None = None,
+        descriptors: list[int] | None = None,
     ) -> ev.Reply:
         # A depot of unknown age may be about to close the connection, as the oldest do after each reply.
         fresh = self._version is None and not repeatable
@@ -184,6 +187,7 @@ class Calls:
                     reply = await stream.transact(
                         command, data, into, wait_for_ready=wait, may_be_short=may_be_short, patience=patience,
                         meanwhile=meanwhile,
+                        descriptors=descriptors,
                     )  # fmt: skip
                     if command.version == 1 and self._version != 1:
                         self._learn(1)

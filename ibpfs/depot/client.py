@@ -4,6 +4,7 @@ Knows allocations and leases, nothing of files. Deadlines belong to the caller: 
 its connection. Raises only DepotError and DepotUnreachable.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -107,6 +108,21 @@ class DepotClient(ProtocolCommands):
             with memoryview(into) as view:
                 await self._load_into(ev.Load(key, offset, length, version=0), view)
         return into
+
+    async def open(self, key: Key) -> tuple[int, int]:
+        """A descriptor, now the caller's, to read the allocation with past the depot, and where it begins in that file.
+        Only a depot of ours on this machine has it to give: NotOffered."""
+        if self.address.path is None:
+            raise error_for(ErrorCode.UNKNOWN_FUNCTION)
+        came: list[int] = []
+        try:
+            reply = await self._call(ev.Open(key), ev.Opened, descriptors=came)
+            return came.pop(), reply.offset
+        except IndexError:
+            raise error_for(ErrorCode.FILE_OPEN) from None
+        finally:
+            for descriptor in came:
+                os.close(descriptor)
 
     async def probe(self, key: Key) -> AllocationStatus:
         """`key` is the manage key, as in the other commands below."""

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ _SHORT: Final = 64 * 1024
 _LINE_READ: Final = 4096  # small, so that little of a LOAD passes through the codec
 _UNIX_BUFFER: Final = 4 << 20
 _LONGEST_UNIX_PATH: Final = 107
+_ROOM_FOR_ONE: Final = socket.CMSG_LEN(array("i").itemsize)  # descriptor
 _MOST_PARTS: Final = 512  # of one sendmsg; IOV_MAX is 1024
 
 #: Seconds for which the event loop stands still for a reply, where nobody else wants anything of it.
@@ -78,6 +80,7 @@ class DepotStream:
         self._heard = False
         self._may_be_short = False
         self._patience = 0.0
+        self._descriptors: list[int] | None = None
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self._alertness = Alertness()
@@ -126,10 +129,12 @@ class DepotStream:
         may_be_short: bool = False,
         patience: float = 0.0,
         meanwhile: Meanwhile | None = None,
+        descriptors: list[int] | None = None,
     ) -> ev.Reply:
         """The last reply to `command`, `Failed` included. `data` goes right behind the line; what a LOAD
         brings goes into `into`, exactly filling it unless it `may_be_short`. `patience`: seconds that the depot
-        was allowed to take, beside the limit of silence."""
+        was allowed to take, beside the limit of silence. `descriptors`: where one goes that comes with the reply."""
+        self._descriptors = descriptors
         self._heard = False
         self._may_be_short = may_be_short
         self._patience = patience
@@ -188,7 +193,11 @@ class DepotStream:
 
     async def _reply(self) -> ev.Reply:
         while (event := self._codec.next_event()) is NEED_DATA:
-            self._take(await self._socket.recv(_LINE_READ))
+            if self._descriptors is None:
+                received = await self._socket.recv(_LINE_READ)
+            else:
+                received = await self._receive_with(self._descriptors)
+            self._take(received)
         if isinstance(event, ev.ClosedByPeer):
             raise _Closed
         if isinstance(event, ev.Goodbye):
@@ -217,6 +226,14 @@ class DepotStream:
                 return True
         self._alertness.was_in_vain()
         return False
+
+    async def _receive_with(self, descriptors: list[int]) -> bytes:
+        assert isinstance(self._socket, trio.socket.SocketType)
+        received, ancillary, _, _ = await self._socket.recvmsg(_LINE_READ, _ROOM_FOR_ONE, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors += array("i", data)
+        return received
 
     async def _send(self, parts: Sequence[Buffer]) -> None:
         waiting = [memoryview(part).cast("B") for part in parts if len(part)]

@@ -13,7 +13,10 @@ import trio
 from ibpfs.depot.client import ShortLoad
 from ibpfs.depot.wire import CapabilityNotFound, DepotError, DepotUnreachable, Unreadable
 from ibpfs.errors import DataError
+from ibpfs.exnode_store.depots import DepotSet
+from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.ledger_rows import Replica
+from ibpfs.exnode_store.own_files import OwnFiles
 from ibpfs.exnode_store.shard_loading import ShardLoading
 from ibpfs.exnode_store.sources import Loaded
 
@@ -24,6 +27,10 @@ _log = logging.getLogger(__name__)
 
 class Loading(ShardLoading):
     """Loads, however a segment is stored."""
+
+    def __init__(self, ledger: Ledger, depots: DepotSet) -> None:
+        super().__init__(ledger, depots)
+        self.own_files = OwnFiles(ledger, depots)
 
     async def load(self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()) -> Loaded:
         """Return stored bytes [start, stop) of a segment from its best replica, trying the others in turn.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ibpfs.cache.clean import CleanCache
+from ibpfs.cache.clean import BLOCK, CleanCache
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.keys import VolumeKeys, make_keys
 from ibpfs.exnode_store.ledger_rows import SliceRef
@@ -27,6 +27,41 @@ class Served:
 
 
 @dataclass
+class FakeFiles:
+    """Segments that can be read past their depot, as replica 1 has them, once they were `offered` and opened; not
+    blocks that are `absent` from the kernel's memory."""
+
+    source: "FakeSource"
+    offered: set[int] = field(default_factory=set)
+    opened: set[int] = field(default_factory=set)
+    absent: set[int] = field(default_factory=set)
+
+    async def open(self, segment: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        is_new = segment in self.offered - self.opened
+        self.opened |= {segment} & self.offered
+        return is_new
+
+    def read_now(self, segment: int, start: int, stop: int) -> Served | None:
+        if not self.has(segment, start, stop):
+            return None
+        return Served(self.source.bytes_of(1, segment, start, stop), 1, "the own depot")
+
+    def has(self, segment: int, start: int, stop: int) -> bool:
+        touched = set(range(start // BLOCK, (stop - 1) // BLOCK + 1))
+        return segment in self.opened and not touched & self.absent
+
+    def forget(self, segment: int) -> None:
+        self.opened.discard(segment)
+
+    def close_unused(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.opened.clear()
+
+
+@dataclass
 class FakeSource:
     """Segments with two replicas each, 1 and 2. It keeps the contract in test_blocks.py; faults are set by tests."""
 
@@ -41,6 +76,9 @@ class FakeSource:
     gate: trio.Event | None = None
     busy: int = 0
     peak: int = 0
+
+    def __post_init__(self) -> None:
+        self.own_files = FakeFiles(self)
 
     async def load(self, segment: int, start: int, stop: int, *, avoid: frozenset[int] = frozenset()) -> Served:
         self.loads.append((segment, start, stop))
@@ -58,10 +96,12 @@ class FakeSource:
         suspect = {replica for replica, _ in self.reports}
         for replica in sorted({1, 2} - avoid - self.dead, key=lambda one: (one in suspect, one)):
             if stop <= len(self.segments.get(segment, b"")):
-                return Served(self._bytes(replica, segment, start, stop), replica, f"depot ibp://d{replica} allocation")
+                self.own_files.absent -= set(range(start // BLOCK, (stop - 1) // BLOCK + 1))
+                data = self.bytes_of(replica, segment, start, stop)
+                return Served(data, replica, f"depot ibp://d{replica} allocation")
         raise DataError(f"segment {segment}: no replica answers")
 
-    def _bytes(self, replica: int, segment: int, start: int, stop: int) -> bytes:
+    def bytes_of(self, replica: int, segment: int, start: int, stop: int) -> bytes:
         data = bytearray(self.segments[segment][start:stop])
         for where, at in self.damage.get(replica, ()):
             if where == segment and start <= at < stop:

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
-from ibpfs.cache.blocks import MAX_LOADS, PREFETCHES, UNKEPT, BlockReader
+from ibpfs.cache.blocks import MAX_LOADS, PREFETCHES, BlockReader
 from ibpfs.cache.clean import BLOCK, Buffer, CleanCache
 from ibpfs.errors import DataError
 
@@ -39,6 +39,14 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture
 def diskless(tmp_path: Path) -> Bench:
     return Bench(tmp_path / "cache", limit=0)
+
+
+@pytest.fixture
+def own(bench: Bench) -> Bench:
+    """Its segment lies on the own depot, on the disk of the cache, and the kernel has all of it in memory."""
+    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
+    bench.source.own_files.offered = {1}
+    return bench
 
 
 async def test_the_source_keeps_its_contract() -> None:
@@ -337,63 +345,46 @@ async def test_a_stream_from_the_depot_on_the_same_disk_is_not_copied_there(tmp_
     assert sorted(bench.source.loads) == [(1, 0, 5 * BLOCK), (1, 5 * BLOCK, 8 * BLOCK)], "few loads of many blocks"
 
 
-async def test_random_reads_from_the_depot_on_the_same_disk_wait_in_memory_for_a_quiet_second(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "cache")
-    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
-    for number in (9, 3, 5):
-        assert await bench.read(number * BLOCK, number * BLOCK + 10) == DATA[number * BLOCK : number * BLOCK + 10]
-    assert bench.cache.used == 0
-    bench.source.dead = {1, 2}
-    assert await bench.read(3 * BLOCK + 70, 4 * BLOCK) == DATA[3 * BLOCK + 70 : 4 * BLOCK]
-    assert bench.reader.at_hand(1, 9 * BLOCK, 10 * BLOCK) == DATA[9 * BLOCK : 10 * BLOCK]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.reader.serve)
-        for number in (9, 3, 5):
-            await until_cached(bench.cache, 1, number * BLOCK, (number + 1) * BLOCK)
-        await wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-    bench.cache.clear()
-    with pytest.raises(DataError):  # nor in memory any more
-        await bench.read(9 * BLOCK, 9 * BLOCK + 10)
+async def test_what_can_be_read_past_the_depot_is_not_loaded(own: Bench, nursery: trio.Nursery) -> None:
+    nursery.start_soon(own.reader.serve)
+    assert own.reader.at_hand(1, 5, 9) is None, "nobody has asked for the file"
+    for start, stop in ((5, 9), (3 * BLOCK - 2, 3 * BLOCK + 2), (BLOCK, 4 * BLOCK)):
+        assert await own.read(start, stop) == DATA[start:stop]
+        assert own.reader.at_hand(1, start, stop) == DATA[start:stop]
+    own.reader.prefetch(1, 0, 8 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    assert (own.source.loads, own.cache.used) == ([], 0)
 
 
-async def test_what_memory_cannot_keep_for_random_readers_goes_to_the_disk(tmp_path: Path) -> None:
-    blocks = UNKEPT + 3
-    bench = Bench(tmp_path / "cache", limit=blocks * BLOCK)
-    bench.source.segments[1] = bytearray(blocks * BLOCK)
-    bench.reader = BlockReader(lambda _: blocks * BLOCK, bench.source, bench.cache, lambda *_: True)
-    for number in range(UNKEPT):
-        await bench.read(number * BLOCK, number * BLOCK + 10)
-    await bench.read(0, 10)  # so that it was not used for the shortest time
-    for number in range(UNKEPT, blocks):
-        await bench.read(number * BLOCK, number * BLOCK + 10)
-    assert bench.cache.used == 3 * BLOCK
-    assert bench.cache.covers(1, BLOCK, 4 * BLOCK)
-    assert len(bench.source.loads) == blocks
-    bench.source.dead = {1, 2}
-    for number in range(blocks):
-        assert await bench.read(number * BLOCK, number * BLOCK + 10) == bytes(10)
+async def test_who_reads_ahead_asks_for_the_file(own: Bench, nursery: trio.Nursery) -> None:
+    nursery.start_soon(own.reader.serve)
+    own.reader.prefetch(1, 0, 8 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    assert (own.source.loads, own.source.own_files.opened) == ([], {1})
 
 
-async def test_what_waits_in_memory_is_dropped_and_evicted(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "cache")
-    bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda *_: True)
-    await bench.read(0, 10)
-    bench.reader.evict(1, 5, 6)
-    await bench.read(0, 10)
-    bench.reader.drop()
-    await bench.read(0, 10)
-    assert bench.source.loads == [(1, 0, BLOCK)] * 3
+async def test_what_the_disk_would_have_to_be_waited_for_is_loaded_and_copied_nowhere(own: Bench) -> None:
+    own.source.own_files.absent = {3, 5}
+    for number in (3, 4, 5):
+        assert await own.read(number * BLOCK + 1, number * BLOCK + 10) == DATA[number * BLOCK + 1 : number * BLOCK + 10]
+    assert own.source.loads == [(1, 3 * BLOCK, 4 * BLOCK), (1, 5 * BLOCK, 6 * BLOCK)]
+    assert own.cache.used == 0
+    own.source.dead = {1, 2}
+    assert own.reader.at_hand(1, 3 * BLOCK, 6 * BLOCK) == DATA[3 * BLOCK : 6 * BLOCK], "the kernel has it all now"
 
 
-async def test_a_block_that_waits_in_memory_and_has_grown_is_fetched_again(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "cache", length=100)
-    bench.reader = BlockReader(lambda _: len(bench.source.segments[1]), bench.source, bench.cache, lambda *_: True)
-    assert await bench.read(0, 100) == DATA[:100]
-    bench.source.segments[1] = bytearray(DATA[:300])
-    assert await bench.read(50, 300) == DATA[50:300]
-    assert await bench.read(0, 300) == DATA[:300]
-    assert bench.source.loads == [(1, 0, 100), (1, 0, 300)]
+async def test_where_nothing_can_be_read_past_the_depot_random_reads_are_cached(own: Bench) -> None:
+    own.source.own_files.offered = set()
+    assert await own.read(5, 10) == DATA[5:10]
+    assert own.cache.covers(1, 0, BLOCK)
+
+
+async def test_the_file_is_asked_for_anew_after_a_drop_and_where_it_was_wrong(own: Bench) -> None:
+    for forget in (own.reader.drop, lambda: own.reader.evict(1, 5, 6)):
+        assert await own.read(5, 10) == DATA[5:10]
+        forget()
+        assert own.reader.at_hand(1, 5, 10) is None
+    assert own.source.loads == []
 
 
 async def test_a_stream_from_far_away_comes_in_blocks(bench: Bench) -> None:
@@ -539,6 +530,7 @@ async def test_a_block_in_memory_that_has_grown_is_loaded_ahead(tmp_path: Path) 
 async def test_what_came_from_elsewhere_is_cached(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "cache")
     bench.reader = BlockReader(lambda _: len(DATA), bench.source, bench.cache, lambda _, giver: giver == 1)
+    bench.source.own_files.offered, bench.source.own_files.absent = {1}, {0, 1}
     await bench.read(0, 10)
     bench.source.dead = {1}
     await bench.read(BLOCK, BLOCK + 10)

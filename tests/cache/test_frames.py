@@ -129,6 +129,19 @@ async def test_a_lying_replica_is_reported_and_passed_over(desk: Desk, function:
     assert [replica for replica, _ in desk.source.reports] == [1]
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+async def test_what_was_read_past_a_lying_depot_blames_it(desk: Desk, function: int) -> None:
+    ref = desk.library.write(DATA, function=function)
+    desk.source.own_files.offered = {ref.segment}
+    desk.flip(1, ref, 200_000)
+    assert await desk.reader.read(ref, 0, 10) == DATA[:10]
+    assert desk.source.loads == []
+    assert desk.reader.read_now(ref, 200_000, 200_010) is None
+    assert await desk.reader.read(ref, 200_000, 200_010) == DATA[200_000:200_010]
+    assert [replica for replica, _ in desk.source.reports] == [1]
+    assert len(desk.source.loads) == 1
+
+
 async def test_a_lie_that_was_cached_before_it_was_read(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     ref = desk.library.write(DATA)
     desk.flip(1, ref, 200_000)

@@ -1,5 +1,6 @@
 """The client against a real `ibpfs-depot` process, over TCP and over its Unix socket."""
 
+import os
 import subprocess
 import sysconfig
 from collections.abc import AsyncIterator, Iterator
@@ -13,14 +14,19 @@ from ibpfs.depot.address import Address
 from ibpfs.depot.capability import CapabilityKind, Key
 from ibpfs.depot.client import PERMANENT, DepotClient, ShortLoad
 from ibpfs.depot.wire import (
+    AllocationKind,
     CapabilityNotFound,
+    DepotError,
     DepotUnreachable,
+    ErrorCode,
     LeaseTooLong,
     NoRoom,
+    NotOffered,
     OutOfSockets,
     PermissionDenied,
     Reliability,
 )
+from ibpfs.depot.wire.events import Open, Opened
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "ibpfs-depot"
 MIB = 1 << 20
@@ -147,6 +153,41 @@ async def test_refusals(client: DepotClient) -> None:
         await client.store(caps.write.wire_key, [b"x"])
     status = await client.status()
     assert (status.total_bytes, status.max_lease) == (64 * MIB, 3600)
+
+
+async def test_a_descriptor_to_read_an_allocation_with(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.unix)) as client:
+        caps = await client.allocate(MIB, 600)
+        await client.store(caps.write.wire_key, [b"0123456789"])
+        descriptor, begin = await client.open(caps.read.wire_key)
+        assert os.pread(descriptor, 4, begin + 3) == b"3456"
+        await client.store(caps.write.wire_key, [b"abc"])
+        assert os.pread(descriptor, 99, begin + 8)[:5] == b"89abc"
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(descriptor, b"x", begin)
+        assert not os.get_inheritable(descriptor)
+        os.close(descriptor)
+        before = list(Path("/proc/self/fd").iterdir())
+        for key in (caps.write.wire_key, caps.manage.wire_key, Key("1#nosuchkey", "1")):
+            with pytest.raises(CapabilityNotFound):
+                await client.open(key)
+        assert list(Path("/proc/self/fd").iterdir()) == before
+        assert await client.load(caps.read.wire_key, 0, 3) == b"012", "the connection goes on"
+
+
+async def test_no_descriptor_of_a_queue_or_of_a_part_or_for_other_machines(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.unix)) as client, DepotClient(Address.parse(depot.tcp)) as remote:
+        queue = await client.allocate(MIB, 600, kind=AllocationKind.FIFO)
+        caps = await client.allocate(MIB, 600)
+        alias = await client.alias(caps.manage.wire_key, 0, 100)
+        for one in (queue, alias):
+            with pytest.raises(DepotError) as refused:
+                await client.open(one.read.wire_key)
+            assert refused.value.code == ErrorCode.TYPE_NOT_SUPPORTED
+        with pytest.raises(NotOffered):
+            await remote.open(caps.read.wire_key)
+        with pytest.raises(NotOffered):  # also to who asks
+            await remote._call(Open(caps.read.wire_key), Opened)
 
 
 async def test_many_at_once(client: DepotClient) -> None:

@@ -61,6 +61,7 @@ commands: st.SearchStrategy[ev.Command] = st.one_of(
     st.builds(ev.Store, keys, sizes, **base),
     st.builds(ev.Write, keys, sizes, sizes, **base),
     st.builds(ev.Load, keys, sizes, sizes, **base),
+    st.builds(ev.Open, keys, **base),
     st.builds(ev.Probe, keys, **base),
     st.builds(ev.Increment, keys, kinds, **base),
     st.builds(ev.Decrement, keys, kinds, **base),

@@ -89,6 +89,7 @@ exchanges: st.SearchStrategy[Exchange] = st.one_of(
     st.just((ev.Allocate(1, 2), [ev.Allocated(CAPS)], b"")),
     payload.map(with_load),
     probed.map(lambda reply: (ev.Probe(K), [reply], b"")),
+    numbers.map(lambda n: (ev.Open(K), [ev.Opened(n)], b"")),
     st.just((ev.Increment(K, CapabilityKind.READ), [ev.Done()], b"")),
     st.just((ev.Change(K, 1, 2), [ev.Done()], b"")),
     reports.map(lambda reply: (ev.StatusInquire(), [reply], b"")),

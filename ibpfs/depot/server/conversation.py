@@ -59,6 +59,11 @@ class Conversation:
         await self.flush()
         await self.peer.send(self.connection.send(reply), limit, more=True)
 
+    async def hand_over(self, reply: ev.Reply, descriptor: int) -> None:
+        """A reply with which a descriptor goes."""
+        await self.flush()
+        await self.peer.send_with(self.connection.send(reply), descriptor, self.shared.progress_limit)
+
     # --- what comes in ------------------------------------------------------------------------------------
 
     async def next_event(self) -> ev.Event | None:

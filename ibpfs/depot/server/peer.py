@@ -4,6 +4,7 @@ writes one."""
 import os
 import socket
 import ssl
+from array import array
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -147,6 +148,16 @@ class Peer:
             raise PeerGone(str(error)) from None
         self._went(count)
         return count
+
+    async def send_with(self, line: bytes, descriptor: int, limit: float) -> None:
+        """A short reply and a copy of a descriptor, over a Unix socket."""
+        assert self.local
+        assert isinstance(self._sock, trio.socket.SocketType)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [descriptor]))
+        with self._bounded(limit):
+            sent = await self._sock.sendmsg([line], [rights])
+        self._went(sent)
+        await self.send(line[sent:], limit)
 
     async def send_file(self, fd: int, offset: int, length: int, limit: float | None) -> None:
         """From the page cache to the socket without passing through Python, but for TLS."""

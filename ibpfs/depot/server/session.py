@@ -131,6 +131,7 @@ _ANSWERS: dict[type[Any], Callable[[Conversation, Any], Awaitable[None]]] = {
     ev.VecWrite: transfers.take_in,
     ev.Load: transfers.hand_out,
     ev.VecRead: transfers.hand_out,
+    ev.Open: transfers.hand_over,
     ev.Send: copies.send,
     ev.Push: copies.push,
     ev.Pull: copies.pull,

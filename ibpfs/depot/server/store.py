@@ -333,9 +333,9 @@ class AllocationStore:
 
     # --- bytes --------------------------------------------------------------------------------------------
 
-    def open(self, allocation: Allocation) -> int:
+    def open(self, allocation: Allocation, access: int = os.O_RDWR) -> int:
         try:
-            return os.open(self.path(allocation), os.O_RDWR | os.O_CLOEXEC)
+            return os.open(self.path(allocation), access | os.O_CLOEXEC)
         except FileNotFoundError:
             raise error_for(ErrorCode.CAP_NOT_FOUND) from None
         except OSError as error:

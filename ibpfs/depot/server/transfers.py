@@ -7,6 +7,7 @@ import trio
 
 from ibpfs.depot.capability import CapabilityKind
 from ibpfs.depot.server import digests, outlet
+from ibpfs.depot.server.allocation import HEADER_BYTES
 from ibpfs.depot.server.landing import Landing, Spans, in_thread_if_long, refresh_digests
 from ibpfs.depot.server.outlet import Source
 from ibpfs.depot.wire import events as ev
@@ -79,6 +80,20 @@ async def hand_out(talk: "Conversation", request: ev.Load | ev.VecRead) -> None:
         source.finish(talk.desk.unsynced)
     finally:
         source.close()
+
+
+async def hand_over(talk: "Conversation", request: ev.Open) -> None:
+    """The file itself, to be read as far as the allocation goes. Only to who may open it anyway: our own user."""
+    if not talk.peer.local:
+        raise error_for(ErrorCode.UNKNOWN_FUNCTION)
+    store, target = talk.shared.resources.target(CapabilityKind.READ, request.key.key)
+    if target.allocation.kind.is_queue or target.alias is not None:
+        raise error_for(ErrorCode.TYPE_NOT_SUPPORTED)
+    descriptor = store.open(target.allocation, os.O_RDONLY)
+    try:
+        await talk.hand_over(ev.Opened(HEADER_BYTES), descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def open_source(

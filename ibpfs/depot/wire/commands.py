@@ -87,6 +87,10 @@ def _load(version: int, f: list[str]) -> ev.Load:
     return ev.Load(key(f, 0), offset, length, version=version, timeout=seconds(f, 4))
 
 
+def _open(version: int, f: list[str]) -> ev.Open:
+    return ev.Open(key(f, 0), version=version, timeout=seconds(f, 2))
+
+
 def _manage(version: int, f: list[str]) -> ev.Command:
     parser = _MANAGE_PARSERS.get(integer(token(f, 2)))
     if parser is None:
@@ -170,6 +174,7 @@ _PARSERS: dict[int, Callable[[int, list[str]], ev.Command]] = {
     Opcode.STORE: _store,
     Opcode.STATUS: _status,
     Opcode.LOAD: _load,
+    Opcode.OPEN: _open,
     Opcode.MANAGE: _manage,
     Opcode.WRITE: _write,
     **transfer_lines.PARSERS,
@@ -229,6 +234,10 @@ def _write_range(c: ev.Write | ev.Load) -> _Fields:
     return (c.key.key, c.key.type_key, c.offset, c.length, c.timeout)
 
 
+def _write_open(c: ev.Open) -> _Fields:
+    return (c.key.key, c.key.type_key, c.timeout)
+
+
 def _managing(c: ev.Probe | ev.Increment | ev.Decrement | ev.Change | ev.Truncate, sub: int) -> _Fields:
     return (c.key.key, c.key.type_key, int(sub))
 
@@ -278,6 +287,7 @@ _WRITERS: dict[type[ev.Command], tuple[Opcode, Callable[[Any], _Fields]]] = {
     ev.Store: (Opcode.STORE, _write_store),
     ev.Write: (Opcode.WRITE, _write_range),
     ev.Load: (Opcode.LOAD, _write_range),
+    ev.Open: (Opcode.OPEN, _write_open),
     ev.Probe: (Opcode.MANAGE, _write_probe),
     ev.Increment: (Opcode.MANAGE, _write_increment),
     ev.Decrement: (Opcode.MANAGE, _write_decrement),

@@ -296,6 +296,7 @@ _REPLIES: dict[type[ev.Request], tuple[type[ev.Reply], ...]] = {
     ev.Pull: (ev.Stored,),
     ev.Deliver: (ev.Stored,),
     ev.RemoteStore: (ev.Stored,),
+    ev.Open: (ev.Opened,),
     ev.Probe: (ev.Probed,),
     ev.Increment: (ev.Done,),
     ev.Decrement: (ev.Done,),

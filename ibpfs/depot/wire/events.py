@@ -96,6 +96,13 @@ class Load(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class Open(Command):
+    """Over a Unix socket: hand over a descriptor to read the allocation's file with."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class Probe(Command):
     key: Key
 
@@ -225,6 +232,13 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A descriptor comes with the line; the allocation's bytes begin at `offset` of its file."""
+
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Probed:
     read_count: int
     write_count: int
@@ -308,6 +322,7 @@ Reply: TypeAlias = (
     | Ready
     | Stored
     | Loading
+    | Opened
     | Probed
     | AliasProbed
     | Done

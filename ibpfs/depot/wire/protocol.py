@@ -52,6 +52,7 @@ class Opcode(IntEnum):
     VEC_WRITE_CHKSUM = 34
     VEC_READ = 35
     VEC_READ_CHKSUM = 36
+    OPEN = 1001  # of our own, for processes of one machine
 
 
 # Bytes follow these lines, so a refusal must close: what is under way must never be read as commands.

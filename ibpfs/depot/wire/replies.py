@@ -102,6 +102,10 @@ def _parse_loading(tokens: list[str]) -> ev.Loading:
     return ev.Loading(count(token(tokens, 1)))
 
 
+def _parse_opened(tokens: list[str]) -> ev.Opened:
+    return ev.Opened(count(token(tokens, 1)))
+
+
 def _parse_probed(tokens: list[str]) -> ev.Probed:
     n = [integer(token(tokens, at)) for at in range(1, 8)]
     if min(n[:4]) < 0:
@@ -166,6 +170,7 @@ _PARSERS: dict[type[ev.Command], Callable[[list[str]], ev.Reply | int]] = {
     ev.RemoteStore: _parse_stored,
     ev.Load: _parse_loading,
     ev.VecRead: _parse_loading,
+    ev.Open: _parse_opened,
     ev.Probe: _parse_probed,
     ev.AliasProbe: _parse_alias_probed,
     ev.GetDigests: _parse_digest_report,
@@ -185,16 +190,14 @@ def render_reply(reply: ev.Reply, request: ev.Request) -> bytes:
             return f"1 {c.read.render()} {c.write.render()} {c.manage.render()} \n".encode()
         case ev.Ready() | ev.Done():
             return b"1 \n"
-        case ev.Stored(length) | ev.Loading(length):
-            return b"1 %d \n" % length
+        case ev.Stored(number) | ev.Loading(number) | ev.Opened(number) | ev.BadBlocks(number):
+            return b"1 %d \n" % number
         case ev.Probed(reads, writes, size, max_size, left, reliability, kind):
             return b"1 %d %d %d %d %d %d %d \n" % (reads, writes, size, max_size, left, reliability, kind)
         case ev.AliasProbed(reads, writes, offset, length, left):
             return b"1 %d %d %d %d %d \n" % (reads, writes, offset, length, left)
         case ev.DigestReport(c, blocks, length):
             return b"1 %d %d %d %d %d \n" % (c.type, c.digest_size, c.block_size, blocks, length)
-        case ev.BadBlocks(number):
-            return b"1 %d \n" % number
         case ev.StatusReport():
             as_line = isinstance(request, ev.StatusChange) or _is_old_inquiry(request)
             return _render_report_line(reply) if as_line else _render_report_text(reply)
