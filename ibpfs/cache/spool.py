@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ibpfs.errors import DataError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys
+from ibpfs.ext4 import lay_out
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ _ASIDE = ".unreadable"
 #: journal.
 AHEAD = 256 * 1024
 _SMALL = 64 * 1024
+#: Bytes for which records that are not so small have blocks laid out, where there is so much left of the file.
+_BLOCKS = 16 * 1024 * 1024
 
 #: A file is closed at this size, so that the room of old records comes back while new ones arrive.
 FILE_SIZE = 64 * 1024 * 1024
@@ -81,6 +84,7 @@ class SpoolFile:
         self.has_failed = False  # a sync has: the kernel may have dropped the bytes, a later success proves nothing
         self._synced = 0
         self._laid = size
+        self._blocks = 0  # up to where it has them
         self._descriptor = descriptor
         self._aead = AESGCM(key)
         self._id = file_id
@@ -143,6 +147,9 @@ class SpoolFile:
 
     def _write(self, header: bytes, sealed: bytes) -> None:
         wanted = len(header) + len(sealed)
+        if wanted > _SMALL and self.size + wanted > self._blocks:
+            self._blocks = self.size + max(wanted, min(_BLOCKS, FILE_SIZE - self.size))
+            lay_out(self._descriptor, self.size, self._blocks - self.size)
         try:
             written = os.pwritev(self._descriptor, [header, sealed], self.size)
         except OSError as error:
@@ -156,7 +163,7 @@ class SpoolFile:
         # What a failed write left must not be taken for a record by a later owner.
         with suppress(OSError):
             os.ftruncate(self._descriptor, self.size)
-            self._laid = self.size
+            self._laid = self._blocks = self.size
 
     def read(self, record: Record) -> bytes:
         """Return a record's data. DataError when it is not what was written."""

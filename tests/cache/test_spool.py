@@ -161,6 +161,22 @@ def test_closing_keeps_what_is_needed(directory: Path) -> None:
     assert files_in(directory) == []
 
 
+def test_a_long_record_has_blocks_laid_out_for_more(open_spool: Open, directory: Path) -> None:
+    spool = open_spool()
+    put(spool, 1, bytes(1 << 20))
+    (file,) = files_in(directory)
+    assert file.stat().st_size == FILE_HEADER_SIZE + RECORD_OVERHEAD + (1 << 20)
+    if file.stat().st_blocks:  # none where blocks wait for the disk, as they do where none can be laid out
+        assert file.stat().st_blocks * 512 >= 16 << 20
+    assert [record.length for record in open_spool().replay()] == [1 << 20]
+
+
+def test_a_short_record_has_not(open_spool: Open, directory: Path) -> None:
+    record = put(open_spool(), 1, b"short")
+    record.file.sync()
+    assert files_in(directory)[0].stat().st_blocks * 512 <= 1 << 20
+
+
 def test_a_full_file_is_followed_by_another(
     open_spool: Open, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,12 @@ from ibpfs.depot.server.syncing import SyncThreads, Unsynced
 from ibpfs.depot.server.target import Target
 from ibpfs.depot.wire.errors import ErrorCode, error_for
 from ibpfs.depot.wire.protocol import AllocationKind
+from ibpfs.ext4 import lay_out
 from ibpfs.writeback import start_writeback
 
 WRITEBACK_EVERY = 2 << 20
+#: Bytes that get their blocks together, of stretches that are not so short.
+_BLOCKS, _SHORT = 4 << 20, 64 << 10
 _INLINE_DIGESTS = 1 << 20  # beyond so many bytes a thread makes them
 
 Spans = list[tuple[int, int]]
@@ -44,7 +47,7 @@ class Landing:
         self._spans = spans
         self._at = 0  # which span, and how far in it
         self._inside = 0
-        self._written_back = 0
+        self._written_back = self._has_blocks = 0  # in the span, up to where
         self._appends_at = self.allocation.size if appends else None
         self._end = max((offset + length for offset, length in spans if length), default=0)
         self._grows = self._end > self.allocation.size
@@ -64,14 +67,21 @@ class Landing:
         while data:
             offset, length = self._spans[self._at]
             piece = data[: length - self._inside]
+            if self._inside + len(piece) > self._has_blocks and length > _SHORT:
+                self._lay_out(offset, length)
             self._store.write_data(self.fd, piece, offset + self._inside)
             self._inside += len(piece)
             data = data[len(piece) :]
             if self._inside == length:
                 self._write_back(offset, length)
-                self._at, self._inside, self._written_back = self._at + 1, 0, 0
+                self._at, self._inside, self._written_back, self._has_blocks = self._at + 1, 0, 0, 0
         if self._inside - self._written_back >= WRITEBACK_EVERY:
             self._write_back(self._spans[self._at][0], self._inside)
+
+    def _lay_out(self, offset: int, length: int) -> None:
+        ahead = min(_BLOCKS, length - self._inside)
+        lay_out(self.fd, HEADER_BYTES + offset + self._inside, ahead)
+        self._has_blocks = self._inside + ahead
 
     def _write_back(self, offset: int, inside: int) -> None:
         if self.allocation.stable and inside - self._written_back >= WRITEBACK_EVERY:
