@@ -326,12 +326,12 @@ class Flusher:
         slices: list[Sealed] = []
         at = 0
         for file, flight in list(batch.flights):
-            data = self._read(file, flight)
-            if data is None:
+            parts = self._read(file, flight)
+            if parts is None:
                 batch.flights.remove((file, flight))
                 continue
-            form = self._sealer.form(len(data))
-            sealed = self._sealer.seal(form, data)
+            form = self._sealer.form(sum(map(len, parts)))
+            sealed = self._sealer.seal(form, *parts)
             slices.append((file, flight, form, self._sealer.digest(sealed), at))
             pieces += sealed
             at += form.stored_length
@@ -365,15 +365,14 @@ class Flusher:
         finally:
             await self._transfer.release(segment)
 
-    def _read(self, file: DirtyFile, flight: Flight) -> bytes | memoryview | None:
+    def _read(self, file: DirtyFile, flight: Flight) -> list[memoryview] | None:
         try:
-            parts = [self._memory.read(piece) for piece in flight.pieces]
+            return [self._memory.read(piece) for piece in flight.pieces]
         except DataError as error:
             _log.error("inode %d, bytes %d to %d are lost: %s", file.ino, flight.start, flight.stop, error)
             self._lost[file.ino] = f"inode {file.ino}: {error}"
             self._give_up(file, flight)
             return None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _give_up(self, file: DirtyFile, flight: Flight) -> None:
         before = file.dirty

@@ -21,9 +21,9 @@ class Sealer:
     def form(self, length: int) -> SliceForm:
         return SliceForm(os.urandom(16), self.volume, self.keys.epoch, self.function, self.frame_size, length)
 
-    def seal(self, form: SliceForm, data: Buffer) -> list[bytes | memoryview]:
+    def seal(self, form: SliceForm, *parts: Buffer) -> list[bytes | memoryview]:
         """Return the stored bytes, in pieces. One slice id for one content: frame numbers are nonces."""
-        return seal(form, self.keys.slice_key(form.epoch, form.slice_id), data)
+        return seal(form, self.keys.slice_key(form.epoch, form.slice_id), *parts)
 
     def digest(self, pieces: Sequence[Buffer]) -> bytes:
         return digest(self.digest_seed, pieces)

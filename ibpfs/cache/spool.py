@@ -8,17 +8,22 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from ibpfs.errors import DataError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys
+from ibpfs.exnode_store.sealing import Buffer
 from ibpfs.ext4 import lay_out
+from ibpfs.memory import unfilled
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ _RECORD = struct.Struct(">4sQI")
 _MARKER = b"rec1"
 #: inode, generation, offset, seq, mtime in ns; the data follow
 _BODY = struct.Struct(">QQQQq")
-_TAG = 16
+_TAG = _BLOCK = 16
 #: A kernel write is at most 1 MiB; anything longer on disk is damage.
 MAX_DATA = 4 * 1024 * 1024
 RECORD_OVERHEAD = _RECORD.size + _BODY.size + _TAG
@@ -86,6 +91,7 @@ class SpoolFile:
         self._laid = size
         self._blocks = 0  # up to where it has them
         self._descriptor = descriptor
+        self._key = key
         self._aead = AESGCM(key)
         self._id = file_id
         self._numbers = 0
@@ -136,22 +142,35 @@ class SpoolFile:
         number = self._numbers
         # Counted before the write: a number that may have reached the disk is never used again.
         self._numbers += 1
-        body = _BODY.pack(ino, generation, offset, seq, mtime_ns) + data
-        header = _RECORD.pack(_MARKER, number, len(body) + _TAG)
-        sealed = self._aead.encrypt(number.to_bytes(12, "big"), body, self._id + header)
-        self._write(header, sealed)
+        body = _BODY.pack(ino, generation, offset, seq, mtime_ns)
+        header = _RECORD.pack(_MARKER, number, len(body) + len(data) + _TAG)
+        wanted = RECORD_OVERHEAD + len(data)
+        self._write([header, *self._seal(number.to_bytes(12, "big"), self._id + header, body, data)], wanted)
         record = Record(self, self.size, number, ino, generation, offset, len(data), seq, mtime_ns)
-        self.size += len(header) + len(sealed)
+        self.size += wanted
         self.live += 1
         return record
 
-    def _write(self, header: bytes, sealed: bytes) -> None:
-        wanted = len(header) + len(sealed)
+    def _seal(self, nonce: bytes, associated: bytes, body: bytes, data: bytes) -> list[Buffer]:
+        """What AESGCM makes of both, joined. Long data need neither that copy nor memory that is cleared before.
+
+        They were 130 of the 1,010 us that a record of 1 MiB took on a busy machine, with its write.
+        """
+        if len(data) <= _SMALL:
+            return [self._aead.encrypt(nonce, body + data, associated)]
+        sealing = Cipher(AES256(self._key), GCM(nonce)).encryptor()
+        sealing.authenticate_additional_data(associated)
+        sealed = memoryview(unfilled(len(data) + _BLOCK - 1))  # as `update_into` wants it
+        start, length = sealing.update(body), sealing.update_into(data, sealed)
+        sealing.finalize()
+        return [start, sealed[:length], sealing.tag]
+
+    def _write(self, pieces: Sequence[Buffer], wanted: int) -> None:
         if wanted > _SMALL and self.size + wanted > self._blocks:
             self._blocks = self.size + max(wanted, min(_BLOCKS, FILE_SIZE - self.size))
             lay_out(self._descriptor, self.size, self._blocks - self.size)
         try:
-            written = os.pwritev(self._descriptor, [header, sealed], self.size)
+            written = os.pwritev(self._descriptor, pieces, self.size)
         except OSError as error:
             self._cut()
             raise _refusal(error) from error

@@ -6,7 +6,7 @@ verify them; only an exNode that was imported has such. Knows keys and bytes; no
 """
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from ibpfs.errors import DataError
+from ibpfs.memory import unfilled
 
 AES_256_GCM = 1
 CHACHA20_POLY1305 = 2
@@ -48,6 +49,7 @@ class Aead(Protocol):
     """What AESGCM and ChaCha20Poly1305 have in common."""
 
     def encrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+    def encrypt_into(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer) -> int: ...
     def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
     def decrypt_into(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer) -> int: ...
 
@@ -154,24 +156,53 @@ class ForeignSlice:
         }  # fmt: skip
 
 
-def seal(form: SliceForm, key: bytes, data: Buffer) -> list[bytes | memoryview]:
-    """Return the stored bytes of a slice, in pieces. Never seal a slice id twice: frame numbers are nonces."""
-    view = memoryview(data)
-    if len(view) != form.length:
+def seal(form: SliceForm, key: bytes, *parts: Buffer) -> list[bytes | memoryview]:
+    """Return the stored bytes of a slice, in pieces. Never seal a slice id twice: frame numbers are nonces.
+
+    Its bytes may come in several parts, which need not be joined for this.
+    """
+    views = [memoryview(part) for part in parts]
+    if sum(map(len, views)) != form.length:
         raise ValueError("data and form differ in length")
     if form.function == RAW:
-        return [view]
-    frames = [view[at : at + form.frame_size] for at in range(0, form.length, form.frame_size)]
+        return [*views]
+    frames = _frames(views, form.frame_size)
     if form.function == PLAIN_XXH3:
         checksums = b"".join(form._checksum(number, frame) for number, frame in enumerate(frames))
-        return [form.header(), view, checksums]
+        return [form.header(), *views, checksums]
     aead = _AEADS[form.function](key)
-    pieces: list[bytes | memoryview] = [form.header()]
-    pieces += [
-        aead.encrypt(number.to_bytes(12, "big"), frame, form._associated(number))
-        for number, frame in enumerate(frames)
-    ]
-    return pieces
+    if form.frames == 1:  # 2 us less
+        (frame,) = frames
+        return [form.header(), aead.encrypt(bytes(12), frame, form._associated(0))]
+    # `encrypt` clears the memory that it takes, frame by frame: of 970 us of a busy machine per MiB 270, with the join.
+    sealed = memoryview(unfilled(form.stored_length))
+    sealed[: HEADER.size] = form.header()
+    at = HEADER.size
+    for number, frame in enumerate(frames):
+        end = at + len(frame) + TAG_SIZE
+        aead.encrypt_into(number.to_bytes(12, "big"), frame, form._associated(number), sealed[at:end])
+        at = end
+    return [sealed]
+
+
+def _frames(parts: Iterable[memoryview], size: int) -> Iterator[Buffer]:
+    """So many bytes each, but for the last one, without copying those that lie in one part."""
+    begun: list[memoryview] = []
+    lacking = size
+    for part in parts:
+        if begun:
+            begun.append(part[:lacking])
+            part, lacking = part[lacking:], lacking - len(begun[-1])
+            if lacking:
+                continue
+            yield b"".join(begun)
+            begun, lacking = [], size
+        whole = len(part) - len(part) % size
+        yield from (part[at : at + size] for at in range(0, whole, size))
+        if whole < len(part):
+            begun, lacking = [part[whole:]], size - (len(part) - whole)
+    if begun:
+        yield b"".join(begun)
 
 
 def unseal(form: SliceForm, key: bytes, first: int, stored: Buffer, checksums: Buffer = b"") -> list[bytes]:

@@ -171,6 +171,16 @@ def test_a_long_record_has_blocks_laid_out_for_more(open_spool: Open, directory:
     assert [record.length for record in open_spool().replay()] == [1 << 20]
 
 
+@pytest.mark.parametrize("length", [65_535, 65_536, 65_537, 1 << 20, MAX_DATA])
+def test_long_records_are_sealed_as_short_ones(open_spool: Open, length: int) -> None:
+    spool, data = open_spool(), os.urandom(length)
+    records = [put(spool, number, data) for number in range(3)]
+    assert [record.file.read(record) for record in records] == [data] * 3
+    again = open_spool().replay()
+    assert list(map(facts, again)) == list(map(facts, records))
+    assert again[1].file.read(again[1]) == data
+
+
 def test_a_short_record_has_not(open_spool: Open, directory: Path) -> None:
     record = put(open_spool(), 1, b"short")
     record.file.sync()

@@ -1,6 +1,7 @@
 """Sealed frames: what was sealed comes back, and nothing else ever does."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,17 @@ def test_round_trip(function: int, content: tuple[bytes, int], data: st.DataObje
     first, behind = form.frame_span(start, stop)
     part = open_frames(form, stored, first, behind)
     assert part[start - first * frame_size : stop - first * frame_size] == clear[start:stop]
+
+
+@given(st.sampled_from(sorted(FUNCTIONS)), data_and_frame_size, st.lists(st.integers(0, 200)))
+def test_in_how_many_parts_it_comes_is_all_the_same(
+    function: int, content: tuple[bytes, int], cuts: list[int]
+) -> None:
+    data, frame_size = content
+    form = make_form(function, len(data), frame_size)
+    places = [0, *sorted(cuts), len(data)]
+    parts = [data[start:stop] for start, stop in pairwise(places)]
+    assert b"".join(seal(form, KEY, *parts)) == b"".join(seal(form, KEY, data))
 
 
 @given(functions, data_and_frame_size, st.data())

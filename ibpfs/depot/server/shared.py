@@ -16,7 +16,8 @@ from ibpfs.depot.server.resources import Resources
 from ibpfs.depot.server.settings import Settings
 from ibpfs.depot.server.syncing import SyncThreads
 
-RECEIVE_BUFFER = 256 * 1024
+#: Of a stream from the own mount, CPU time of the depot per MB: 1,800 us with 256 KiB, 1,540 with this or 1 MiB.
+RECEIVE_BUFFER = 512 * 1024
 
 
 class Gate:
