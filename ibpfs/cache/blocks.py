@@ -31,8 +31,8 @@ _PREFETCH_PATIENCE = 20.0
 _RUN = 5
 _RUNS = 2
 #: Seconds after which a run is given up, so that readers fetch their own block, and other runs get their turn; a little
-#: more than those after which a stuck depot is given up for another. Then so many seconds in which blocks come one by
-#: one: where the depot is only slow, runs would come to nothing again and again.
+#: more than those after which a stuck depot is given up for another. Then so many seconds in which blocks that lie on
+#: the same depots come one by one: where these are only slow, runs would come to nothing again and again.
 _RUN_PATIENCE = 8.0
 _RUN_PAUSE = 60.0
 #: Blocks kept in memory when the cache on disk does not keep them, those counted that came with one and stay in memory
@@ -92,7 +92,7 @@ class BlockReader:
         self._looks = FirstLooks()
         self._demands = 0
         self._runs = trio.Semaphore(_RUNS)
-        self._paused_until = -math.inf  # runs are
+        self._paused: dict[frozenset[int], float] = {}  # until when runs are, by the depots that hold the segment
         self._wishes, self._wished = trio.open_memory_channel[tuple[int, int, int, bool]](_WAITING)
         self._to_keep, self._kept = trio.open_memory_channel[tuple[Key, Loaded]](0)
 
@@ -137,15 +137,17 @@ class BlockReader:
         """
         stop = min(stop, self._segment_length(segment))
         is_run = stream and start < stop and not self._source.is_far(segment)
-        together = self._together() if is_run else 1
+        together = self._together(segment) if is_run else 1
         for begin, end in self._lacking(segment, start, stop, together):
             try:
                 self._wishes.send_nowait((segment, begin, end, stream))
             except trio.WouldBlock:
                 return
 
-    def _together(self) -> int:
-        return _RUN if trio.current_time() >= self._paused_until else 1
+    def _together(self, segment: int) -> int:
+        if not self._paused:
+            return _RUN
+        return _RUN if trio.current_time() >= self._paused.get(self._source.holders(segment), -math.inf) else 1
 
     def _lacking(self, segment: int, start: int, stop: int, together: int) -> list[tuple[int, int]]:
         """What is neither here nor on its way: runs of at most so many blocks, from the beginning of the first."""
@@ -192,7 +194,7 @@ class BlockReader:
         async for segment, start, stop, stream in self._wished:
             try:
                 with trio.move_on_after(_PREFETCH_PATIENCE):
-                    if stop - start <= BLOCK or self._together() == 1:
+                    if stop - start <= BLOCK or self._together(segment) == 1:
                         await self._load_run(segment, start, stop, stream)
                     else:
                         await self._load_run_in_turn(segment, start, stop, stream)
@@ -207,13 +209,13 @@ class BlockReader:
             with trio.move_on_after(_RUN_PATIENCE) as scope:
                 await self._load_run(segment, start, stop, stream)
         if scope.cancelled_caught:
-            self._paused_until = trio.current_time() + _RUN_PAUSE
+            self._paused[self._source.holders(segment)] = trio.current_time() + _RUN_PAUSE
             _log.debug("bytes %d to %d of segment %d did not come in %g s", start, stop, segment, _RUN_PATIENCE)
 
     async def _load_run(self, segment: int, start: int, stop: int, stream: bool) -> None:
         await self._own_files.open(segment)
         # Some of it may have come, or be on its way, since it was wished for.
-        while runs := self._lacking(segment, start, stop, self._together()):
+        while runs := self._lacking(segment, start, stop, self._together(segment)):
             begin, start = runs[0]
             number, last = begin // BLOCK, (start - 1) // BLOCK
             await self._lead((segment, number), start - last * BLOCK, stream, True, last - number + 1)

@@ -57,6 +57,9 @@ class StoredSource(Protocol):
     def is_far(self, segment: int) -> bool:
         """Whether no depot that has the segment is near."""
 
+    def holders(self, segment: int) -> frozenset[int]:
+        """The depots that have something of the segment."""
+
 
 class Part(NamedTuple):
     """Bytes of a segment from `start` on, and who gave them: None when the local cache did."""

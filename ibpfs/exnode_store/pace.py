@@ -1,5 +1,6 @@
 """How fast a depot has been of late, and whether that is slow: by its own record and beside its peers. Pure."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,10 @@ _UNIT = 128 * 1024
 #: Commands that are remembered, and those of them that are recent.
 KEPT = 64
 _RECENT = 8
-#: Seconds after which a command is held against no depot any more: a slow one gets another chance; and after which it
-#: says nothing of what others can do.
-_GRUDGE, _MEMORY = 15.0, 60.0
+#: Seconds after which a command is held against no depot any more: a slow one gets another chance. One that is slow
+#: again within so many seconds waits twice as long for the next: else what is read stops every 15 s, at one that does
+#: not change. And seconds after which a command says nothing of what others can do.
+_GRUDGE, _RELAPSE, _LONGEST_GRUDGE, _MEMORY = 15.0, 30.0, 120.0, 60.0
 #: Seconds of recent work that a judgement needs, beside others and beside its own past: a machine that is busy for a
 #: moment makes no depot slow.
 _EVIDENCE, _LONG_EVIDENCE = 1.0, 2.0
@@ -57,12 +59,15 @@ def _recent(record: Iterable[Sample], since: float) -> list[Sample]:
     return [sample for sample in record if sample.began + sample.seconds > since][-_RECENT:]
 
 
-def is_slow(record: Sequence[Sample], flying: Iterable[Sample], peers: Iterable[float | None], now: float) -> bool:
+def is_slow(
+    record: Sequence[Sample], flying: Iterable[Sample], peers: Iterable[float | None], now: float,
+    grudge: float = _GRUDGE,
+) -> bool:  # fmt: skip
     """Whether a depot is slow: beside the median of its peers' recent paces, or beside its own 95th percentile before.
 
     `flying` are commands that are not answered yet: what they take so far counts where it is worse.
     """
-    recent = _recent(record, now - _GRUDGE)
+    recent = _recent(record, now - grudge)
     late = [sample for sample in flying if sample.seconds > _EVIDENCE]
     paces = [_pace(some) for some in (recent, [*recent, *late], late) if sum(one.seconds for one in some) >= _EVIDENCE]
     pace = max(paces, default=0.0)
@@ -85,6 +90,25 @@ def _pace(samples: Iterable[Sample]) -> float:
 def _percentile(values: Iterable[float], share: float) -> float:
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+
+
+class Grudge:
+    """For how many seconds slow commands are held against one depot."""
+
+    def __init__(self) -> None:
+        self.seconds = _GRUDGE
+        self._slow_at = -math.inf  # last
+        self._was_slow = False
+
+    def judged(self, is_slow: bool, now: float) -> None:
+        """What is found now."""
+        if is_slow:
+            if now - self._slow_at >= _RELAPSE:
+                self.seconds = _GRUDGE
+            elif not self._was_slow:
+                self.seconds = min(2 * self.seconds, _LONGEST_GRUDGE)
+            self._slow_at = now
+        self._was_slow = is_slow
 
 
 class HedgeBudget:

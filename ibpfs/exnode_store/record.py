@@ -8,7 +8,7 @@ from types import TracebackType
 import trio
 
 from ibpfs.depot.wire import DepotError, DepotUnreachable
-from ibpfs.exnode_store.pace import KEPT, Sample, expected, is_slow, recent_pace
+from ibpfs.exnode_store.pace import KEPT, Grudge, Sample, expected, is_slow, recent_pace
 
 #: Seconds after which a command that was given up was slow.
 _LONG = 1.0
@@ -40,10 +40,10 @@ class Record:
     def recent_pace(self, now: float) -> float | None:
         return recent_pace(self._done, now)
 
-    def is_slow(self, peers: Iterable["Record"], now: float) -> bool:
+    def is_slow(self, peers: Iterable["Record"], now: float, grudge: float) -> bool:
         """Beside the depot's own record and its peers'."""
         flying = [Sample(began, now - began, length) for began, length in self._flying.values()]
-        return is_slow(self._done, flying, [one.recent_pace(now) for one in peers], now)
+        return is_slow(self._done, flying, [one.recent_pace(now) for one in peers], now, grudge)
 
 
 class _Timing:
@@ -74,12 +74,15 @@ class Records:
     def __init__(self) -> None:
         self.loads, self.stores = Record(), Record()
         self._judged = -math.inf, False
+        self._grudge = Grudge()
 
     def are_slow(self, peers: Iterable["Records"]) -> bool:
         """Whether one of them is, beside those of the other depots."""
         now = trio.current_time()
         if now > self._judged[0] + _JUDGE_EVERY:
-            others = list(peers)
-            slow = self.loads.is_slow((one.loads for one in others), now)
-            self._judged = now, slow or self.stores.is_slow((one.stores for one in others), now)
+            others, grudge = list(peers), self._grudge.seconds
+            slow = self.loads.is_slow((one.loads for one in others), now, grudge)
+            slow = slow or self.stores.is_slow((one.stores for one in others), now, grudge)
+            self._grudge.judged(slow, now)
+            self._judged = now, slow
         return self._judged[1]

@@ -146,6 +146,10 @@ class Sources:
         depots = [self._depots.find(replica.depot) for replica in self._ledger.replicas(segment)]
         return all(depot is None or not depot.answers or depot.is_far for depot in depots)
 
+    def holders(self, segment: int) -> frozenset[int]:
+        """The depots that have something of the segment."""
+        return frozenset(replica.depot for replica in self._ledger.replicas(segment))
+
     def is_own(self, segment: int, giver: int | None = None) -> bool:
         """Whether the volume's own depot has all of it, for all that is known sound, and answers; of bytes that have
         come, whether that replica was the one that gave them."""

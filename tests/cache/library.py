@@ -72,6 +72,7 @@ class FakeSource:
     loads: list[tuple[int, int, int]] = field(default_factory=list)
     reports: list[tuple[int, str]] = field(default_factory=list)
     far: bool = False
+    depots: dict[int, frozenset[int]] = field(default_factory=dict)  # segment -> who holds it, if not 1 and 2
     longest: int = 1 << 40  # what is longer never comes
     gate: trio.Event | None = None
     busy: int = 0
@@ -118,6 +119,9 @@ class FakeSource:
 
     def is_far(self, segment: int) -> bool:
         return self.far
+
+    def holders(self, segment: int) -> frozenset[int]:
+        return self.depots.get(segment, frozenset({1, 2}))
 
 
 class Library:

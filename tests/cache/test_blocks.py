@@ -472,6 +472,29 @@ async def test_a_run_that_is_stuck_holds_up_neither_its_readers_nor_others(
     assert {start for number, start, _ in bench.source.loads[2:] if number == 2} == {at * BLOCK for at in range(5)}
 
 
+async def test_a_run_that_is_stuck_pauses_none_that_comes_from_other_depots(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench.source.longest = BLOCK
+    for segment in (2, 3):
+        bench.source.segments[segment] = bytearray(DATA)
+    bench.source.depots[2] = frozenset({3})
+    nursery.start_soon(bench.reader.serve)
+    bench.reader.prefetch(1, 0, 5 * BLOCK, stream=True)
+    await trio.sleep(10)  # of the test's clock
+    bench.source.longest = 5 * BLOCK
+    bench.source.loads.clear()
+    for segment in (2, 3):
+        bench.reader.prefetch(segment, 0, 5 * BLOCK, stream=True)
+    await trio.sleep(1)
+    lengths = {number: stop - start for number, start, stop in bench.source.loads}
+    assert lengths == {2: 5 * BLOCK, 3: BLOCK}
+    await trio.sleep(60)
+    bench.reader.prefetch(1, 10 * BLOCK, 15 * BLOCK, stream=True)
+    await trio.sleep(1)
+    assert bench.source.loads[-1] == (1, 10 * BLOCK, 15 * BLOCK)
+
+
 async def test_readers_of_a_run_that_fails_fetch_their_block(bench: Bench, nursery: trio.Nursery) -> None:
     bench.source.gate = trio.Event()
     bench.source.dead = {1, 2}

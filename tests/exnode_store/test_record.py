@@ -48,3 +48,28 @@ async def test_slow_is_who_was_given_up_after_long_or_is_waited_for(autojump_clo
     await trio.sleep(16)
     assert not given_up.are_slow([peer])  # another chance
     assert not waited_for.are_slow([peer])
+
+
+async def tries(slow: Records, peer: Records, seconds: float) -> int:
+    """How often it is asked within some time, by a reader who leaves it alone while it is slow."""
+    until, count = trio.current_time() + seconds, 0
+    while trio.current_time() < until:
+        await work(peer.loads, 0.01, times=20)
+        if slow.are_slow([peer]):
+            await trio.sleep(1)
+        else:
+            count += 1
+            await work(slow.loads, 7)
+    return count
+
+
+async def test_who_stays_slow_gets_another_chance_ever_less_often(autojump_clock: MockClock) -> None:
+    slow, peer = Records(), Records()
+    assert await tries(slow, peer, 300) in range(5, 7)
+    assert await tries(slow, peer, 1300) in range(8, 12)  # every two minutes
+    await trio.sleep(300)
+    await work(slow.loads, 7)  # it is long ago: that is a new beginning
+    await work(peer.loads, 0.01, times=20)
+    assert slow.are_slow([peer])
+    await trio.sleep(16)
+    assert not slow.are_slow([peer])
