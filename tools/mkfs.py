@@ -164,7 +164,9 @@ def parse_owner(text: str) -> tuple[int, int]:
 def _tell(paths: VolumePaths, made: CreatedVolume, word: str, depots: tuple[str, ...], key_file: bool) -> None:
     click.echo(f"{paths.root}: a volume ({made.function})")
     if depots:
-        click.echo(f"{made.copies} of {len(depots)} depots hold each byte, {made.min_copies} before fsync returns")
+        few = "one copy, on that depot; for more: ibpfs depots add, then ibpfs policy set DIR copies=2"
+        many = f"{made.copies} of {len(depots)} depots hold each byte, {made.min_copies} before fsync returns"
+        click.echo(few if len(depots) == 1 else many)
         if made.code:
             click.echo(f"what is large is stored as {made.code} shards on as many depots, once it is written")
         click.echo(f"their leases end: a mount renews them, or ibpfs warm {word}; to have systemd do so every hour:")

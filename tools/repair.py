@@ -48,7 +48,7 @@ def format_period(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.0f} seconds" if round(seconds) != 1 else "1 second"
 
 
 def describe(result: dict[str, Any]) -> str:

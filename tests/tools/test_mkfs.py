@@ -41,10 +41,12 @@ def test_depots_that_do_not_answer_are_named(tmp_path: Path) -> None:
     assert "ibp://192.0.2.1:6714: does not answer" in done.stderr
     assert "ibp://127.0.0.1:6714: does not answer (nobody listens there); nothing is kept there" in done.stderr
     assert "no depot has a checkpoint yet, so the string opens the keys alone" in done.stdout
+    assert "2 of 2 depots hold each byte, 1 before fsync returns" in done.stdout
     assert "their leases end: a mount renews them, or ibpfs warm " in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if "systemctl" in line]
     assert line.strip() == timer_command(tmp_path / "v", for_all=os.geteuid() == 0)
     assert subprocess.run(["bash", "-n", "-c", line], check=False).returncode == 0
+    assert "one copy, on that depot" in mkfs(str(tmp_path / "one"), "--depot", "ibp://127.0.0.1").stdout
     refused = mkfs(str(tmp_path / "w"), "--no-tls", "--depot", "ibps://127.0.0.1:1")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "nobody answers there who speaks TLS" in refused.stderr

@@ -24,3 +24,4 @@ def test_how_far_the_background_is() -> None:
     assert progress_of({**state, "unverified_since": None}, 0) == "every copy within 30 days; nothing to verify yet"
     assert progress_of({**state, "period": None}, 0) == "copies are not verified in the background"
     assert progress_of({**state, "period": 90.0}, 30).startswith("every copy within 90 seconds")
+    assert progress_of(state, 1.2).endswith("the longest wait is 1 second")
