@@ -73,8 +73,12 @@ class Model:
                 assert any(flight.is_stored and flown.get(at) is one for flight, flown in self.flights)
 
     def ground(self) -> None:
+        """The first flight failed, or its commit did."""
         if self.flights:
-            self.file.grounded(self.flights.pop(0)[0])
+            flight, _ = self.flights.pop(0)
+            if flight.is_stored:
+                flight.is_stored, self.file.stored_seq = False, -1
+            self.file.grounded(flight)
 
     def check_held(self) -> None:
         """Who waits for what was there at some seq waits for that or for what has taken its place."""
