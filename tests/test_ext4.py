@@ -1,11 +1,15 @@
+import ctypes
+import errno
 import fcntl
 import logging
 import os
 from array import array
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ibpfs import ext4
 from ibpfs.ext4 import lay_out, spread_directories
 
 
@@ -50,3 +54,23 @@ def test_where_none_can_be_laid_out_that_is_all(caplog: pytest.LogCaptureFixture
     os.close(fd)
     os.close(other)
     assert "no blocks are laid out" in caplog.text
+
+
+def test_a_full_disk_gets_back_what_it_gave_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ext4 does it: all blocks that there are, and ENOSPC."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def full(fd: int, mode: int, offset: object, length: object) -> int:
+        libc.fallocate(fd, mode, offset, ctypes.c_int64(1 << 20))
+        ctypes.set_errno(errno.ENOSPC)
+        return -1
+
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"what was there")
+    monkeypatch.setattr(ext4, "_libc", SimpleNamespace(fallocate=full))
+    lay_out(fd, 14, 16 << 20)
+    os.fsync(fd)
+    status = os.fstat(fd)
+    os.close(fd)
+    assert status.st_blocks * 512 <= 64 * 1024
+    assert (tmp_path / "file").read_bytes() == b"what was there"
