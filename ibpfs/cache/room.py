@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 #: Free bytes of the local disk that writes never take, so that a full disk can be drained.
 RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
+#: What may be taken until the next look: the spool has blocks laid out twice meanwhile (see `spool`), for 16 MiB each.
+_AHEAD = 2 * 16 * 1024 * 1024
 #: Where there is much more room than that, so many writes of so many bytes in all are let through, for so many seconds,
 #: before it is looked at again: a look costs 4 us of a small write's 30.
 _GRANT_WRITES, _GRANT_BYTES, _GRANT_TIME = 64, 1024 * 1024, 1.0
@@ -158,4 +160,4 @@ class Room:
 
     def _disk_has_room(self) -> bool:
         disk = os.statvfs(self._spool.directory)
-        return disk.f_bavail * disk.f_frsize > RESERVE + _ROOM_CHECK_EVERY
+        return disk.f_bavail * disk.f_frsize > RESERVE + _AHEAD

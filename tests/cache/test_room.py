@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from ibpfs.cache.room import LOCAL_LIMIT, Limits
+from ibpfs.cache.room import LOCAL_LIMIT, RESERVE, Limits
 from ibpfs.config import VolumePaths
 from ibpfs.errors import DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.creation import create_volume
@@ -23,13 +23,16 @@ def volume(tmp_path: Path) -> VolumePaths:
     return paths
 
 
-@pytest.mark.parametrize(("deadline", "waits"), [(20.0, LOCAL_LIMIT), (2.0, 2.0)])
+@pytest.mark.parametrize(
+    ("deadline", "waits", "free"), [(20.0, LOCAL_LIMIT, 4096), (2.0, 2.0, 4096), (2.0, 2.0, RESERVE + (31 << 20))]
+)
 async def test_a_full_local_disk_is_told_soon(
-    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, deadline: float, waits: float
-) -> None:
+    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, deadline: float, waits: float,
+    free: int,
+) -> None:  # fmt: skip
     async with run_stack(volume, Limits(deadline=deadline)) as now:
         ino = now.create(b"file").ino
-        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=100, f_frsize=4096))
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free // 4096, f_frsize=4096))
         began = trio.current_time()
         with pytest.raises(NoSpace, match="the spool's disk is full"):
             await now.files.write(ino, 0, b"x")
