@@ -98,11 +98,3 @@ def test_a_tree_is_walked_in_steps_that_survive_a_crash(db: Database, names: Nam
     assert walks.to_settle() == (0, 0)
     walks.settled(None)
     assert walks.to_settle() is None
-
-
-def test_what_was_looked_up_is_remembered_but_not_that_there_is_none(db: Database, policies: Policies) -> None:
-    assert policies.get(1) is policies.get(1)
-    assert policies.get(7) == policies.get(1)
-    with db.transaction():
-        db.execute("INSERT INTO policies (id, copies, min_copies, labels, seq) VALUES (7, 3, 2, '[]', 1)")
-    assert policies.get(7) == Policy(7, 3, 2)
