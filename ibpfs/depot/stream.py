@@ -152,7 +152,7 @@ class DepotStream:
         """Commands without data, sent before the first is answered. `replies` grows by one for each, as far as
         they come: of Unanswered, and OutOfSockets, the rest is meant."""
         with _Unreachable(self._address), trio.CancelScope() as self._scope:
-            self._heard, self._patience = False, 0.0
+            self._heard, self._patience, self._descriptors = False, 0.0, None
             self._progress()
             try:
                 with suppress(ConnectionResetError, BrokenPipeError):

@@ -1,5 +1,7 @@
 """Peers that behave as captured depots did, good and bad: a script says what one does on each connection it accepts."""
 
+import socket
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -38,6 +40,12 @@ class Peer:
 
     async def say(self, data: bytes) -> None:
         await self._stream.send_all(data)
+
+    async def hand_over(self, line: bytes, count: int) -> None:
+        """Descriptors with a line."""
+        with socket.socket() as something:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [something.fileno()] * count))
+            await self._stream.socket.sendmsg([line], [rights])
 
     async def answer(self, *exchanged: bytes) -> None:
         for wanted, said in zip(exchanged[::2], exchanged[1::2], strict=True):

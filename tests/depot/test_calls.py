@@ -1,5 +1,6 @@
 """How commands are carried, against peers that close, hang up, are full, old or silent."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from ibpfs.depot.address import Address
 from ibpfs.depot.client import AllocationStatus, DepotClient, DepotStatus, ShortLoad
 from ibpfs.depot.wire import (
     CapabilityNotFound,
+    DepotError,
     DepotRefused,
     DepotUnreachable,
     LeaseTooLong,
@@ -77,6 +79,39 @@ async def test_a_kept_connection_closed_under_a_command_is_retried_once(depot: S
     async with depot(hangs_up(PROBE, PROBED, PROBE, last_words), says(PROBE, PROBED)) as client:
         await client.probe(K)
         await client.probe(K)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_descriptors_that_come_unasked_for_are_closed(depot: StartDepot) -> None:
+    async def generous(peer: Peer) -> None:
+        opening = b"1 1001 %b 0\n" % L
+        for count in (1, 2, 0):
+            await peer.expect(opening)
+            await peer.hand_over(b"1 512 \n", count) if count else await peer.say(b"1 512 \n")
+        await peer.expect(opening)
+        await peer.hand_over(b"-4 \n", 1)
+        for _ in range(3):
+            await peer.expect(PROBE)
+            await peer.hand_over(PROBED, 1)
+        await peer.until_closed()
+
+    async with depot(generous) as client:
+        before = open_descriptors()
+        for _ in range(2):
+            descriptor, begin = await client.open(K)
+            assert begin == 512
+            os.close(descriptor)
+        with pytest.raises(DepotError):
+            await client.open(K)
+        with pytest.raises(CapabilityNotFound):
+            await client.open(K)
+        await client.probe_all([K, K])
+        await client.probe(K)
+        await wait_all_tasks_blocked()
+        assert open_descriptors() == before + 2  # the connection, both ends
 
 
 @pytest.mark.parametrize("again", [True, False])
