@@ -57,6 +57,19 @@ class TestEndedAllocations:
         client.close()
 
 
+class TestDescriptors:
+    def test_are_for_our_own_user(self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+        client = in_process().connect()
+        read, write, _ = client.allocate()
+        client.store(write, b"data")
+        assert client.ask(f"1 1001 {read} 1 10") == b"1 %d \n" % HEADER_BYTES
+        ours = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: ours + 1)
+        assert client.code(f"1 1001 {read} 1 10") == -43
+        assert client.load(read, 0, 4) == b"data"
+        client.close()
+
+
 class TestSyncs:
     @pytest.fixture
     def synced(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:

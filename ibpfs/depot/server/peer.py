@@ -4,6 +4,7 @@ writes one."""
 import os
 import socket
 import ssl
+import struct
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ READ_SIZE = 64 * 1024
 SENDFILE_SIZE = 1 << 20
 SOCKET_BUFFER = 1 << 20
 _SHORT = 64 * 1024
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 
 
 class PeerGone(Exception):
@@ -64,6 +66,15 @@ class Peer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def is_own_user(self) -> bool:
+        """Whether it is a process of our user, here. A Unix socket that was passed on may be open to others."""
+        if not self.local:
+            return False
+        assert isinstance(self._sock, trio.socket.SocketType)
+        raw = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return bool(_CREDENTIALS.unpack(raw)[1] == os.geteuid())
 
     async def receive(self, limit: float | None) -> bytes:
         """b"" at the end of the stream."""

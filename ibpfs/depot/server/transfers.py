@@ -83,8 +83,9 @@ async def hand_out(talk: "Conversation", request: ev.Load | ev.VecRead) -> None:
 
 
 async def hand_over(talk: "Conversation", request: ev.Open) -> None:
-    """The file itself, to be read as far as the allocation goes. Only to who may open it anyway: our own user."""
-    if not talk.peer.local:
+    """The file itself, to be read as far as the allocation goes. Only to who may open it anyway: our own user. For
+    no end of a lease takes a descriptor away."""
+    if not talk.peer.is_own_user:
         raise error_for(ErrorCode.UNKNOWN_FUNCTION)
     store, target = talk.shared.resources.target(CapabilityKind.READ, request.key.key)
     if target.allocation.kind.is_queue or target.alias is not None:
