@@ -50,6 +50,7 @@ class LocalSync:
         self._fsyncs = fsyncs
         self._pace = DiskPace()
         self._next: Round | None = None
+        self._in_threads = False  # those of the spool's files
         self._wanted = trio.Event()
 
     def begin(self) -> Round | None:
@@ -77,7 +78,8 @@ class LocalSync:
 
     def sync_now(self) -> bool:
         """Sync what is asked for, if only one fsync waits for it and the disk is quick; whether that was so."""
-        if self._next is None or not self._is_quick(self._spool.unsynced()):
+        # The kernel tells an error once: where a thread may be told, our own sync would call good what is lost.
+        if self._next is None or self._in_threads or not self._is_quick(self._spool.unsynced()):
             return False
         with self._round():
             files = self._unsynced()
@@ -130,11 +132,13 @@ class LocalSync:
     async def _sync_in_thread(self, files: list[SpoolFile]) -> None:
         syncs: list[Sync] = []
         try:
+            self._in_threads = True
             syncs.extend(file.begin_sync() for file in files)
             await trio.to_thread.run_sync(_run, syncs)
         finally:
             for sync in syncs:
                 sync.end()
+            self._in_threads = False
 
 
 def _run(syncs: Sequence[Sync]) -> None:

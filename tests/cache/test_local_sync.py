@@ -105,3 +105,38 @@ async def test_a_disk_that_refuses_meanwhile(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(WalSync, "sync_now", refuse)
         with trio.fail_after(20), pytest.raises(OSError, match="an earlier sync"):
             await now.files.fsync(other)
+
+
+async def test_nobody_syncs_here_beside_a_thread_that_may_be_told_of_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume)
+    go_on, begun, real = threading.Event(), threading.Event(), Sync.run
+
+    def run(self: Sync) -> None:
+        real(self)
+        begun.set()
+        go_on.wait(20)
+
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        one = now.create(b"one").ino
+        await now.files.write(one, 0, b"a" * 100)
+        await now.files.fsync(one)  # all names are there
+        monkeypatch.setattr(DiskPace, "is_quick", False)
+        monkeypatch.setattr(Sync, "run", run)
+        await now.files.write(one, 0, b"b" * 100)
+        with trio.CancelScope() as gone:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(now.files.fsync, one)
+                await trio.to_thread.run_sync(begun.wait)
+                gone.cancel()
+        monkeypatch.setattr(DiskPace, "is_quick", True)
+        local = now.files._local_sync
+        with now.files._fsyncs:
+            wanted = local.begin()
+            assert wanted is not None
+            assert not local.sync_now()
+            go_on.set()
+            with trio.fail_after(20):
+                assert await wanted.succeeded()
