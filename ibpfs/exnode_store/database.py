@@ -224,8 +224,8 @@ class Database:
         return self.seq - self._synced_seq <= _FEW
 
     def begin_sync(self) -> None:
-        """Something else is synced first: of little, let the disk write this meanwhile."""
-        if self.unsynced and self._is_little:
+        """Something else is synced first: let a quick disk write this meanwhile; of another even that may take long."""
+        if self.unsynced and self.syncs_quickly:
             self._wal.begin()
 
     def sync_now(self) -> None:
