@@ -28,15 +28,15 @@ _ZEROS = bytes(AHEAD)
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    path: Path
-    with_directory: bool
+    descriptor: int
+    directory: Path | None
     token: trio.lowlevel.TrioToken = field(default_factory=trio.lowlevel.current_trio_token)
     task: trio.lowlevel.Task = field(default_factory=trio.lowlevel.current_task)
     error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            _sync(self.path, self.with_directory)
+            _sync(self.descriptor, self.directory)
         except BaseException as error:  # is the caller's, whatever it is
             self.error = error
         self.token.run_sync_soon(trio.lowlevel.reschedule, self.task)
@@ -100,20 +100,22 @@ class WalSync:
                 self._end += os.pwrite(self._descriptor, _ZEROS, size)
 
     def begin_in_thread(self) -> None:
-        """As `begin`, of so much that it may take a moment; a hint."""
-        with suppress(OSError):
+        """As `begin`, of so much that it may take a moment; a hint. One at most waits for a disk that is slow."""
+        with suppress(OSError, RuntimeError):  # of which a thread that cannot start is one
             self._lay_ahead()
-            self._give(_Beginning(os.dup(self._descriptor)))
+            self._start()
+            if self._jobs.empty():
+                self._jobs.put(_Beginning(os.dup(self._descriptor)))
 
-    def _give(self, job: "_Job | _Beginning") -> None:
+    def _start(self) -> None:
         if not self._is_running:
             threading.Thread(target=_work, args=(self._jobs,), name="wal-sync", daemon=True).start()
             self._is_running = True
-        self._jobs.put(job)
 
     async def _sync_in_thread(self) -> None:
-        job = _Job(self._path, not self._has_name)
-        self._give(job)
+        self._start()
+        job = _Job(self._descriptor, None if self._has_name else self._path.parent)
+        self._jobs.put(job)
         await trio.lowlevel.wait_task_rescheduled(_not_to_be_cancelled)
         if job.error is not None:
             raise job.error
@@ -136,18 +138,12 @@ def _work(jobs: "SimpleQueue[_Job | _Beginning | None]") -> None:
         del job  # with what it refers to, while there is no other
 
 
-def _sync(path: Path, directory_too: bool) -> None:
-    # The WAL has no locks of SQLite's on it, so a second descriptor of it may be closed (of the main file, not).
-    descriptor = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
-    if directory_too:
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+def _sync(descriptor: int, directory: Path | None) -> None:
+    # One descriptor for all: one opened now is not told of an error that SQLite has met first, in a checkpoint.
+    os.fdatasync(descriptor)
+    if directory is not None:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-

@@ -360,7 +360,6 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from queue import SimpleQueue
 from ibpfs.exnode_store.database import Database
 
 store = Database(Path(sys.argv[1]))

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from ibpfs.exnode_store import wal_sync
 from ibpfs.exnode_store.wal_sync import AHEAD, WalSync
 
 
@@ -117,4 +118,45 @@ async def test_much_that_was_written_at_once_gets_no_more(path: Path) -> None:
     syncs = WalSync(path)
     await syncs.sync()
     assert (path.parent / "store-wal").stat().st_size == AHEAD
+    syncs.close()
+
+
+async def test_all_syncs_are_of_one_open_file_which_is_told_of_all_errors(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs, seen = WalSync(path), []
+    monkeypatch.setattr(os, "fdatasync", seen.append)
+    await syncs.sync()
+    syncs.sync_now()
+    await syncs.sync()
+    assert len(seen) == 3
+    assert set(seen) == {syncs._descriptor}
+    syncs.close()
+
+
+def test_a_disk_that_is_stuck_is_given_one_more_beginning(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs, go_on, begun = WalSync(path), threading.Event(), threading.Semaphore(0)
+
+    def stuck(_descriptor: int) -> None:
+        begun.release()
+        go_on.wait(20)
+
+    monkeypatch.setattr(wal_sync, "start_writeback", stuck)
+    syncs.begin_in_thread()
+    assert begun.acquire(timeout=20)
+    for _ in range(10):
+        syncs.begin_in_thread()
+    waiting = syncs._jobs.qsize()
+    go_on.set()
+    syncs.close()
+    assert waiting == 1
+
+
+def test_where_no_thread_starts_a_commit_is_one_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    syncs = WalSync(path)
+    syncs.begin_in_thread()
     syncs.close()
