@@ -105,9 +105,9 @@ class OwnFiles:
             file.close()
 
     def close_unused(self) -> None:
-        """Close what nobody has read from since the last call."""
+        """Close what nobody has read from since the last call, and what the depot has deleted, though it is read."""
         for segment, file in list(self._files.items()):
-            if not file.is_used:
+            if not file.is_used or _is_deleted(file.descriptor):
                 self.forget(segment)
             file.is_used = False
         self._in_vain.clear()
@@ -123,6 +123,13 @@ def _read_now(descriptor: int, into: bytearray, at: int) -> bool:
         return os.preadv(descriptor, [into], at, os.RWF_NOWAIT) == len(into)
     except OSError:
         return False
+
+
+def _is_deleted(descriptor: int) -> bool:
+    try:
+        return os.fstat(descriptor).st_nlink == 0
+    except OSError:
+        return True
 
 
 def _can_tell(descriptor: int) -> bool:

@@ -92,6 +92,17 @@ async def test_what_nobody_uses_is_closed_and_a_deleted_file_gives_its_room_back
         assert not open_files(volume)
 
 
+async def test_a_deleted_file_is_closed_though_it_is_read(volume: VolumePaths) -> None:
+    async with stored(volume) as (_, own, segment):
+        await own.open(segment)
+        await wait_all_tasks_blocked()
+        for path in (volume.depot / "allocations").glob("*/*"):
+            path.unlink()
+        assert own.read_now(segment, 0, 1)
+        own.close_unused()
+        assert not open_files(volume)
+
+
 async def test_a_suspect_replica_is_not_read(volume: VolumePaths) -> None:
     async with stored(volume) as (now, own, segment):
         await own.open(segment)
