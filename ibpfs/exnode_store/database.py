@@ -250,11 +250,12 @@ class Database:
     async def checkpoint(self) -> None:
         """Move the WAL into the database file when it has grown, from a connection and thread of its own.
 
-        OSError when the disk refuses, or is full: what is in the WAL stays there.
+        OSError when the disk refuses, or is full, or has refused a sync: what is in the WAL stays there.
         """
         size, to_move = self._wal_index.sizes()
         if self._checkpoint_lock.locked() or size < CHECKPOINT_BYTES or not to_move:
             return
+        self.check_syncs()  # pages of the WAL may read as they were long ago: only recovery looks at checksums
         try:
             async with self._checkpoint_lock:
                 await trio.to_thread.run_sync(_passive_checkpoint, self.path)

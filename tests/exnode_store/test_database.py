@@ -284,6 +284,23 @@ async def test_after_a_checkpoint_the_wal_no_longer_looks_due(store: Database) -
     assert store._wal_index.sizes()[0] == store._wal_index.sizes()[1] < 100_000
 
 
+async def test_after_a_sync_that_failed_nothing_is_moved_out_of_the_wal(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    with store.transaction():
+        store.set_fact("bulk", "x" * database_module.CHECKPOINT_BYTES)
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="bad disk"):
+        await store.sync()
+    before = store._wal_index.sizes()
+    with pytest.raises(OSError, match="an earlier sync"):
+        await store.checkpoint()
+    assert store._wal_index.sizes() == before
+
+
 async def test_a_wal_that_begins_anew_keeps_its_blocks(store: Database) -> None:
     with store.transaction():
         store.set_fact("bulk", "x" * 2 * database_module.WAL_LIMIT)
