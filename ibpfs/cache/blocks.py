@@ -4,7 +4,6 @@ Knows where bytes came from (so that the reader can say who lied), not what they
 """
 
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -145,9 +144,10 @@ class BlockReader:
                 return
 
     def _together(self, segment: int) -> int:
-        if not self._paused:
-            return _RUN
-        return _RUN if trio.current_time() >= self._paused.get(self._source.holders(segment), -math.inf) else 1
+        now = trio.current_time()
+        if self._paused:
+            self._paused = {holders: until for holders, until in self._paused.items() if until > now}
+        return 1 if self._paused and self._source.holders(segment) in self._paused else _RUN
 
     def _lacking(self, segment: int, start: int, stop: int, together: int) -> list[tuple[int, int]]:
         """What is neither here nor on its way: runs of at most so many blocks, from the beginning of the first."""
@@ -339,7 +339,8 @@ class BlockReader:
 
         Not one from the cache's own disk, which the kernel has in memory now, and which can be read past the depot.
         """
-        if self._is_beside(key[0], loaded.replica) and self._own_files.has(key[0], key[1] * BLOCK, key[1] * BLOCK + 1):
+        start = key[1] * BLOCK
+        if self._is_beside(key[0], loaded.replica) and self._own_files.has(key[0], start, start + len(loaded.data)):
             self._hold(key, loaded)
             return
         try:

@@ -9,7 +9,7 @@ import trio
 
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.reaper import Reaper
-from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool import BLOCKS, Spool
 from ibpfs.errors import DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.transfer import Transfer
 
@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 #: Free bytes of the local disk that writes never take, so that a full disk can be drained.
 RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
-#: What may be taken until the next look: the spool has blocks laid out twice meanwhile (see `spool`), for 16 MiB each.
-_AHEAD = 2 * 16 * 1024 * 1024
+#: What may be taken until the next look: what is written, and what the spool has laid out beyond it.
+_AHEAD = _ROOM_CHECK_EVERY + BLOCKS
 #: Where there is much more room than that, so many writes of so many bytes in all are let through, for so many seconds,
 #: before it is looked at again: a look costs 4 us of a small write's 30.
 _GRANT_WRITES, _GRANT_BYTES, _GRANT_TIME = 64, 1024 * 1024, 1.0

@@ -51,7 +51,7 @@ _ASIDE = ".unreadable"
 AHEAD = 256 * 1024
 _SMALL = 64 * 1024
 #: Bytes for which records that are not so small have blocks laid out, where there is so much left of the file.
-_BLOCKS = 16 * 1024 * 1024
+BLOCKS = 16 * 1024 * 1024
 
 #: A file is closed at this size, so that the room of old records comes back while new ones arrive.
 FILE_SIZE = 64 * 1024 * 1024
@@ -167,7 +167,7 @@ class SpoolFile:
 
     def _write(self, pieces: Sequence[Buffer], wanted: int) -> None:
         if wanted > _SMALL and self.size + wanted > self._blocks:
-            self._blocks = self.size + max(wanted, min(_BLOCKS, FILE_SIZE - self.size))
+            self._blocks = self.size + max(wanted, min(BLOCKS, FILE_SIZE - self.size))
             lay_out(self._descriptor, self.size, self._blocks - self.size)
         try:
             written = os.pwritev(self._descriptor, pieces, self.size)
