@@ -75,6 +75,10 @@ class Browser:
         found = self._ask("POST", f"/{self._session}/element", {"using": "css selector", "value": selector})
         self._ask("POST", f"/{self._session}/element/{found[_ELEMENT]}/value", {"text": text})
 
+    def finished(self) -> set[Path]:
+        """The downloads a person sees: neither what is under way nor what Chromium keeps hidden for a moment."""
+        return {path for path in self.downloads.iterdir() if path.suffix != ".crdownload" and path.name[0] != "."}
+
     def downloaded(self, name: str) -> Path:
         """The file, once it is whole."""
         path, deadline = self.downloads / name, time.monotonic() + PATIENCE

@@ -140,8 +140,7 @@ def _kept(browser: Browser) -> int:
 
 def _whole(browser: Browser, size: int) -> list[Path]:
     """Downloads of this size: what broke off before keeps its name."""
-    found = [path for path in browser.downloads.iterdir() if path.suffix != ".crdownload"]
-    return [path for path in found if path.stat().st_size == size]
+    return [path for path in browser.finished() if path.stat().st_size == size]
 
 
 def _kept_bytes(home: Path) -> bytes:
