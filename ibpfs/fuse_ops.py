@@ -18,7 +18,8 @@ from ibpfs.cache.files import FileCache
 from ibpfs.errors import NoAttribute, NotFound
 from ibpfs.exnode_store import acl
 from ibpfs.exnode_store.attributes import MAX_NAME, AttributeChange, Inode, NewInode
-from ibpfs.exnode_store.namespace import DOT_DOT, Namespace, without_privileges
+from ibpfs.exnode_store.dentries import DOT_DOT
+from ibpfs.exnode_store.namespace import Namespace, without_privileges
 from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
 from ibpfs.exnode_store.xattrs import CAPABILITY
 from ibpfs.fuse_errors import Deadlines, answered, swallowed

@@ -17,7 +17,8 @@ from ibpfs.cache.files import FileCache
 from ibpfs.cache.snapshot_files import SnapshotFile
 from ibpfs.errors import NoAttribute, NotFound, VolumeError
 from ibpfs.exnode_store.attributes import Inode
-from ibpfs.exnode_store.namespace import DOT, DOT_DOT, Namespace
+from ibpfs.exnode_store.dentries import DOT, DOT_DOT
+from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.schema import MAX_INO, ROOT_INO
 from ibpfs.exnode_store.snapshot_file import SnapshotTree
 from ibpfs.exnode_store.snapshots import DIRECTORY, Snapshots, node

@@ -19,6 +19,7 @@ import trio
 
 from ibpfs.errors import NoSpace, VolumeError
 from ibpfs.exnode_store import frozen
+from ibpfs.exnode_store.remembered import Remembered, Row
 from ibpfs.exnode_store.schema import ADDED_TABLES, FEATURES, FORMAT, TABLES
 from ibpfs.exnode_store.wal_index import WalIndex
 from ibpfs.exnode_store.wal_sync import WalSync
@@ -38,45 +39,6 @@ _FEW = 64
 _MUCH = 256
 #: Milliseconds that a connection waits for another's lock.
 BUSY_TIMEOUT = 5000
-
-Row = tuple[Any, ...]
-
-#: Inodes whose rows are kept in memory, about 0.7 KB each, and of which it is known that they have no attributes.
-_MOST_ROWS, _MOST_PLAIN = 10_000, 100_000
-_REMEMBERED = tuple(
-    f"{verb} {table}"
-    for table in ("inodes", "xattrs")
-    for verb in ("UPDATE", "DELETE FROM", "INSERT INTO", "INSERT OR REPLACE INTO", "INSERT OR IGNORE INTO")
-)
-
-
-class Remembered:
-    """Of inodes, in memory: what their rows say now. Only the owner of a volume writes it, and always through here.
-
-    A create reads five rows, at 4 to 8 us each. Whoever writes to their tables by a statement of his own has all of it
-    forgotten; so has a transaction that is rolled back.
-    """
-
-    def __init__(self) -> None:
-        self.rows: dict[int, Row] = {}
-        self.plain: set[int] = set()  # without any extended attribute
-
-    def keep(self, ino: int, row: Row) -> None:
-        if len(self.rows) >= _MOST_ROWS and ino not in self.rows:
-            del self.rows[next(iter(self.rows))]
-        self.rows[ino] = row
-
-    def keep_plain(self, ino: int) -> None:
-        if len(self.plain) >= _MOST_PLAIN:
-            self.plain.clear()
-        self.plain.add(ino)
-
-    def forget(self, ino: int) -> None:
-        self.rows.pop(ino, None)
-
-    def clear(self) -> None:
-        self.rows.clear()
-        self.plain.clear()
 
 
 class Database:
@@ -143,17 +105,15 @@ class Database:
             raise _refusal(error) from error
 
     def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        if sql.startswith(_REMEMBERED):
-            self.remembered.clear()
+        self.remembered.heed(sql)
         return self._connection.execute(sql, parameters)
 
     def execute_remembered(self, sql: str, parameters: tuple[Any, ...]) -> sqlite3.Cursor:
-        """A change of inodes or their attributes that the caller makes in `remembered`, too."""
+        """A change of inodes, their attributes or names that the caller makes in `remembered`, too."""
         return self._connection.execute(sql, parameters)
 
     def executemany(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
-        if sql.startswith(_REMEMBERED):
-            self.remembered.clear()
+        self.remembered.heed(sql)
         self._connection.executemany(sql, rows)
 
     def update_inode(self, changes: str, parameters: tuple[Any, ...]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from ibpfs.errors import (
     InvalidArgument,
     IsADirectory,
-    NameExists,
     NameTooLong,
     NotADirectory,
     NotEmpty,
@@ -19,7 +18,6 @@ from ibpfs.errors import (
 )
 from ibpfs.exnode_store import acl
 from ibpfs.exnode_store.attributes import (
-    JOINED_COLUMNS,
     MAX_LINKS,
     MAX_NAME,
     MAX_TARGET,
@@ -28,21 +26,12 @@ from ibpfs.exnode_store.attributes import (
     NewInode,
 )
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.dentries import DOT, DOT_DOT, DentryTable
 from ibpfs.exnode_store.inodes import InodeTable
 from ibpfs.exnode_store.renaming import Renaming
 from ibpfs.exnode_store.schema import ROOT_INO
 from ibpfs.exnode_store.trash import Trash
 from ibpfs.exnode_store.xattrs import XattrTable
-
-#: Readdir cookies of `.` and `..`; the dentries' own ids begin behind them.
-DOT, DOT_DOT = 1, 2
-
-_LOOKUP = f"SELECT {JOINED_COLUMNS} FROM dentries d JOIN inodes i ON i.ino = d.ino WHERE d.parent = ? AND d.name = ?"
-_READDIR = (
-    f"SELECT d.id, d.name, {JOINED_COLUMNS} FROM dentries d JOIN inodes i ON i.ino = d.ino "
-    "WHERE d.parent = ? AND d.id > ? ORDER BY d.id LIMIT ?"
-)
-_ENTER = "INSERT OR IGNORE INTO dentries (parent, name, ino, seq) VALUES (?, ?, ?, ?)"
 
 
 class Namespace:
@@ -57,7 +46,8 @@ class Namespace:
         self._unmap = unmap
         self._inodes = InodeTable(db, now)
         self._xattrs = XattrTable(db, self._inodes)
-        self._renaming = Renaming(db, self._inodes)
+        self._dentries = DentryTable(db)
+        self._renaming = Renaming(db, self._inodes, self._dentries)
         self.trash = Trash(db, self._inodes)
 
     def inode(self, ino: int) -> Inode:
@@ -70,10 +60,9 @@ class Namespace:
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """What the name stands for; `.` and `..` too."""
-        row = self._db.row(_LOOKUP, (parent, name))
-        if row is not None:
-            self._db.remembered.keep(row[0], row)
-            return Inode(*row)
+        found = self._dentries.find((parent, name))
+        if found is not None:
+            return self._inodes.get(found[1])
         if name == b".":
             return self._inodes.get(parent)
         if name == b"..":
@@ -92,8 +81,8 @@ class Namespace:
             entries.append((DOT, b".", self._inodes.get(parent)))
         if after < DOT_DOT:
             entries.append((DOT_DOT, b"..", self._inodes.get(self._parent_of(parent))))
-        rows = self._db.rows(_READDIR, (parent, max(after, DOT_DOT), max(0, limit - len(entries))))
-        entries += [(cookie, name, Inode(*columns)) for cookie, name, *columns in rows]
+        found = self._dentries.listed(parent, max(after, DOT_DOT), max(0, limit - len(entries)))
+        entries += [(cookie, name, Inode(*row)) for cookie, name, row in found]
         return entries[:limit]
 
     def readlink(self, ino: int) -> bytes:
@@ -108,8 +97,10 @@ class Namespace:
         _check_target(new)
         with self._db.transaction():
             directory = self._inodes.directory(parent)
-            self._enter(parent, name, self._db.next_ino)
+            self._dentries.enter((parent, name), self._db.next_ino)
             inode = self._insert(directory, new)
+            if inode.is_directory:
+                self._dentries.new_directory(inode.ino)
             self._inodes.touch_directory(parent, links=inode.is_directory)
             return inode
 
@@ -125,7 +116,7 @@ class Namespace:
             if inode.nlink >= MAX_LINKS:
                 raise TooManyLinks(f"inode {ino} has {MAX_LINKS} names already")
             self._inodes.directory(parent)
-            self._enter(parent, name, ino)
+            self._dentries.enter((parent, name), ino)
             self._inodes.touch_directory(parent)
             inode.nlink += 1
             return self._inodes.save(inode)
@@ -133,10 +124,10 @@ class Namespace:
     def unlink(self, parent: int, name: bytes) -> Inode:
         """Remove a name of anything but a directory. With nlink 0 the inode is to be reaped once nobody has it open."""
         with self._db.transaction():
-            inode = self._named(parent, name)
+            id_, inode = self._named(parent, name)
             if inode.is_directory:
                 raise IsADirectory("a directory is not unlinked but removed")
-            self._leave(parent, name)
+            self._dentries.leave((parent, name), id_)
             self.trash.put(parent, name, inode)
             self._inodes.touch_directory(parent)
             return self._inodes.drop_link(inode)
@@ -144,12 +135,12 @@ class Namespace:
     def rmdir(self, parent: int, name: bytes) -> Inode:
         """Remove an empty directory."""
         with self._db.transaction():
-            inode = self._named(parent, name)
+            id_, inode = self._named(parent, name)
             if not inode.is_directory:
                 raise NotADirectory("not a directory")
-            if self._db.row("SELECT 1 FROM dentries WHERE parent = ? LIMIT 1", (inode.ino,)) is not None:
+            if not self._dentries.is_empty(inode.ino):
                 raise NotEmpty("the directory has entries")
-            self._leave(parent, name)
+            self._dentries.leave((parent, name), id_)
             self.trash.put(parent, name, inode)
             self._inodes.touch_directory(parent, links=-1)
             return self._inodes.drop_link(inode)
@@ -278,10 +269,13 @@ class Namespace:
             (ino, ino, limit),
         ).rowcount
 
-    def _named(self, parent: int, name: bytes) -> Inode:
-        """What an entry stands for; `.` and `..` are no entries."""
+    def _named(self, parent: int, name: bytes) -> tuple[int, Inode]:
+        """An entry's id and what it stands for; `.` and `..` are no entries."""
         check_name(name)
-        return self.lookup(parent, name)
+        found = self._dentries.find((parent, name))
+        if found is None:
+            raise NotFound("no such name")
+        return found[0], self._inodes.get(found[1])
 
     def _parent_of(self, directory: int) -> int:
         if directory == ROOT_INO:
@@ -289,13 +283,6 @@ class Namespace:
         found: int | None = self._db.value("SELECT parent FROM dentries WHERE ino = ?", (directory,))
         # A removed directory that somebody still has open has no parent but itself.
         return directory if found is None else found
-
-    def _enter(self, parent: int, name: bytes, ino: int) -> None:
-        if not self._db.execute(_ENTER, (parent, name, ino, self._db.seq)).rowcount:
-            raise NameExists("the name exists")
-
-    def _leave(self, parent: int, name: bytes) -> None:
-        self._db.execute("DELETE FROM dentries WHERE parent = ? AND name = ?", (parent, name))
 
     def _insert(self, directory: Inode, new: NewInode) -> Inode:
         is_directory, is_symlink = stat.S_ISDIR(new.mode), stat.S_ISLNK(new.mode)

@@ -3,33 +3,32 @@
 from dataclasses import dataclass
 
 from ibpfs.errors import InvalidArgument, IsADirectory, NameExists, NotADirectory, NotEmpty, NotFound
-from ibpfs.exnode_store.attributes import JOINED_COLUMNS, Inode
+from ibpfs.exnode_store.attributes import Inode
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.dentries import DentryTable, Place
 from ibpfs.exnode_store.inodes import InodeTable
 
 NOREPLACE, EXCHANGE = 1, 2
 
-_ENTRY = (
-    f"SELECT d.id, {JOINED_COLUMNS} FROM dentries d JOIN inodes i ON i.ino = d.ino WHERE d.parent = ? AND d.name = ?"
-)
 
-#: A directory's inode number and a name in it.
-Place = tuple[int, bytes]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entry:
-    dentry: int
-    parent: int
+    id: int
+    place: Place
     inode: Inode
+
+    @property
+    def parent(self) -> int:
+        return self.place[0]
 
 
 class Renaming:
     """Works inside the caller's transaction."""
 
-    def __init__(self, db: Database, inodes: InodeTable) -> None:
+    def __init__(self, db: Database, inodes: InodeTable, dentries: DentryTable) -> None:
         self._db = db
         self._inodes = inodes
+        self._dentries = dentries
 
     def rename(self, old: Place, new: Place, flags: int) -> Inode | None:
         """Returns the replaced inode with its new nlink."""
@@ -53,17 +52,15 @@ class Renaming:
         return None
 
     def _move(self, source: _Entry, new: Place) -> None:
-        self._db.execute(
-            "UPDATE dentries SET parent = ?, name = ?, seq = ? WHERE id = ?", (*new, self._db.seq, source.dentry)
-        )
+        self._dentries.move(source.place, new, (source.id, source.inode.ino))
         self._inodes.save(source.inode)
         self._touch(source.parent, new[0], -source.inode.is_directory, source.inode.is_directory)
 
     def _replace(self, source: _Entry, target: _Entry) -> Inode:
         self._check_replaceable(source.inode, target.inode)
         # The target's entry stays and changes hands, so that a reader of the directory sees the name exactly once.
-        self._db.execute("DELETE FROM dentries WHERE id = ?", (source.dentry,))
-        self._point(target.dentry, source.inode.ino)
+        self._dentries.leave(source.place, source.id)
+        self._dentries.point(target.place, target.id, source.inode.ino)
         self._inodes.save(source.inode)
         moved, lost = source.inode.is_directory, target.inode.is_directory
         self._touch(source.parent, target.parent, -moved, moved - lost)
@@ -73,8 +70,8 @@ class Renaming:
         if target is None:
             raise NotFound("nothing to exchange with")
         self._check_loop(target, source.parent)
-        self._point(source.dentry, target.inode.ino)
-        self._point(target.dentry, source.inode.ino)
+        self._dentries.point(source.place, source.id, target.inode.ino)
+        self._dentries.point(target.place, target.id, source.inode.ino)
         self._inodes.save(source.inode)
         self._inodes.save(target.inode)
         gained = target.inode.is_directory - source.inode.is_directory
@@ -92,7 +89,7 @@ class Renaming:
             raise NotADirectory("a directory cannot replace a file")
         if lost.is_directory and not moved.is_directory:
             raise IsADirectory("a file cannot replace a directory")
-        if lost.is_directory and self._db.row("SELECT 1 FROM dentries WHERE parent = ? LIMIT 1", (lost.ino,)):
+        if lost.is_directory and not self._dentries.is_empty(lost.ino):
             raise NotEmpty("the directory to be replaced has entries")
 
     def _check_loop(self, moved: _Entry, new_parent: int) -> None:
@@ -105,8 +102,5 @@ class Renaming:
             above = self._db.value("SELECT parent FROM dentries WHERE ino = ?", (above,))
 
     def _entry(self, place: Place) -> _Entry | None:
-        row = self._db.row(_ENTRY, place)
-        return None if row is None else _Entry(row[0], place[0], Inode(*row[1:]))
-
-    def _point(self, dentry: int, ino: int) -> None:
-        self._db.execute("UPDATE dentries SET ino = ?, seq = ? WHERE id = ?", (ino, self._db.seq, dentry))
+        found = self._dentries.find(place)
+        return None if found is None else _Entry(found[0], place, self._inodes.get(found[1]))

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ibpfs.errors import IbpfsError, NameExists
+from ibpfs.errors import IbpfsError, NameExists, NotFound
 from ibpfs.exnode_store.attributes import COLUMNS, NewInode
 from ibpfs.exnode_store.database import Database, create_database
 from ibpfs.exnode_store.inodes import create_root
@@ -20,6 +20,8 @@ from ibpfs.exnode_store.schema import ROOT_INO
 from tests.exnode_store.conftest import Clock
 
 KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFLNK)
+
+_IN_DIRECTORY = "SELECT id, name, ino FROM dentries WHERE parent = ?"
 
 entry_names = st.sampled_from([b"a", b"b", b"c", b"\xff", b"n" * 255])
 flags = st.sampled_from([0, 0, NOREPLACE, EXCHANGE])
@@ -124,8 +126,8 @@ class Reader:
 
 
 class NamespaceMachine(RuleBasedStateMachine):
-    @initialize()
-    def begin(self) -> None:
+    @initialize(most=st.sampled_from([2, 8, 1000]), listing=st.booleans())
+    def begin(self, most: int, listing: bool) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="ibpfs-names-")
         path = Path(self.directory.name) / "store"
         create_database(path, {"format": "1"})
@@ -133,6 +135,8 @@ class NamespaceMachine(RuleBasedStateMachine):
         clock = Clock()
         with self.db.transaction():
             create_root(self.db, clock, 0, 0)
+        self.db.remembered.names.most = most
+        self.listing = listing  # after each step, after which all names are in memory
         self.names = Namespace(self.db, clock, lambda ino, limit: 0)
         self.model = Model()
         self.readers: list[Reader] = []
@@ -250,12 +254,31 @@ class NamespaceMachine(RuleBasedStateMachine):
             self.readers.remove(reader)
             assert all(reader.seen.count(name) == 1 for name in reader.standing)
 
+    @rule()
+    def forget(self) -> None:
+        self.db.remembered.clear()
+
+    @rule(data=st.data(), name=entry_names)
+    def look(self, data: st.DataObject, name: bytes) -> None:
+        directory = self.pick_directory(data)
+        try:
+            found = self.names.lookup(directory, name).ino
+        except NotFound:
+            assert name not in self.model.entries[directory]
+        else:
+            assert found == self.model.entries[directory][name]
+
     @invariant()
     def what_is_remembered_is_what_the_tables_say(self) -> None:
         for ino, row in self.db.remembered.rows.items():
             assert self.db.row(f"SELECT {COLUMNS} FROM inodes WHERE ino = ?", (ino,)) == row
         attributed = {ino for (ino,) in self.db.rows("SELECT ino FROM xattrs")}
         assert not self.db.remembered.plain & attributed
+        names = self.db.remembered.names
+        for parent, here in names.of.items():
+            found = {name: (id_, ino) for id_, name, ino in self.db.rows(_IN_DIRECTORY, (parent,))}
+            assert here.items() <= found.items()
+            assert parent not in names.whole or here == found
 
     @invariant()
     def names_and_links_agree(self) -> None:
@@ -266,10 +289,12 @@ class NamespaceMachine(RuleBasedStateMachine):
             assert stat.S_IFMT(inode.mode) == kind
             assert inode.nlink == self.model.nlink(ino)
         for directory, inside in self.model.entries.items():
-            found = self.names.readdir(directory, 0, 1000)
-            assert {name: inode.ino for _, name, inode in found[2:]} == inside
-            above = self.model.parent(directory)
-            assert found[1][2].ino == (directory if above is None else above)
+            assert {name: ino for _, name, ino in self.db.rows(_IN_DIRECTORY, (directory,))} == inside
+            if self.listing:
+                found = self.names.readdir(directory, 0, 1000)
+                assert {name: inode.ino for _, name, inode in found[2:]} == inside
+                above = self.model.parent(directory)
+                assert found[1][2].ino == (directory if above is None else above)
         alive = [ino for ino in self.model.kinds if self.model.nlink(ino)]
         assert self.db.files == len(alive)
         assert sorted(self.names.unlinked()) == sorted(self.model.kinds.keys() - alive)

@@ -1,0 +1,55 @@
+"""What is kept of names in memory has a limit, and is forgotten where somebody else writes."""
+
+from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.remembered import Names
+
+
+def test_the_oldest_directories_go_first() -> None:
+    names = Names(most=6)
+    names.keep_whole(1, {b"a": (3, 10), b"b": (4, 11)})
+    names.keep_whole(2, {})
+    names.keep(2, b"c", (5, 12))
+    assert names.whole == {1, 2}
+    names.keep(2, b"d", (6, 13))
+    names.keep(2, b"e", (7, 14))
+    assert names.whole == {2}
+    assert names.of == {2: {b"c": (5, 12), b"d": (6, 13), b"e": (7, 14)}}
+
+
+def test_a_directory_that_is_too_large_is_not_whole() -> None:
+    """What is missing in memory is looked for in the table then."""
+    names = Names(most=4)
+    names.keep_whole(1, {})
+    for number in range(100):
+        names.keep(1, b"%d" % number, (number, number))
+        assert sum(map(len, names.of.values())) <= 4
+    assert not names.whole
+
+
+def test_removed_names_leave_room() -> None:
+    names = Names(most=4)
+    names.keep_whole(1, {})
+    for number in range(100):
+        names.keep(1, b"x", (number, number))
+        names.forget(1, b"x")
+        names.forget(1, b"x")
+        names.forget(2, b"x")
+    assert names.whole == {1}
+    names.forget_directory(1)
+    names.forget_directory(1)
+    assert not names.of
+    assert not names.whole
+
+
+def test_statements_of_others(db: Database) -> None:
+    for table in ("dentries", "inodes", "xattrs"):
+        db.remembered.keep(7, (7,))
+        db.remembered.keep_plain(7)
+        db.remembered.names.keep(7, b"x", (7, 8))
+        db.execute("SELECT 1 FROM dentries")
+        assert db.remembered.names.of
+        with db.transaction():
+            db.execute(f"DELETE FROM {table} WHERE ino = 0")
+        assert not db.remembered.names.of
+        assert not db.remembered.rows
+        assert not db.remembered.plain
