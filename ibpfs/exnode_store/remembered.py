@@ -1,5 +1,6 @@
 """What the tables of inodes, attributes and names say now, kept in memory: see `Remembered`."""
 
+from collections import OrderedDict
 from typing import Any
 
 Row = tuple[Any, ...]
@@ -24,13 +25,14 @@ class Remembered:
     """
 
     def __init__(self) -> None:
-        self.rows: dict[int, Row] = {}
+        # The oldest of a plain dict is found behind the places of all that went before it: 8 us for each that goes.
+        self.rows: OrderedDict[int, Row] = OrderedDict()
         self.plain: set[int] = set()  # without any extended attribute
         self.names = Names()
 
     def keep(self, ino: int, row: Row) -> None:
         if len(self.rows) >= _MOST_ROWS and ino not in self.rows:
-            del self.rows[next(iter(self.rows))]
+            self.rows.popitem(last=False)
         self.rows[ino] = row
 
     def keep_plain(self, ino: int) -> None:
@@ -57,7 +59,7 @@ class Names:
 
     def __init__(self, most: int = _MOST_NAMES) -> None:
         self.most = most
-        self.of: dict[int, dict[bytes, Dentry]] = {}
+        self.of: OrderedDict[int, dict[bytes, Dentry]] = OrderedDict()  # as `Remembered.rows`
         self.whole: set[int] = set()
         self._count = 0  # names and directories
 
