@@ -1,6 +1,8 @@
 """What the tables of inodes, attributes and names say now, kept in memory: see `Remembered`."""
 
+import re
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 Row = tuple[Any, ...]
@@ -10,10 +12,10 @@ Dentry = tuple[int, int]
 #: Inodes whose rows are kept, about 0.7 KB each; those of which it is known that they have no attributes; and names,
 #: about 0.3 KB each.
 _MOST_ROWS, _MOST_PLAIN, _MOST_NAMES = 10_000, 100_000, 20_000
-_WRITTEN_ELSEWHERE = tuple(
-    f"{verb} {table}"
-    for table in ("inodes", "xattrs", "dentries")
-    for verb in ("UPDATE", "DELETE FROM", "INSERT INTO", "INSERT OR REPLACE INTO", "INSERT OR IGNORE INTO")
+_WRITES = re.compile(
+    r"\b(INSERT|REPLACE|UPDATE|DELETE|ALTER|DROP)\b(\s+(OR|ABORT|FAIL|IGNORE|REPLACE|ROLLBACK|INTO|FROM|TABLE))*\s+"
+    r"""(["'`[]?main["'`\]]?\s*\.\s*)?["'`[]?(inodes|xattrs|dentries)\b""",
+    re.IGNORECASE,
 )
 
 
@@ -50,8 +52,14 @@ class Remembered:
 
     def heed(self, sql: str) -> None:
         """Somebody is about to execute this, who tells nothing of what it changes."""
-        if sql.startswith(_WRITTEN_ELSEWHERE):
+        if _writes(sql):
             self.clear()
+
+
+@lru_cache(maxsize=1024)
+def _writes(sql: str) -> bool:
+    """Whether a statement, however it is spelled, changes what is kept here."""
+    return _WRITES.search(sql) is not None
 
 
 class Names:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import pytest
+
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.remembered import Names, Remembered
 
@@ -85,3 +87,32 @@ def test_statements_of_others(db: Database) -> None:
         assert not db.remembered.names.of
         assert not db.remembered.rows
         assert not db.remembered.plain
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "REPLACE INTO dentries (parent, name, ino, seq) VALUES (1, x'61', 1, 1)",
+        "\n  update dentries SET seq = 1",
+        "UPDATE OR IGNORE dentries SET seq = 1",
+        "INSERT OR ABORT INTO dentries (parent, name, ino, seq) VALUES (1, x'61', 1, 1)",
+        'DELETE FROM "dentries"',
+        "DELETE FROM main.dentries",
+        "WITH some AS (SELECT 1) DELETE FROM dentries WHERE id IN some",
+    ],
+)
+def test_statements_of_others_in_other_spellings(db: Database, sql: str) -> None:
+    db.remembered.names.keep(7, b"x", (7, 8))
+    with db.transaction():
+        db.execute(sql)
+    assert not db.remembered.names.of
+
+
+@pytest.mark.parametrize(
+    "sql", ["DELETE FROM voids WHERE ino NOT IN (SELECT ino FROM inodes)", "UPDATE depots SET seq = 1 /* dentries */"]
+)
+def test_what_others_only_read_stays(db: Database, sql: str) -> None:
+    db.remembered.names.keep(7, b"x", (7, 8))
+    with db.transaction():
+        db.execute(sql)
+    assert db.remembered.names.of
