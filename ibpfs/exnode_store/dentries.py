@@ -58,8 +58,9 @@ class DentryTable:
         return found
 
     def is_empty(self, parent: int) -> bool:
-        if parent in self._names.whole:
-            return not self._names.of[parent]
+        """By the table: what is removed must be, even of entries whose inodes damage took, which are not remembered."""
+        if self._names.of.get(parent):
+            return False
         return self._db.row("SELECT 1 FROM dentries WHERE parent = ? LIMIT 1", (parent,)) is None
 
     def new_directory(self, ino: int) -> None:

@@ -181,6 +181,21 @@ def test_rmdir_wants_an_empty_directory(names: Namespace) -> None:
         names.rmdir(ROOT_INO, b"d")
 
 
+def test_a_directory_is_not_empty_when_damage_took_the_inodes_of_its_entries(names: Namespace, db: Database) -> None:
+    """It is fsck's to say what they were."""
+    directory = names.create(ROOT_INO, b"d", DIRECTORY).ino
+    ino = names.create(directory, b"f", FILE).ino
+    names.create(ROOT_INO, b"e", DIRECTORY)
+    with db.transaction():
+        db.execute("DELETE FROM inodes WHERE ino = ?", (ino,))
+    assert len(names.readdir(directory, 0, 100)) == 2
+    with pytest.raises(NotEmpty):
+        names.rmdir(ROOT_INO, b"d")
+    assert len(names.readdir(directory, 0, 100)) == 2
+    with pytest.raises(NotEmpty):
+        names.rename(ROOT_INO, b"e", ROOT_INO, b"d")
+
+
 def test_a_removed_directory_takes_no_names(names: Namespace) -> None:
     directory = names.create(ROOT_INO, b"d", DIRECTORY)
     file = names.create(ROOT_INO, b"f", FILE)
