@@ -81,6 +81,7 @@ class Database:
 
     def _begin(self) -> None:
         self._before = self.seq, self.next_ino, self.files, self.facts
+        self._changed_before = self.changed_rows
         self.seq += 1
         self._connection.execute("BEGIN IMMEDIATE")
 
@@ -96,7 +97,8 @@ class Database:
     def _roll_back(self, error: BaseException) -> None:
         """Raises what the caller is to see instead of `error`, if anything."""
         self.seq, self.next_ino, self.files, self.facts = self._before
-        self.remembered.clear()
+        if self.changed_rows != self._changed_before:  # a refusal, as of an rmdir, mostly comes before the first change
+            self.remembered.clear()
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):

@@ -23,7 +23,7 @@ class Remembered:
     """Only the owner of a volume writes these tables, and always through the one Database.
 
     A create reads five rows, at 4 to 8 us each, an unlink or a rename as many. Whoever writes to their tables by a
-    statement of his own has all of it forgotten; so has a transaction that is rolled back.
+    statement of his own has all of it forgotten; so has a transaction that is rolled back after it changed something.
     """
 
     def __init__(self) -> None:

@@ -1,13 +1,18 @@
 """What is kept of names in memory has a limit, and is forgotten where somebody else writes."""
 
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
+from ibpfs.errors import IbpfsError, NotFound
+from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.remembered import Names, Remembered
+from ibpfs.exnode_store.schema import ROOT_INO
 
 
 def dearness(keep: Callable[[int], None], most: int) -> float:
@@ -116,3 +121,23 @@ def test_what_others_only_read_stays(db: Database, sql: str) -> None:
     with db.transaction():
         db.execute(sql)
     assert db.remembered.names.of
+
+
+def test_what_is_refused_at_once_makes_nothing_forgotten(names: Namespace, db: Database) -> None:
+    directory = names.create(ROOT_INO, b"d", NewInode(stat.S_IFDIR | 0o755, 0, 0)).ino
+    names.create(directory, b"f", NewInode(stat.S_IFREG | 0o644, 0, 0))
+    for attempt in (
+        partial(names.rmdir, ROOT_INO, b"d"),
+        partial(names.removexattr, directory, b"user.none"),
+        partial(names.rename, ROOT_INO, b"none", ROOT_INO, b"d"),
+        partial(names.create, directory, b"f", NewInode(stat.S_IFREG | 0o644, 0, 0)),
+    ):
+        with pytest.raises(IbpfsError):
+            attempt()
+        assert directory in db.remembered.names.whole
+    with pytest.raises(NotFound), db.transaction():
+        names.unlink(directory, b"f")
+        names.unlink(directory, b"f")
+    assert not db.remembered.names.of
+    assert not db.remembered.rows
+    assert names.lookup(directory, b"f").nlink == 1
