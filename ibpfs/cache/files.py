@@ -99,6 +99,7 @@ class FileCache:
                 nursery.start_soon(self.trash.run)
                 while True:
                     await trio.sleep(DELAY)
+                    self._room.look_again()
                     self._accessed.write()
                     self._replay.revive()
         finally:
@@ -280,7 +281,8 @@ class FileCache:
         if offset + len(data) > MAX_SIZE:
             raise InvalidArgument("beyond the largest file size")
         asked = len(data)
-        await self._room.wait(len(data))
+        if not self._room.takes(asked):
+            await self._room.wait(asked)
         if data == b"\0":  # with what is the end of the file now
             offset, data = self._joined(ino, offset, data)
         file = self._flusher.files.get(ino)

@@ -65,12 +65,12 @@ class Flusher:
     def added(self, file: DirtyFile, before: int, freed: list[Record]) -> None:
         """The file's dirty bytes changed from `before`; `freed` records are needed no more."""
         self.dirty_bytes += file.dirty - before
-        self.release(freed)
         if freed:
+            self.release(freed)
             self._tell()  # somebody may have waited for bytes that are cut away or overwritten now
         if file.oldest_at == math.inf:
             file.oldest_at = trio.current_time()  # idle workers look every DELAY: no need to wake them
-        elif file.ino not in self._queue.full and file.idle >= MAX_SLICE:
+        elif file.dirty >= MAX_SLICE and file.ino not in self._queue.full and file.idle >= MAX_SLICE:
             self._queue.full.add(file.ino)
             self._wake_worker()
 

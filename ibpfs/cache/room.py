@@ -20,9 +20,9 @@ RESERVE = 64 * 1024 * 1024
 _ROOM_CHECK_EVERY = 16 * 1024 * 1024
 #: What may be taken until the next look: what is written, and what the spool has laid out beyond it.
 _AHEAD = _ROOM_CHECK_EVERY + BLOCKS
-#: Where there is much more room than that, so many writes of so many bytes in all are let through, for so many seconds,
-#: before it is looked at again: a look costs 4 us of a small write's 30.
-_GRANT_WRITES, _GRANT_BYTES, _GRANT_TIME = 64, 1024 * 1024, 1.0
+#: Where there is much more room than that, so many writes of so many bytes in all are let through, before it is
+#: looked at again: a look costs 4 us of a small write's 30.
+_GRANT_WRITES, _GRANT_BYTES = 64, 1024 * 1024
 _MUCH_MORE = 64
 #: Seconds that a write waits for room on a full local disk, or on full depots that are to be given some back; sooner
 #: when its deadline is shorter.
@@ -58,13 +58,23 @@ class Room:
         self._limits = limits
         self._last_resort = last_resort
         self._unchecked = _ROOM_CHECK_EVERY
-        self._granted = 0, 0, 0.0  # writes, bytes, until when
+        self._granted = 0, 0  # writes, bytes
+
+    def takes(self, length: int) -> bool:
+        """Whether `length` more bytes may be written as things were a moment ago; else `wait`."""
+        writes, granted = self._granted
+        if not writes or length > granted or self._flusher.dirty_bytes + length > self._limits.dirty:
+            return False
+        self._granted = writes - 1, granted - length
+        return True
+
+    def look_again(self) -> None:
+        """A moment has passed."""
+        self._granted = 0, 0
 
     async def wait(self, length: int) -> None:
         """Return when `length` more bytes may be written; at the deadline NoSpace or DeadlineExceeded."""
         began = since = trio.current_time()
-        if self._is_granted(length, began):
-            return
         while not self._has_room(length):
             now = trio.current_time()
             if now - since > min(LOCAL_LIMIT, self._limits.deadline):
@@ -134,17 +144,8 @@ class Room:
             and self._depots_have_room(_MUCH_MORE * _GRANT_BYTES)
         )
         if is_roomy:
-            self._granted = _GRANT_WRITES, _GRANT_BYTES, trio.current_time() + _GRANT_TIME
+            self._granted = _GRANT_WRITES, _GRANT_BYTES
             self._unchecked += _GRANT_BYTES  # at the latest 1 MiB later than it should, the disk is looked at
-
-    def _is_granted(self, length: int, now: float) -> bool:
-        writes, granted, until = self._granted
-        if not writes or length > granted or now > until:
-            return False
-        if self._flusher.dirty_bytes + length > self._limits.dirty:
-            return False
-        self._granted = writes - 1, granted - length, until
-        return True
 
     def _drop_retained(self) -> bool:
         """New bytes come before a further copy of old ones. False when what was dropped is still to be deleted."""

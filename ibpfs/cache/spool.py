@@ -57,9 +57,9 @@ BLOCKS = 16 * 1024 * 1024
 FILE_SIZE = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: that is 0.6 us of each write
 class Record:
-    """One write in the spool. Compared by identity: it is the source in maps of dirty extents."""
+    """One write in the spool, never changed. Compared by identity: it is the source in maps of dirty extents."""
 
     file: "SpoolFile"
     position: int  # of the record's header in the file
@@ -145,19 +145,22 @@ class SpoolFile:
         body = _BODY.pack(ino, generation, offset, seq, mtime_ns)
         header = _RECORD.pack(_MARKER, number, len(body) + len(data) + _TAG)
         wanted = RECORD_OVERHEAD + len(data)
-        self._write([header, *self._seal(number.to_bytes(12, "big"), self._id + header, body, data)], wanted)
+        nonce, associated = number.to_bytes(12, "big"), self._id + header
+        if len(data) <= _SMALL:
+            self._write([header, self._aead.encrypt(nonce, body + data, associated)], wanted)
+        else:
+            self._lay_blocks(wanted)
+            self._write([header, *self._seal(nonce, associated, body, data)], wanted)
         record = Record(self, self.size, number, ino, generation, offset, len(data), seq, mtime_ns)
         self.size += wanted
         self.live += 1
         return record
 
     def _seal(self, nonce: bytes, associated: bytes, body: bytes, data: bytes) -> list[Buffer]:
-        """What AESGCM makes of both, joined. Long data need neither that copy nor memory that is cleared before.
+        """What AESGCM makes of both, joined, without that copy, nor memory that is cleared before.
 
         They were 130 of the 1,010 us that a record of 1 MiB took on a busy machine, with its write.
         """
-        if len(data) <= _SMALL:
-            return [self._aead.encrypt(nonce, body + data, associated)]
         sealing = Cipher(AES256(self._key), GCM(nonce)).encryptor()
         sealing.authenticate_additional_data(associated)
         sealed = memoryview(unfilled(len(data) + _BLOCK - 1))  # as `update_into` wants it
@@ -165,10 +168,12 @@ class SpoolFile:
         sealing.finalize()
         return [start, sealed[:length], sealing.tag]
 
-    def _write(self, pieces: Sequence[Buffer], wanted: int) -> None:
-        if wanted > _SMALL and self.size + wanted > self._blocks:
+    def _lay_blocks(self, wanted: int) -> None:
+        if self.size + wanted > self._blocks:
             self._blocks = self.size + max(wanted, min(BLOCKS, FILE_SIZE - self.size))
             lay_out(self._descriptor, self.size, self._blocks - self.size)
+
+    def _write(self, pieces: Sequence[Buffer], wanted: int) -> None:
         try:
             written = os.pwritev(self._descriptor, pieces, self.size)
         except OSError as error:

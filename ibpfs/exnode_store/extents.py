@@ -50,16 +50,20 @@ class ExtentMap(Generic[S]):
         """Put a piece on top of what is there; return the parts that it hides."""
         if stop <= start:
             return []
-        # Appending is by far the most frequent write.
-        hidden = self.clear(start, stop) if start < self.end else []
-        at = bisect_right(self._starts, start)
-        self._pieces.insert(at, Piece(start, stop, source, offset))
-        self._starts.insert(at, start)
+        first, last = self._touched(start, stop)
+        hidden = self._cut_out(first, last, start, stop)
+        if hidden and first < len(self._starts) and self._starts[first] < start:
+            first += 1  # behind what is left of the first one
+        self._pieces.insert(first, Piece(start, stop, source, offset))
+        self._starts.insert(first, start)
         return hidden
 
     def clear(self, start: int, stop: int) -> list[Piece[S]]:
         """Make [start, stop) a hole; return the parts that were there."""
-        first, last = self._touched(start, stop)
+        return self._cut_out(*self._touched(start, stop), start, stop)
+
+    def _cut_out(self, first: int, last: int, start: int, stop: int) -> list[Piece[S]]:
+        """As `clear`, where [start, stop) touches the pieces from number `first` to `last`."""
         if first == last:
             return []
         touched = self._pieces[first:last]
@@ -83,9 +87,12 @@ class ExtentMap(Generic[S]):
 
     def holes(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The runs inside [start, stop) that no piece covers, in order."""
+        first, last = self._touched(start, stop)
+        if first == last:
+            return [(start, stop)] if start < stop else []
         gaps = []
         at = start
-        for piece in self.find(start, stop):
+        for piece in self._pieces[first:last]:
             if piece.start > at:
                 gaps.append((at, piece.start))
             at = piece.stop
