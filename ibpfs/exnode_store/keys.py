@@ -23,16 +23,31 @@ KEY_SIZE = 32
 ARGON2 = {"iterations": 3, "memory_kib": 65536, "lanes": 4}
 _ARGON2_LIMITS = {"iterations": 64, "memory_kib": 4 * 1024 * 1024, "lanes": 64}
 
+#: What every purpose begins with.
+_OURS = b"ibpfs/1 "
+
 Slot = dict[str, Any]
 
 
 def derive(key: bytes, purpose: bytes, length: int = KEY_SIZE) -> bytes:
     """HKDF-SHA256 with `purpose` as info."""
-    info = b"ibpfs/1 " + purpose
     if length > KEY_SIZE:
-        return HKDF(hashes.SHA256(), length, None, info).derive(key)
-    # RFC 5869 with one block, for the key of every slice: 3 us, and 20 with the library's objects.
-    return hmac.digest(hmac.digest(bytes(KEY_SIZE), key, "sha256"), info + b"\x01", "sha256")[:length]
+        return HKDF(hashes.SHA256(), length, None, _OURS + purpose).derive(key)
+    return _expand(_extract(key), purpose)[:length]
+
+
+# RFC 5869 with one block, in the two steps that it has: of the first each slice of an epoch needs the same. The second
+# takes 1.4 us, both together 4, and 20 with the library's objects.
+
+
+def _extract(key: bytes) -> hmac.HMAC:
+    return hmac.new(hmac.digest(bytes(KEY_SIZE), key, "sha256"), digestmod="sha256")
+
+
+def _expand(extracted: hmac.HMAC, purpose: bytes) -> bytes:
+    block = extracted.copy()
+    block.update(_OURS + purpose + b"\x01")
+    return block.digest()
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class VolumeKeys:
 
     epochs: Mapping[int, bytes] = field(repr=False)
     master: bytes = field(repr=False)
+    _extracted: dict[int, hmac.HMAC] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def epoch(self) -> int:
@@ -48,7 +64,10 @@ class VolumeKeys:
         return max(self.epochs)
 
     def slice_key(self, epoch: int, slice_id: bytes) -> bytes:
-        return derive(self._volume_key(epoch), b"slice " + slice_id)
+        extracted = self._extracted.get(epoch)
+        if extracted is None:
+            extracted = self._extracted[epoch] = _extract(self._volume_key(epoch))
+        return _expand(extracted, b"slice " + slice_id)
 
     def spool_key(self, epoch: int) -> bytes:
         """Wraps the random keys of spool files."""

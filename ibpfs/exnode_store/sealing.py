@@ -161,9 +161,12 @@ def seal(form: SliceForm, key: bytes, *parts: Buffer) -> list[bytes | memoryview
 
     Its bytes may come in several parts, which need not be joined for this.
     """
-    views = [memoryview(part) for part in parts]
-    if sum(map(len, views)) != form.length:
+    if sum(map(len, parts)) != form.length:
         raise ValueError("data and form differ in length")
+    if 0 < form.length <= form.frame_size and form.is_sealed:  # in one piece: 4 us less of a small write
+        frame = parts[0] if len(parts) == 1 else b"".join(parts)
+        return [form.header() + _AEADS[form.function](key).encrypt(bytes(12), frame, form._associated(0))]
+    views = [memoryview(part) for part in parts]
     if form.function == RAW:
         return [*views]
     frames = _frames(views, form.frame_size)
@@ -171,9 +174,6 @@ def seal(form: SliceForm, key: bytes, *parts: Buffer) -> list[bytes | memoryview
         checksums = b"".join(form._checksum(number, frame) for number, frame in enumerate(frames))
         return [form.header(), *views, checksums]
     aead = _AEADS[form.function](key)
-    if form.frames == 1:  # 2 us less
-        (frame,) = frames
-        return [form.header(), aead.encrypt(bytes(12), frame, form._associated(0))]
     # `encrypt` clears the memory that it takes, frame by frame: of 970 us of a busy machine per MiB 270, with the join.
     sealed = memoryview(unfilled(form.stored_length))
     sealed[: HEADER.size] = form.header()
@@ -268,6 +268,8 @@ def parse_header(stored: Buffer, origin: bytes) -> SliceForm:
 
 def digest(seed: int, pieces: Sequence[Buffer]) -> bytes:
     """Return the 16-byte digest of a slice's stored bytes; `seed` is the volume's 64-bit secret."""
+    if len(pieces) == 1:
+        return xxhash.xxh3_128_digest(pieces[0], seed)
     state = xxhash.xxh3_128(seed=seed)
     for piece in pieces:
         state.update(piece)
