@@ -188,7 +188,10 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             ctime_ns=_storable(attr.st_ctime_ns) if fields.update_ctime else None,
         )
-        return self._entry(self._files.change(inode, change))
+        changed = self._files.change(inode, change)
+        if ctx.uid != 0 and without_privileges(changed.mode) != changed.mode and _is_of_content(change):
+            changed = self._files.overlay(self._names.drop_privileges(inode))
+        return self._entry(changed)
 
     @answered()
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
@@ -383,6 +386,11 @@ def _new_mtime(attr: EntryAttributes, fields: SetattrFields) -> int | None:
     if fields.update_mtime:
         return _storable(attr.st_mtime_ns)
     return time.time_ns() if fields.update_size else None  # which the kernel leaves to us
+
+
+def _is_of_content(change: AttributeChange) -> bool:
+    """Whether it cuts the file, or changes nothing: so the kernel asks before a write that takes the set-id bits."""
+    return change.size is not None or change == AttributeChange()
 
 
 def _storable(time_ns: int) -> int:

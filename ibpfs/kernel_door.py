@@ -22,6 +22,7 @@ from ibpfs.exnode_store.snapshots import Snapshots
 from ibpfs.exnode_store.whereabouts import Whereabouts
 from ibpfs.fuse_errors import is_news
 from ibpfs.fuse_snapshots import SnapshotOperations
+from ibpfs.handshake import shaking_hands
 from ibpfs.mount_options import MountOptions
 from ibpfs.mount_table import FILE_SYSTEM_TYPE, mount_entries
 from ibpfs.request_loop import taking_turns
@@ -72,7 +73,7 @@ class KernelDoor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_ready, ready)
                 nursery.start_soon(self._heed, signals)
-                with taking_turns():
+                with taking_turns(), shaking_hands(descriptor):
                     await pyfuse3.main(max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
         finally:
