@@ -90,6 +90,7 @@ class BlockReader:
         self._writes = trio.CapacityLimiter(_WRITES)
         self._looks = FirstLooks()
         self._demands = 0
+        self.ahead = 0  # loads ahead that wait or are under way
         self._runs = trio.Semaphore(_RUNS)
         self._paused: dict[frozenset[int], float] = {}  # until when runs are, by the depots that hold the segment
         self._wishes, self._wished = trio.open_memory_channel[tuple[int, int, int, bool]](_WAITING)
@@ -142,6 +143,7 @@ class BlockReader:
                 self._wishes.send_nowait((segment, begin, end, stream))
             except trio.WouldBlock:
                 return
+            self.ahead += 1
 
     def _together(self, segment: int) -> int:
         now = trio.current_time()
@@ -203,6 +205,8 @@ class BlockReader:
                 _log.debug("not loaded ahead: %s", error)
             except Exception:
                 _log.exception("loading bytes %d to %d of segment %d ahead failed", start, stop, segment)
+            finally:
+                self.ahead -= 1
 
     async def _load_run_in_turn(self, segment: int, start: int, stop: int, stream: bool) -> None:
         async with self._runs:
@@ -228,6 +232,11 @@ class BlockReader:
             return None
         return found[0] if len(found) == 1 else b"".join(found)
 
+    def past_depot(self, segment: int, start: int, stop: int) -> memoryview | None:
+        """The bytes [start, stop) as one piece, if all of them can be read past the depot now."""
+        own = self._own_files.read_now(segment, start, stop)
+        return None if own is None else memoryview(own.data)
+
     def _at_hand(self, key: Key, begin: int, end: int) -> Part | None:
         start = key[1] * BLOCK + begin
         held = self._held_block(key, end)
@@ -246,7 +255,8 @@ class BlockReader:
             if cached is not None:
                 return Part(start, memoryview(cached), None)
         self._demands += 1
-        if await self._own_files.open(key[0]) and (part := self._at_hand(key, begin, end)) is not None:
+        await self._own_files.open(key[0])  # or somebody else has meanwhile
+        if (part := self._at_hand(key, begin, end)) is not None:
             return part
         if self._is_look(key, end - begin, small):
             loaded = await self.load(key[0], start, stop, frozenset())

@@ -195,6 +195,8 @@ class FileCache:
 
     async def read(self, ino: int, offset: int, size: int) -> Buffer:
         """Return the bytes at `offset`, fewer at the end of the file. DataError when they cannot be had."""
+        if size > FRAME_SIZE and self._reader.is_loading_ahead:
+            await trio.lowlevel.checkpoint()  # or they would have a turn after sixteen requests, too late for a stream
         while True:
             inode = self.inode(ino)
             stop = min(offset + size, inode.size)
@@ -209,9 +211,12 @@ class FileCache:
                 if self._ledger.extents(ino) is extents:
                     raise
 
-    def read_now(self, ino: int, offset: int, size: int) -> bytes | None:
-        """As `read`, where that waits for nothing; else None. Of a random read from the cache, 57 us, 22 are saved."""
-        if size > FRAME_SIZE or ino in self._flusher.files:
+    def read_now(self, ino: int, offset: int, size: int) -> Buffer | None:
+        """As `read`, where that waits for nothing; else None. Of a random read from the cache, 57 us, 22 are saved.
+
+        None as well to a stream while something is loaded ahead: `read` gives a turn to who does.
+        """
+        if ino in self._flusher.files or (size > FRAME_SIZE and self._reader.is_loading_ahead):
             return None
         inode = self.inode(ino)
         stop = min(offset + size, inode.size)

@@ -363,6 +363,36 @@ async def test_who_reads_ahead_asks_for_the_file(own: Bench, nursery: trio.Nurse
     assert (own.source.loads, own.source.own_files.opened) == ([], {1})
 
 
+async def test_who_comes_while_others_ask_for_the_file_does_not_load(own: Bench) -> None:
+    own.source.own_files.opened = {1}  # by others, since it was not at hand
+    part = await own.reader._part((1, 2), 5, 9, small=False, stream=True)
+    assert part.data == DATA[2 * BLOCK + 5 : 2 * BLOCK + 9]
+    assert own.source.loads == []
+
+
+async def test_what_is_past_the_depot_comes_as_one_piece_or_not_at_all(own: Bench) -> None:
+    assert own.reader.past_depot(1, 5, 3 * BLOCK) is None
+    await own.source.own_files.open(1)
+    assert own.reader.past_depot(1, 5, 3 * BLOCK) == DATA[5 : 3 * BLOCK]
+    own.source.own_files.absent = {2}
+    assert own.reader.past_depot(1, 5, 3 * BLOCK) is None
+
+
+async def test_loads_ahead_are_counted_until_they_end(bench: Bench, nursery: trio.Nursery) -> None:
+    bench.source.dead = {1, 2}
+    for dead in ({1, 2}, set[int]()):
+        bench.source.dead = dead
+        assert not bench.reader.ahead
+        bench.reader.prefetch(1, 0, 3 * BLOCK)
+        assert bench.reader.ahead
+        if not nursery.child_tasks:
+            nursery.start_soon(bench.reader.serve)
+        with trio.fail_after(10):
+            while bench.reader.ahead:
+                await trio.sleep(0.001)
+        await until_cached(bench.cache, 1, 0, 0 if dead else 3 * BLOCK)
+
+
 async def test_what_the_disk_would_have_to_be_waited_for_is_loaded_and_copied_nowhere(own: Bench) -> None:
     own.source.own_files.absent = {3, 5}
     for number in (3, 4, 5):

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from ibpfs.cache.room import Limits
-from ibpfs.config import VolumePaths
+from ibpfs.config import VolumePaths, load_config
 from ibpfs.errors import DataError, DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.attributes import AttributeChange
 from ibpfs.exnode_store.creation import create_volume
@@ -295,3 +295,28 @@ async def test_what_posix_fallocate_writes_is_one_run(volume: VolumePaths) -> No
         assert await now.files.read(ino, 0, 1 << 20) == b"head" + bytes(40 * 4096 - 4)
         assert now.files.inode(ino).allocated == 40 * 4096
         assert now.db.value("SELECT count(*) FROM slices") <= 2
+
+
+async def test_who_loads_ahead_gets_a_turn_while_a_stream_is_read(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now, trio.open_nursery() as nursery:
+        await now.depots.wait_for_any(5)
+        ino, data = now.create(b"stream").ino, random.Random(3).randbytes(MAX_SLICE)
+        await now.files.write(ino, 0, data)
+        await now.files.flush()
+        await now.files.drop()
+        await now.files.read(ino, 0, MAX_SLICE)
+        for (segment,) in now.db.rows("SELECT id FROM segments"):
+            await now.transfer.own_files.open(segment)
+        at_hand = now.files.read_now(ino, 0, MAX_SLICE)
+        assert at_hand == (None if load_config(volume).plain else data)
+        now.files._reader._blocks.ahead += 1  # of a load that does not end
+        turns: list[int] = []
+
+        async def turn() -> None:
+            turns.append(1)
+
+        nursery.start_soon(turn)
+        assert now.files.read_now(ino, 0, MAX_SLICE) is None
+        for _ in range(2):  # in the first turn it may come last
+            assert await now.files.read(ino, 0, MAX_SLICE) == data
+        assert turns

@@ -355,6 +355,29 @@ async def test_what_is_at_hand_is_read_without_waiting(desk: Desk) -> None:
     assert len(desk.source.loads) == loads
 
 
+async def test_a_stream_that_can_be_read_past_its_depot_is_at_hand(desk: Desk) -> None:
+    desk.library.write(b"what lies before")
+    ref = desk.library.write(DATA)
+    assert desk.reader.read_now(ref, 0, MIB) is None
+    desk.source.own_files.opened = {ref.segment}
+    for start, stop in ((0, MIB), (MIB, 2 * MIB), (5, MIB + 7), (2 * MIB, len(DATA)), (0, len(DATA))):
+        assert desk.reader.read_now(ref, start, stop) == DATA[start:stop]
+    desk.source.own_files.absent = {1}
+    assert desk.reader.read_now(ref, MIB, 2 * MIB) is None
+    assert desk.source.loads == []
+
+
+@pytest.mark.parametrize("function", [AES_256_GCM, CHACHA20_POLY1305])
+async def test_of_a_damaged_stream_nothing_is_at_hand(desk: Desk, function: int) -> None:
+    ref, other = desk.library.write(DATA, function=function), desk.library.write(DATA[::-1], function=function)
+    desk.source.own_files.opened = desk.source.own_files.offered = {ref.segment}
+    desk.flip(1, ref, 200_000)
+    assert desk.reader.read_now(ref, 0, MIB) is None
+    assert desk.reader.read_now(other, 0, MIB) == DATA[::-1][:MIB]
+    assert await desk.reader.read(ref, 0, MIB) == DATA[:MIB]
+    assert [replica for replica, _ in desk.source.reports] == [1]
+
+
 async def test_damage_in_the_cache_is_never_read_at_once(desk: Desk) -> None:
     data = os.urandom(FRAME_SIZE)
     ref = desk.library.write(data)
