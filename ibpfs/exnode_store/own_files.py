@@ -46,6 +46,7 @@ class OwnFiles:
         self._depots = depots
         self._files: dict[int, _File] = {}
         self._in_vain: set[int] = set()  # asked for lately
+        self._opening: dict[int, trio.Event] = {}  # set when that has ended
 
     def read_now(self, segment: int, start: int, stop: int) -> Loaded | None:
         """Return stored bytes [start, stop) where the file is open and the disk need not be waited for, else None."""
@@ -68,13 +69,22 @@ class OwnFiles:
         """Whether its file is open now and was not before."""
         if segment in self._files or segment in self._in_vain:
             return False
+        if segment in self._opening:
+            await self._opening[segment].wait()
+            return segment in self._files
+        ended = self._opening[segment] = trio.Event()
+        try:
+            return await self._open(segment)
+        finally:
+            del self._opening[segment]
+            ended.set()
+
+    async def _open(self, segment: int) -> bool:
         replica = self._own_copy(segment)
         file = await self._opened(replica) if replica is not None else None
         if file is None:
             self._in_vain.add(segment)
             return False
-        if segment in self._files:
-            self._files.pop(segment).close()
         self._files[segment] = file
         if len(self._files) > _MOST:
             self._files.pop(next(iter(self._files))).close()

@@ -65,6 +65,48 @@ async def test_it_is_what_the_depot_would_give(volume: VolumePaths) -> None:
         assert own.read_now(segment, length, length + MIB) is None
 
 
+async def test_many_who_want_it_at_once_ask_once(volume: VolumePaths) -> None:
+    async with stored(volume) as (_, own, segment):
+        opened: list[bool] = []
+
+        async def ask() -> None:
+            opened.append(await own.open(segment))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ask)
+            nursery.start_soon(trio.lowlevel.checkpoint)
+        await wait_all_tasks_blocked()  # the depot closes its own
+        assert opened == 5 * [True]
+        assert len(open_files(volume)) == 1
+
+
+async def test_who_waits_for_one_that_is_cancelled_goes_on(volume: VolumePaths) -> None:
+    async with stored(volume) as (_, own, segment), trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        found: list[bool] = []
+
+        async def ask_and_leave() -> None:
+            with scope:
+                await own.open(segment)
+
+        async def ask() -> None:
+            found.append(await own.open(segment))
+
+        nursery.start_soon(ask_and_leave)
+        while not own._opening:
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(ask)
+        await trio.lowlevel.checkpoint()
+        scope.cancel()
+        with trio.fail_after(5):
+            while not found:
+                await trio.sleep(0.001)
+        assert found == [own.read_now(segment, 0, 1) is not None]
+        await own.open(segment)
+        assert own.read_now(segment, 0, 1)
+
+
 async def test_the_disk_is_never_waited_for(volume: VolumePaths) -> None:
     async with stored(volume) as (now, own, segment):
         await own.open(segment)
