@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyfuse3
@@ -35,6 +36,7 @@ PREFERRED_SIZE = 128 * 1024
 BLOCK_SIZE = 4096
 #: Entries taken from the store at a time; a reply holds 20 to 30.
 _DIRECTORY_STEP = 32
+_CAP_FSETID = 4
 _LATEST_NS, _DAY_NS = (1 << 63) - 1, 24 * 3600 * 1_000_000_000
 
 INFO_ATTRIBUTE = b"user.ibpfs.info"
@@ -189,7 +191,7 @@ class Operations(pyfuse3.Operations):
             ctime_ns=_storable(attr.st_ctime_ns) if fields.update_ctime else None,
         )
         changed = self._files.change(inode, change)
-        if ctx.uid != 0 and without_privileges(changed.mode) != changed.mode and _is_of_content(change):
+        if without_privileges(changed.mode) != changed.mode and _takes_set_id(change, ctx):
             changed = self._files.overlay(self._names.drop_privileges(inode))
         return self._entry(changed)
 
@@ -261,9 +263,9 @@ class Operations(pyfuse3.Operations):
         return self._opened(inode, flags)
 
     def _truncate(self, ino: int, ctx: RequestContext) -> None:
-        """Open with O_TRUNC, which leaves the set-id bits to us; for truncate(2) the kernel takes them itself."""
-        mode = self._files.change(ino, AttributeChange(size=0, mtime_ns=time.time_ns())).mode
-        if ctx.uid != 0 and without_privileges(mode) != mode:
+        change = AttributeChange(size=0, mtime_ns=time.time_ns())
+        mode = self._files.change(ino, change).mode
+        if without_privileges(mode) != mode and _takes_set_id(change, ctx):
             self._names.drop_privileges(ino)
 
     def _opened(self, ino: int, flags: int) -> FileInfo:
@@ -388,9 +390,23 @@ def _new_mtime(attr: EntryAttributes, fields: SetattrFields) -> int | None:
     return time.time_ns() if fields.update_size else None  # which the kernel leaves to us
 
 
-def _is_of_content(change: AttributeChange) -> bool:
-    """Whether it cuts the file, or changes nothing: so the kernel asks before a write that takes the set-id bits."""
-    return change.size is not None or change == AttributeChange()
+def _takes_set_id(change: AttributeChange, ctx: RequestContext) -> bool:
+    """Whether the bits go with it: a file is cut off, or is about to be written (the kernel asks to change nothing)."""
+    if change.size is not None:
+        return not _may_keep_set_id(ctx)
+    return change == AttributeChange()
+
+
+def _may_keep_set_id(ctx: RequestContext) -> bool:
+    """Whether who cuts a file off has CAP_FSETID: as a rule root alone, and nobody in a user namespace."""
+    if ctx.uid != 0:
+        return False
+    try:
+        status = Path(f"/proc/{ctx.pid}/status").read_text("ascii", "replace")
+        effective = int(status.split("\nCapEff:")[1].split("\n")[0], 16)
+    except (OSError, IndexError, ValueError):  # another process namespace, or gone
+        return False
+    return bool(effective >> _CAP_FSETID & 1)
 
 
 def _storable(time_ns: int) -> int:

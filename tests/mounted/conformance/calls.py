@@ -116,6 +116,15 @@ def become(uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def give_up_capability(number: int) -> None:
+    """Of this process, for good: capset(2), of version 3."""
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable
+    checked(libc.capget(header, sets))
+    sets[number // 32 * 3] &= ~(1 << number % 32)
+    sets[number // 32 * 3 + 1] &= ~(1 << number % 32)
+    checked(libc.capset(header, sets))
+
+
 def as_user(uid: int, function: Callable[[], object], gid: int | None = None, groups: tuple[int, ...] = ()) -> Any:
     """What a function returns when another user calls it; an OSError gives its errno's name."""
 

@@ -9,11 +9,12 @@ import pytest
 
 from tests.mounted.volumes import Volume
 
-from .calls import EXCHANGE, as_user, error_of, opened, renameat2
+from .calls import EXCHANGE, as_user, error_of, give_up_capability, opened, renameat2
 
 pytestmark = [pytest.mark.mounted, pytest.mark.root]
 
 ANN, BOB, STAFF = 1101, 1102, 1103
+CAP_FSETID = 4
 
 Call = Callable[..., object]
 
@@ -256,6 +257,27 @@ class TestSetIdIsCleared:
             os.pwrite(to, b"x", 0)
             os.ftruncate(to, 10)
         assert oct(mode_of(f)) == oct(mode)
+
+    @pytest.mark.parametrize("how", ["write", "truncate", "O_TRUNC"])
+    def test_by_root_who_may_not_keep_it(self, roots: Path, how: str) -> None:
+        """As in many a container."""
+        f = file_of(roots / "f", ANN, 0o6755)
+
+        def change() -> None:
+            give_up_capability(CAP_FSETID)
+            if how == "truncate":
+                os.truncate(f, 1)
+            else:
+                with opened(f, os.O_WRONLY | (os.O_TRUNC if how == "O_TRUNC" else 0)) as to:
+                    os.pwrite(to, b"x", 0) if how == "write" else None
+
+        assert as_user(0, change) is None
+        assert oct(mode_of(f)) == oct(0o755)
+
+    def test_by_a_change_to_the_same_owner(self, roots: Path) -> None:
+        f = file_of(roots / "f", ANN, 0o6755)
+        os.chown(f, -1, -1)
+        assert oct(mode_of(f)) == oct(0o755)
 
     @pytest.mark.parametrize("mode", SET_ID, ids=oct)
     @pytest.mark.parametrize("caller", [0, ANN])
