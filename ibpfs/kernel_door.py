@@ -5,8 +5,8 @@ Composes the handlers of fuse_ops with pyfuse3's loop and the calls of kernel.py
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyfuse3
@@ -34,6 +34,16 @@ MAX_TASKS = 100
 #: Seconds that programs with open files are given, once the mount is out of the tree, before they are cut off.
 _GRACE = 2.0
 _INVALIDATED_AT_ONCE = 500
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """Of the kernel's requests: whoever takes one in the moment in which it lets go of the mount is told ECONNABORTED;
+    before and after, it is ENODEV, which libfuse knows."""
+    try:
+        yield
+    except* ConnectionAbortedError:
+        _log.debug("the kernel took a request back, and the mount with it")
 
 
 class KernelDoor:
@@ -73,7 +83,7 @@ class KernelDoor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_ready, ready)
                 nursery.start_soon(self._heed, signals)
-                with taking_turns(), shaking_hands(descriptor):
+                with _to_the_end(), taking_turns(), shaking_hands(descriptor):
                     await pyfuse3.main(max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
         finally:
