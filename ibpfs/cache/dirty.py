@@ -45,7 +45,7 @@ class RecordMemory:
 
     def read(self, piece: Piece[Record]) -> memoryview:
         """The piece's bytes. DataError when the spool file is damaged."""
-        data = self._data.get(piece.source)
+        data: bytes | memoryview | None = self._data.get(piece.source)
         if data is None:
             data = piece.source.file.read(piece.source)
         return memoryview(data)[piece.offset : piece.offset + piece.stop - piece.start]

@@ -227,5 +227,5 @@ class Retention:
 
 
 def _bytes_of(piece: Piece[Record]) -> memoryview:
-    data = memoryview(piece.source.file.read(piece.source))
+    data = piece.source.file.read(piece.source)
     return data[piece.offset : piece.offset + piece.stop - piece.start]

@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -354,6 +355,7 @@ def test_the_format_is_frozen(open_spool: Open, directory: Path, monkeypatch: py
 
 WRITER = """
 import sys
+import time
 from pathlib import Path
 from ibpfs.cache.spool import Spool
 from ibpfs.exnode_store.keys import VolumeKeys
@@ -464,6 +466,19 @@ def test_a_record_that_two_need_stays_until_both_have_let_go(open_spool: Open) -
     assert spool.reclaimable
     spool.delete(spool.spent())
     assert (spool.reclaimable, spool.size) == (False, 0)
+
+
+def test_a_long_file_that_is_deleted_gives_its_room_back(open_spool: Open, directory: Path) -> None:
+    spool = open_spool()
+    for at in range(5):
+        spool.release(put(spool, at, bytes(4 << 20)))
+    spool.delete(spool.spent())
+    assert list(directory.iterdir()) == []
+    for _ in range(500):
+        if not any(str(directory) in str(link.resolve()) for link in Path("/proc/self/fd").iterdir()):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the file is still open")
 
 
 def test_zeros_laid_out_ahead_are_the_end(
