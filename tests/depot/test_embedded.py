@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,11 @@ async def kept(embedded: EmbeddedDepot, told: list[str]) -> AsyncIterator[None]:
 
 
 def open_files(pid: int) -> set[str]:
-    return {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(str(entry.readlink()))
+    return found
 
 
 async def until_it_answers(embedded: EmbeddedDepot) -> None:
