@@ -38,12 +38,19 @@ class Handshake:
         except OSError:  # unmounted already: libfuse is told the same
             self.give_up()
             return
+        try:
+            self._pass_on(request)
+        except BaseException:  # or the kernel would wait for the answer as long as this process lives
+            self.give_up()
+            raise
+
+    def _pass_on(self, request: bytes) -> None:
         if _WORD.unpack_from(request, _OPCODE)[0] == _INIT:
             (self._offered,) = _WORD.unpack_from(request, _OFFERED)
         self._near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._near.setblocking(False)
         self._near.send(request)
-        os.dup2(far.fileno(), descriptor, inheritable=False)
+        os.dup2(far.fileno(), self._descriptor, inheritable=False)
         far.close()
 
     def finish(self) -> bool:

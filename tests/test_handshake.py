@@ -1,5 +1,6 @@
 """INIT goes to libfuse and comes back with one word more; what the kernel does then is for tests/mounted to see."""
 
+import errno
 import os
 import socket
 import struct
@@ -73,6 +74,22 @@ def test_nothing_stays_open(ends: tuple[socket.socket, socket.socket], replied: 
         os.write(ours.fileno(), REPLY)
         assert handshake.finish()
     handshake.give_up()
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_nothing_stays_open_where_there_is_no_socket(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, ours = ends
+    before = set(Path("/proc/self/fd").iterdir())
+    kernel.send(request(HANDLE_KILLPRIV_V2))
+
+    def too_many(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socketpair", too_many)
+    with pytest.raises(OSError, match="Too many"):
+        Handshake(ours.fileno())
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 
