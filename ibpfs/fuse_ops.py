@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ BLOCK_SIZE = 4096
 #: Entries taken from the store at a time; a reply holds 20 to 30.
 _DIRECTORY_STEP = 32
 _CAP_FSETID = 4
+#: Number of the user namespace that the kernel starts with, as /proc shows it: capabilities of others do not count here.
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD
 _LATEST_NS, _DAY_NS = (1 << 63) - 1, 24 * 3600 * 1_000_000_000
 
 INFO_ATTRIBUTE = b"user.ibpfs.info"
@@ -191,7 +194,8 @@ class Operations(pyfuse3.Operations):
             ctime_ns=_storable(attr.st_ctime_ns) if fields.update_ctime else None,
         )
         changed = self._files.change(inode, change)
-        if without_privileges(changed.mode) != changed.mode and _takes_set_id(change, ctx):
+        had = not changed.is_directory and without_privileges(changed.mode) != changed.mode
+        if had and _takes_set_id(change, ctx):
             changed = self._files.overlay(self._names.drop_privileges(inode))
         return self._entry(changed)
 
@@ -391,10 +395,11 @@ def _new_mtime(attr: EntryAttributes, fields: SetattrFields) -> int | None:
 
 
 def _takes_set_id(change: AttributeChange, ctx: RequestContext) -> bool:
-    """Whether the bits go with it: a file is cut off, or is about to be written (the kernel asks to change nothing)."""
+    """Whether the bits go with it: a file is cut off, or is about to be written (the kernel asks to change nothing, and
+    just so for a chown to the same owner, but then with a ctime where it keeps the times)."""
     if change.size is not None:
         return not _may_keep_set_id(ctx)
-    return change == AttributeChange()
+    return replace(change, ctime_ns=None) == AttributeChange()
 
 
 def _may_keep_set_id(ctx: RequestContext) -> bool:
@@ -404,9 +409,10 @@ def _may_keep_set_id(ctx: RequestContext) -> bool:
     try:
         status = Path(f"/proc/{ctx.pid}/status").read_text("ascii", "replace")
         effective = int(status.split("\nCapEff:")[1].split("\n")[0], 16)
+        namespace = Path(f"/proc/{ctx.pid}/ns/user").stat().st_ino
     except (OSError, IndexError, ValueError):  # another process namespace, or gone
         return False
-    return bool(effective >> _CAP_FSETID & 1)
+    return namespace == _FIRST_USER_NAMESPACE and bool(effective >> _CAP_FSETID & 1)
 
 
 def _storable(time_ns: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.mounted.volumes import Volume
 
-from .calls import EXCHANGE, as_user, error_of, give_up_capability, opened, renameat2
+from .calls import EXCHANGE, as_user, enter_user_namespace, error_of, give_up_capability, opened, renameat2
 
 pytestmark = [pytest.mark.mounted, pytest.mark.root]
 
@@ -274,6 +274,22 @@ class TestSetIdIsCleared:
         assert as_user(0, change) is None
         assert oct(mode_of(f)) == oct(0o755)
 
+    @pytest.mark.parametrize("how", ["write", "truncate", "O_TRUNC"])
+    def test_by_root_in_a_user_namespace(self, roots: Path, how: str) -> None:
+        """Who has every capability there, and none here."""
+        f = file_of(roots / "f", 0, 0o6755)
+
+        def change() -> None:
+            enter_user_namespace()
+            if how == "truncate":
+                os.truncate(f, 1)
+            else:
+                with opened(f, os.O_WRONLY | (os.O_TRUNC if how == "O_TRUNC" else 0)) as to:
+                    os.pwrite(to, b"x", 0) if how == "write" else None
+
+        assert as_user(0, change) is None
+        assert oct(mode_of(f)) == oct(0o755)
+
     def test_by_a_change_to_the_same_owner(self, roots: Path) -> None:
         f = file_of(roots / "f", ANN, 0o6755)
         os.chown(f, -1, -1)
@@ -296,6 +312,8 @@ class TestSetIdIsCleared:
     def test_not_of_a_directory(self, roots: Path) -> None:
         place = directory_of(roots / "d", ANN, 0o6755)
         os.chown(place, BOB, STAFF)
+        assert mode_of(place) == 0o6755
+        os.chown(place, -1, -1)
         assert mode_of(place) == 0o6755
 
 
