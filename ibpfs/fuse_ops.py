@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ BLOCK_SIZE = 4096
 #: Entries taken from the store at a time; a reply holds 20 to 30.
 _DIRECTORY_STEP = 32
 _CAP_FSETID = 4
-#: Number of the user namespace that the kernel starts with, as /proc shows it: capabilities of others do not count here.
+#: Number, in /proc, of the user namespace that the kernel starts with: capabilities in others do not count here.
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD
 _LATEST_NS, _DAY_NS = (1 << 63) - 1, 24 * 3600 * 1_000_000_000
 
@@ -271,6 +272,8 @@ class Operations(pyfuse3.Operations):
         mode = self._files.change(ino, change).mode
         if without_privileges(mode) != mode and _takes_set_id(change, ctx):
             self._names.drop_privileges(ino)
+            with suppress(OSError):  # else the kernel believes in them; for attributes alone it waits for nobody
+                pyfuse3.invalidate_inode(ino, attr_only=True)
 
     def _opened(self, ino: int, flags: int) -> FileInfo:
         self._files.opened(ino)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -289,6 +290,12 @@ class TestSetIdIsCleared:
 
         assert as_user(0, change) is None
         assert oct(mode_of(f)) == oct(0o755)
+
+    def test_as_who_asks_for_the_mode_alone_sees_it(self, roots: Path) -> None:
+        f = file_of(roots / "f", ANN, 0o6777)
+        as_user(BOB, lambda: os.close(os.open(f, os.O_WRONLY | os.O_TRUNC)))
+        asked = subprocess.run(["stat", "-c", "%a", f], capture_output=True, check=True)
+        assert asked.stdout == b"777\n"
 
     def test_by_a_change_to_the_same_owner(self, roots: Path) -> None:
         f = file_of(roots / "f", ANN, 0o6755)
