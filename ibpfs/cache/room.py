@@ -115,7 +115,7 @@ class Room:
                 _log.warning("the local disk refuses: %s", error.strerror)
             else:
                 return
-        await self._flusher.wait_landing(0.25)
+        await self._flusher.wait_landing(0.01 if self._spool.is_giving_back else 0.25)
 
     def _has_room(self, length: int) -> bool:
         flusher = self._flusher
@@ -127,7 +127,8 @@ class Room:
         self._unchecked += length
         if self._unchecked >= _ROOM_CHECK_EVERY:
             if not self._disk_has_room():
-                self._drop_retained()
+                if not self._spool.is_giving_back:
+                    self._drop_retained()
                 return False
             self._unchecked = 0
         if flusher.dirty_bytes + length <= self._limits.dirty:

@@ -87,6 +87,7 @@ class SpoolFile:
         self.size = size
         self.live = 0
         self.has_name = False  # its name is on stable storage
+        self.is_closing = False  # deleted, and its room not given back yet
         self.has_failed = False  # a sync has: the kernel may have dropped the bytes, a later success proves nothing
         self._synced = 0
         self._laid = size
@@ -249,9 +250,13 @@ class SpoolFile:
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
         if self.size > BLOCKS:  # the kernel takes 5 ms to give 64 MiB back, without the interpreter's lock
-            trio.lowlevel.start_thread_soon(self.close, lambda _: None)
+            self.is_closing = True
+            trio.lowlevel.start_thread_soon(self.close, self._closed)
         else:
             self.close()
+
+    def _closed(self, _: object) -> None:
+        self.is_closing = False
 
 
 class Sync:
@@ -294,6 +299,7 @@ class Spool:
         self._volume = volume
         self._current: SpoolFile | None = None
         self._files: list[SpoolFile] = []
+        self._deleted: list[SpoolFile] = []  # lately
         directory.mkdir(mode=0o700, exist_ok=True)
 
     @property
@@ -333,6 +339,12 @@ class Spool:
     def reclaimable(self) -> bool:
         """Whether there are files that nobody needs."""
         return any(file.is_spent for file in self._files)
+
+    @property
+    def is_giving_back(self) -> bool:
+        """Whether the disk is about to have more room, by files that are deleted."""
+        self._deleted = [file for file in self._deleted if file.is_closing]
+        return bool(self._deleted)
 
     def spent(self) -> "list[SpoolFile]":
         """The files that nobody needs. They may be deleted once the transactions that made it so are synced."""
@@ -377,6 +389,7 @@ class Spool:
         if file is self._current:
             self._current = None
         self._files.remove(file)
+        self._deleted.append(file)
         file.delete()
 
     def _create(self) -> SpoolFile:

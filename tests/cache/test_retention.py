@@ -1,15 +1,18 @@
 """What stays in the spool until all copies stand: what it is good for, and when it goes."""
 
+import os
 import random
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
-from ibpfs.cache import spool
+from ibpfs.cache import room, spool
 from ibpfs.cache.room import Limits
 from ibpfs.config import VolumePaths
 from ibpfs.errors import DataError
@@ -182,6 +185,31 @@ async def test_the_oldest_goes_when_the_spool_needs_room(volume: VolumePaths, mo
         assert await now.files.read(inos[-1], 0, len(TEXT)) == TEXT
         with pytest.raises(DataError):
             await now.files.read(inos[0], 0, len(TEXT))
+
+
+async def test_no_more_goes_than_a_full_disk_needs(volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "FILE_SIZE", 100_000)
+    monkeypatch.setattr(spool, "BLOCKS", 0)  # so that each is closed in a thread
+    monkeypatch.setattr(room, "_ROOM_CHECK_EVERY", 1)
+    close, closed = spool.SpoolFile.close, list[spool.SpoolFile]()
+
+    def close_slowly(file: spool.SpoolFile) -> None:
+        time.sleep(0.1)
+        close(file)
+        closed.append(file)
+
+    monkeypatch.setattr(spool.SpoolFile, "close", close_slowly)
+    async with run_stack(volume) as now, depot(volume, "one"):
+        ino = await stored(now)
+        for number in range(8):
+            await stored(now, name=b"%d" % number)
+        free = lambda _: SimpleNamespace(f_bavail=1 << 30 if closed else 0, f_frsize=4096)  # noqa: E731
+        before = len(list(volume.spool.iterdir()))
+        now.files._room.look_again()
+        monkeypatch.setattr(os, "statvfs", free)
+        await now.files.write(ino, 0, b"x")
+        assert before > 3
+        assert len(list(volume.spool.iterdir())) >= before - 1
 
 
 async def test_an_overwritten_record_that_outlived_the_younger_one_is_not_taken_for_it(
