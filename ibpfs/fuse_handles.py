@@ -10,10 +10,11 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class OpenFile:
-    """An open file of some program. `touched`: its access time needs no further look."""
+    """An open file of some program. `touched`: its access time needs no further look; `writes`: opened for that."""
 
     ino: int
     touched: bool
+    writes: bool = False
 
 
 @dataclass(slots=True)
@@ -40,6 +41,9 @@ class Handles(Generic[T]):
 
     def __contains__(self, number: int) -> bool:
         return number in self._open
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._open.values())
 
     def __len__(self) -> int:
         return len(self._open)

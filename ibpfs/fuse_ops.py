@@ -194,11 +194,22 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             ctime_ns=_storable(attr.st_ctime_ns) if fields.update_ctime else None,
         )
+        if _is_nothing(change):
+            self._check_may_take_set_id(inode, ctx)
         changed = self._files.change(inode, change)
         had = not changed.is_directory and without_privileges(changed.mode) != changed.mode
         if had and _takes_set_id(change, ctx):
             changed = self._files.overlay(self._names.drop_privileges(inode))
         return self._entry(changed)
+
+    def _check_may_take_set_id(self, ino: int, ctx: RequestContext) -> None:
+        """EPERM for who asks for no change, and neither writes nor owns the file: the kernel has not made sure of that,
+        since it leaves the bits to us. Without, any stranger could take them from any program."""
+        inode = self._names.inode(ino)
+        if inode.is_directory or without_privileges(inode.mode) == inode.mode or ctx.uid in (0, inode.uid):
+            return
+        if not any(opened.ino == ino and opened.writes for opened in self._open):
+            raise FUSEError(errno.EPERM)
 
     @answered()
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
@@ -277,7 +288,8 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, ino: int, flags: int) -> FileInfo:
         self._files.opened(ino)
-        return FileInfo(fh=self._open.add(OpenFile(ino, touched=bool(flags & os.O_NOATIME))), keep_cache=True)
+        opened = OpenFile(ino, bool(flags & os.O_NOATIME), flags & os.O_ACCMODE != os.O_RDONLY)
+        return FileInfo(fh=self._open.add(opened), keep_cache=True)
 
     def _read_now(self, fh: int, off: int, size: int) -> bytes | None:
         opened = self._open[fh]
@@ -398,10 +410,12 @@ def _new_mtime(attr: EntryAttributes, fields: SetattrFields) -> int | None:
 
 
 def _takes_set_id(change: AttributeChange, ctx: RequestContext) -> bool:
-    """Whether the bits go with it: a file is cut off, or is about to be written (the kernel asks to change nothing, and
-    just so for a chown to the same owner, but then with a ctime where it keeps the times)."""
-    if change.size is not None:
-        return not _may_keep_set_id(ctx)
+    """Whether the bits go with it: a file is cut off, or is about to be written."""
+    return _is_nothing(change) if change.size is None else not _may_keep_set_id(ctx)
+
+
+def _is_nothing(change: AttributeChange) -> bool:
+    """As the kernel asks for before a file is written, and for a chown that changes nothing: that may have a ctime."""
     return replace(change, ctime_ns=None) == AttributeChange()
 
 

@@ -302,6 +302,17 @@ class TestSetIdIsCleared:
         os.chown(f, -1, -1)
         assert oct(mode_of(f)) == oct(0o755)
 
+    def test_not_by_a_stranger_who_changes_nothing(self, roots: Path) -> None:
+        f = file_of(roots / "f", ANN, 0o6755)
+        assert as_user(BOB, lambda: os.chown(f, -1, -1)) == "EPERM"
+        assert oct(mode_of(f)) == oct(0o6755)
+
+    def test_by_who_writes_to_what_another_opened(self, roots: Path) -> None:
+        f = file_of(roots / "f", ANN, 0o6755)
+        with opened(f, os.O_WRONLY) as to:
+            assert as_user(BOB, lambda: os.pwrite(to, b"x", 0)) == 1
+        assert oct(mode_of(f)) == oct(0o755)
+
     @pytest.mark.parametrize("mode", SET_ID, ids=oct)
     @pytest.mark.parametrize("caller", [0, ANN])
     def test_by_a_change_of_owner(self, roots: Path, mode: int, caller: int) -> None:
