@@ -9,8 +9,6 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyfuse3
@@ -28,6 +26,7 @@ from ibpfs.exnode_store.xattrs import CAPABILITY
 from ibpfs.fuse_errors import Deadlines, answered, swallowed
 from ibpfs.fuse_handles import Handles, Lookups, OpenDirectory, OpenFile
 from ibpfs.mount_options import MountOptions
+from ibpfs.set_id import is_nothing, takes_set_id
 
 #: How long the kernel may believe names and attributes: this process is the only way to change them.
 REMEMBERED = 300.0
@@ -38,9 +37,6 @@ PREFERRED_SIZE = 128 * 1024
 BLOCK_SIZE = 4096
 #: Entries taken from the store at a time; a reply holds 20 to 30.
 _DIRECTORY_STEP = 32
-_CAP_FSETID = 4
-#: Number, in /proc, of the user namespace that the kernel starts with: capabilities in others do not count here.
-_FIRST_USER_NAMESPACE = 0xEFFFFFFD
 _LATEST_NS, _DAY_NS = (1 << 63) - 1, 24 * 3600 * 1_000_000_000
 
 INFO_ATTRIBUTE = b"user.ibpfs.info"
@@ -194,11 +190,11 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             ctime_ns=_storable(attr.st_ctime_ns) if fields.update_ctime else None,
         )
-        if _is_nothing(change):
+        if is_nothing(change):
             self._check_may_take_set_id(inode, ctx)
         changed = self._files.change(inode, change)
         had = not changed.is_directory and without_privileges(changed.mode) != changed.mode
-        if had and _takes_set_id(change, ctx):
+        if had and takes_set_id(change, ctx):
             changed = self._files.overlay(self._names.drop_privileges(inode))
         return self._entry(changed)
 
@@ -281,7 +277,7 @@ class Operations(pyfuse3.Operations):
     def _truncate(self, ino: int, ctx: RequestContext) -> None:
         change = AttributeChange(size=0, mtime_ns=time.time_ns())
         mode = self._files.change(ino, change).mode
-        if without_privileges(mode) != mode and _takes_set_id(change, ctx):
+        if without_privileges(mode) != mode and takes_set_id(change, ctx):
             self._names.drop_privileges(ino)
             with suppress(OSError):  # else the kernel believes in them; for attributes alone it waits for nobody
                 pyfuse3.invalidate_inode(ino, attr_only=True)
@@ -407,29 +403,6 @@ def _new_mtime(attr: EntryAttributes, fields: SetattrFields) -> int | None:
     if fields.update_mtime:
         return _storable(attr.st_mtime_ns)
     return time.time_ns() if fields.update_size else None  # which the kernel leaves to us
-
-
-def _takes_set_id(change: AttributeChange, ctx: RequestContext) -> bool:
-    """Whether the bits go with it: a file is cut off, or is about to be written."""
-    return _is_nothing(change) if change.size is None else not _may_keep_set_id(ctx)
-
-
-def _is_nothing(change: AttributeChange) -> bool:
-    """As the kernel asks for before a file is written, and for a chown that changes nothing: that may have a ctime."""
-    return replace(change, ctime_ns=None) == AttributeChange()
-
-
-def _may_keep_set_id(ctx: RequestContext) -> bool:
-    """Whether who cuts a file off has CAP_FSETID: as a rule root alone, and nobody in a user namespace."""
-    if ctx.uid != 0:
-        return False
-    try:
-        status = Path(f"/proc/{ctx.pid}/status").read_text("ascii", "replace")
-        effective = int(status.split("\nCapEff:")[1].split("\n")[0], 16)
-        namespace = Path(f"/proc/{ctx.pid}/ns/user").stat().st_ino
-    except (OSError, IndexError, ValueError):  # another process namespace, or gone
-        return False
-    return namespace == _FIRST_USER_NAMESPACE and bool(effective >> _CAP_FSETID & 1)
 
 
 def _storable(time_ns: int) -> int:

@@ -5,7 +5,7 @@ has no security.capability; else it asks before every write: 15 us of a small wr
 version 3.14. Until it has said it, pyfuse3 reads from, and writes to, a socket of ours in place of the kernel.
 
 Who may not keep the bits is told as well: before such a write the kernel asks to change nothing (SETATTR without a
-field) in the name of who writes. Of who cuts a file off it says so in a flag that libfuse drops.
+field) in the name of who writes.
 """
 
 import os

@@ -299,7 +299,7 @@ class Spool:
         self._volume = volume
         self._current: SpoolFile | None = None
         self._files: list[SpoolFile] = []
-        self._deleted: list[SpoolFile] = []  # lately
+        self._deleted: list[SpoolFile] = []  # whose room was not given back at once
         directory.mkdir(mode=0o700, exist_ok=True)
 
     @property
@@ -343,8 +343,7 @@ class Spool:
     @property
     def is_giving_back(self) -> bool:
         """Whether the disk is about to have more room, by files that are deleted."""
-        self._deleted = [file for file in self._deleted if file.is_closing]
-        return bool(self._deleted)
+        return any(file.is_closing for file in self._deleted)
 
     def spent(self) -> "list[SpoolFile]":
         """The files that nobody needs. They may be deleted once the transactions that made it so are synced."""
@@ -389,8 +388,8 @@ class Spool:
         if file is self._current:
             self._current = None
         self._files.remove(file)
-        self._deleted.append(file)
         file.delete()
+        self._deleted = [one for one in (*self._deleted, file) if one.is_closing]
 
     def _create(self) -> SpoolFile:
         key, file_id, nonce, epoch = os.urandom(32), os.urandom(16), os.urandom(12), self._keys.epoch
