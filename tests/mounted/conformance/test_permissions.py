@@ -260,28 +260,14 @@ class TestSetIdIsCleared:
         assert oct(mode_of(f)) == oct(mode)
 
     @pytest.mark.parametrize("how", ["write", "truncate", "O_TRUNC"])
-    def test_by_root_who_may_not_keep_it(self, roots: Path, how: str) -> None:
-        """As in many a container."""
-        f = file_of(roots / "f", ANN, 0o6755)
-
-        def change() -> None:
-            give_up_capability(CAP_FSETID)
-            if how == "truncate":
-                os.truncate(f, 1)
-            else:
-                with opened(f, os.O_WRONLY | (os.O_TRUNC if how == "O_TRUNC" else 0)) as to:
-                    os.pwrite(to, b"x", 0) if how == "write" else None
-
-        assert as_user(0, change) is None
-        assert oct(mode_of(f)) == oct(0o755)
-
-    @pytest.mark.parametrize("how", ["write", "truncate", "O_TRUNC"])
-    def test_by_root_in_a_user_namespace(self, roots: Path, how: str) -> None:
-        """Who has every capability there, and none here."""
+    @pytest.mark.parametrize("lose", [lambda: give_up_capability(CAP_FSETID), enter_user_namespace],
+                             ids=["without the capability", "in a user namespace"])  # fmt: skip
+    def test_by_root_who_may_not_keep_it(self, roots: Path, how: str, lose: Call) -> None:
+        """As in many a container, and who has every capability there, and none here."""
         f = file_of(roots / "f", 0, 0o6755)
 
         def change() -> None:
-            enter_user_namespace()
+            lose()
             if how == "truncate":
                 os.truncate(f, 1)
             else:
