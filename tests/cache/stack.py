@@ -32,6 +32,7 @@ from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FUNCTION_CODES
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.warmer import Warmer
+from tests.exnode_store.volumes import kill
 
 
 @dataclass
@@ -105,4 +106,6 @@ async def run_stack(paths: VolumePaths, limits: Limits | None = None, *, warming
         nursery.cancel_scope.cancel()
     for ino, row in db.remembered.rows.items():
         assert db.row(f"SELECT {COLUMNS} FROM inodes WHERE ino = ?", (ino,)) == row
-    db._connection.close()  # not Database.close: a kill folds no WAL
+    for file in spool._files:
+        file.close()
+    kill(db)

@@ -47,7 +47,9 @@ def relayed(link: Link, *targets: str) -> Iterator[Far]:
 
     def turns() -> int:
         process.send_signal(signal.SIGUSR1)
-        if not select.select([said], [], [], _PATIENCE)[0]:
+        answer = select.poll()
+        answer.register(said, select.POLLIN)
+        if not answer.poll(_PATIENCE * 1000):
             raise CannotMount("the relay does not answer")
         return int(said.readline())
 

@@ -27,6 +27,7 @@ from ibpfs.exnode_store.ledger import Ledger
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.transfer import Transfer
 from ibpfs.exnode_store.warmer import Warmer
+from tests.exnode_store.volumes import kill
 
 
 @dataclass
@@ -122,7 +123,7 @@ async def owner(paths: VolumePaths) -> AsyncIterator[Owner]:
         warmer = Warmer(db, ledger, depots, transfer, checkpoints)
         await depots.wait_for_all(10)
         yield Owner(db, names, ledger, depots, checkpoints, warmer, transfer, paths)
-    db._connection.close()
+    kill(db)
 
 
 async def come_back(recovery: Recovery, file: Path) -> Recovered:
