@@ -245,7 +245,9 @@ class SpoolFile:
         return Record(self, at, number, ino, generation, offset, len(body) - _BODY.size, seq, mtime_ns)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1  # by then the number may be somebody else's
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -260,7 +260,9 @@ class Database:
             self._connection.close()
             self._wal.close()
             self._wal_index.close()
-            os.close(self._descriptor)
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def __enter__(self) -> "Database":
         return self

@@ -67,3 +67,4 @@ def kill(db: Database) -> None:
     db._wal.close()
     db._wal_index.close()
     os.close(db._descriptor)
+    db._descriptor = -1
