@@ -18,6 +18,7 @@ _LIST = f"SELECT d.id, d.name, {_JOINED} WHERE d.parent = ? AND d.id > ? ORDER B
 _ENTER = "INSERT OR IGNORE INTO dentries (parent, name, ino, seq) VALUES (?, ?, ?, ?)"
 #: A directory with no more names is listed from memory, where it is known.
 _FEW = 64
+_NONE: dict[bytes, Dentry] = {}
 
 
 class DentryTable:
@@ -31,11 +32,9 @@ class DentryTable:
     def find(self, place: Place) -> Dentry | None:
         """Its id and inode; None when there is none. `.` and `..` are none. What it reads of the inode is kept."""
         parent, name = place
-        here = self._names.of.get(parent)
-        if here is not None:
-            known = here.get(name)
-            if known is not None or parent in self._names.whole:
-                return known
+        known = self._names.of.get(parent, _NONE).get(name)
+        if known is not None or self._names.lacks(parent, name):
+            return known
         row = self._db.row(_FIND, place)
         if row is None:
             return None

@@ -126,8 +126,8 @@ class Reader:
 
 
 class NamespaceMachine(RuleBasedStateMachine):
-    @initialize(most=st.sampled_from([2, 8, 1000]), listing=st.booleans())
-    def begin(self, most: int, listing: bool) -> None:
+    @initialize(most=st.sampled_from([2, 8, 1000]), large=st.sampled_from([1, 2, 1000]), listing=st.booleans())
+    def begin(self, most: int, large: int, listing: bool) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="ibpfs-names-")
         path = Path(self.directory.name) / "store"
         create_database(path, {"format": "1"})
@@ -135,7 +135,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         clock = Clock()
         with self.db.transaction():
             create_root(self.db, clock, 0, 0)
-        self.db.remembered.names.most = most
+        self.db.remembered.names.most, self.db.remembered.names.large = most, large
         self.listing = listing  # after each step, after which all names are in memory
         self.names = Namespace(self.db, clock, lambda ino, limit: 0)
         self.model = Model()
@@ -279,6 +279,8 @@ class NamespaceMachine(RuleBasedStateMachine):
             found = {name: (id_, ino) for id_, name, ino in self.db.rows(_IN_DIRECTORY, (parent,))}
             assert here.items() <= found.items()
             assert parent not in names.whole or here == found
+        for parent in (*names.whole, *names.filters):
+            assert not any(names.lacks(parent, name) for _, name, _ in self.db.rows(_IN_DIRECTORY, (parent,)))
 
     @invariant()
     def names_and_links_agree(self) -> None:

@@ -45,6 +45,33 @@ def test_a_directory_that_is_too_large_is_not_whole() -> None:
     assert not names.whole
 
 
+def test_names_of_a_large_directory_are_known_to_be_none() -> None:
+    names = Names(most=100)
+    names.large = 50
+    names.keep_whole(1, {})
+    for number in range(10_000):
+        assert names.lacks(1, b"%d" % number)
+        names.keep(1, b"%d" % number, (number, number))
+    assert not names.whole
+    assert not any(names.lacks(1, b"%d" % number) for number in range(10_000))
+    names.keep_whole(2, {})
+    assert not names.lacks(3, b"x"), "nothing is known of it"
+    names.forget_directory(1)
+    assert not names.lacks(1, b"x")
+
+
+def test_filters_have_a_limit() -> None:
+    names = Names(most=100)
+    names.large = 2
+    for directory in range(20):
+        names.keep_whole(directory, {b"a": (3, 10)})
+        names.keep(directory, b"b", (4, 11))
+        names.keep(directory, b"c", (5, 12))
+    assert list(names.filters) == list(range(12, 20))
+    names.clear()
+    assert not names.filters
+
+
 def test_removed_names_leave_room() -> None:
     names = Names(most=4)
     names.keep_whole(1, {})
