@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,7 +14,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibpfs.request_loop import IN_A_ROW, taking_turns
+from ibpfs.request_loop import IN_A_ROW, IN_TIME, taking_turns
 
 TASKS = 4
 
@@ -128,6 +129,31 @@ async def test_endless_requests_leave_others_their_turn() -> None:
             nursery.cancel_scope.cancel()
     # Twice, because the loop shuffles whom it lets run.
     assert max(later - earlier for earlier, later in pairwise(turns)) <= 2 * IN_A_ROW
+
+
+async def test_long_requests_leave_others_their_turn_sooner() -> None:
+    turns: list[int] = []
+
+    async def other() -> None:
+        while True:
+            turns.append(len(made.answered))
+            await trio.lowlevel.checkpoint()
+
+    async def handle(_: int) -> AsyncIterator[None]:
+        end = time.perf_counter() + IN_TIME
+        while time.perf_counter() < end:
+            pass
+        for nothing in ():
+            yield nothing
+
+    with kernel(handle) as made:
+        made.ask(*range(IN_A_ROW * 4))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.serve)
+            nursery.start_soon(other)
+            await served(made, IN_A_ROW * 4)
+            nursery.cancel_scope.cancel()
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= 4
 
 
 async def test_told_to_close_between_two_requests_it_reads_no_more() -> None:
