@@ -12,9 +12,10 @@ from ibpfs.cache.trash_keeper import TrashKeeper
 from ibpfs.control import Command, Progress
 from ibpfs.errors import IbpfsError, NameExists, NotFound, UsageError
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.dentries import Place
 from ibpfs.exnode_store.inodes import InodeTable
 from ibpfs.exnode_store.namespace import Namespace
-from ibpfs.exnode_store.restoring import Listed, Place, Restoring
+from ibpfs.exnode_store.restoring import Listed, Restoring
 
 _TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 

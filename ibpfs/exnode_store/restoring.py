@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ibpfs.errors import NameExists, NotADirectory, NotFound
 from ibpfs.exnode_store.database import Database
+from ibpfs.exnode_store.dentries import DentryTable, Place
 from ibpfs.exnode_store.inodes import InodeTable
 from ibpfs.exnode_store.namespace import Namespace, check_name
 from ibpfs.exnode_store.schema import ROOT_INO
@@ -19,9 +20,6 @@ _AT_ONCE = 200
 _PAGE = 1000
 #: More directories above a name than any path has.
 _DEEPEST = 2048
-
-#: A directory and a name in it.
-Place = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +50,7 @@ class Restoring:
         self._db = db
         self._names = names
         self._inodes = inodes
+        self._dentries = DentryTable(db)
 
     # Listing
 
@@ -205,10 +204,9 @@ class Restoring:
         """In the caller's transaction; False when the name is taken."""
         db = self._db
         self._inodes.directory(target[0])
-        entered = db.execute(
-            "INSERT OR IGNORE INTO dentries (parent, name, ino, seq) VALUES (?, ?, ?, ?)", (*target, one.ino, db.seq)
-        ).rowcount
-        if not entered:
+        try:
+            self._dentries.enter(target, one.ino)
+        except NameExists:
             return False
         db.execute("DELETE FROM trash WHERE id = ?", (one.id,))
         inode = self._inodes.get(one.ino)
