@@ -54,6 +54,9 @@ _SMALL = 64 * 1024
 #: Bytes for which records that are not so small have blocks laid out, where there is so much left of the file.
 BLOCKS = 16 * 1024 * 1024
 
+#: Where more than so many of its bytes would be synced for nobody, a file is left.
+_WASTE = 1024 * 1024
+
 #: A file is closed at this size, so that the room of old records comes back while new ones arrive.
 FILE_SIZE = 64 * 1024 * 1024
 
@@ -101,6 +104,12 @@ class SpoolFile:
     @property
     def is_spent(self) -> bool:
         return self.live == 0 and self.size > FILE_HEADER_SIZE
+
+    @property
+    def is_left(self) -> bool:
+        """Whether what is written next had better go to another file: a sync would have to write what nobody needs."""
+        is_waste = self.live == 0 and self.unsynced_bytes > _WASTE
+        return self.size >= FILE_SIZE or self.has_failed or is_waste
 
     @property
     def unsynced_bytes(self) -> int:
@@ -325,7 +334,7 @@ class Spool:
 
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
         """Write a record and return it, held; give it back with `release`."""
-        if self._current is None or self._current.size >= FILE_SIZE or self._current.has_failed:
+        if self._current is None or self._current.is_left:
             self._current = self._create()
         return self._current.append(ino, generation, offset, seq, mtime_ns, data)
 

@@ -547,6 +547,24 @@ def test_what_nobody_needs_is_not_synced(open_spool: Open) -> None:
     assert not spool.syncs_up_to(1000)
 
 
+def test_no_sync_writes_much_that_nobody_needs(open_spool: Open) -> None:
+    spool = open_spool()
+    records = [put(spool, number, bytes(500_000)) for number in range(3)]
+    spool.release(records.pop())
+    assert put(spool, 3, b"").file is records[0].file  # which holds what is needed
+    for record in [*records, records[0]]:
+        spool.release(record)
+    after = put(spool, 4, b"data")
+    assert after.file is not records[0].file
+    assert spool.syncs_up_to(2000)
+    after.file.sync()
+    synced = put(spool, 5, bytes(2_000_000))
+    synced.file.sync()
+    for record in (after, synced):
+        spool.release(record)
+    assert put(spool, 6, b"data").file is after.file  # all of which is written already
+
+
 def test_after_a_sync_that_failed_records_go_elsewhere(open_spool: Open) -> None:
     spool = open_spool()
     record = put(spool, 1, b"data")
