@@ -69,6 +69,11 @@ class OpenSegment:
         young = trio.current_time() - self.opened_at < (SPARE_AGE if self.is_spare else SEGMENT_AGE)
         return self.sound and young and self.length + length <= self.size
 
+    def is_at_hand(self, policy: Policy, length: int) -> bool:
+        """Whether it would take an append of `policy` as soon as the one before ends, which will be soon."""
+        is_near = not any(depot.is_far or depot.is_slow for depot, _ in self.replicas)
+        return self.policy == policy.id and self.fits(length) and is_near
+
 
 def pick(
     idle: Sequence[OpenSegment], policy: Policy, length: int, slow_depots: Callable[[Policy], int]

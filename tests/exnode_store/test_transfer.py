@@ -9,8 +9,9 @@ import trio
 
 from ibpfs.config import VolumePaths
 from ibpfs.errors import DataError, NoSpace
-from ibpfs.exnode_store.allocator import SEGMENT_SIZE
+from ibpfs.exnode_store.allocator import SEGMENT_SIZE, OpenSegment
 from ibpfs.exnode_store.creation import create_volume
+from ibpfs.exnode_store.sealing import MAX_SLICE
 from ibpfs.exnode_store.transfer import Transfer
 from tests.cache.stack import Stack, run_depot, run_stack
 
@@ -73,6 +74,46 @@ async def open_segments(transfer: Transfer, number: int) -> None:
         with transfer.committing(segment):
             pass
         await transfer.release(segment)
+
+
+async def test_an_append_that_is_neither_short_nor_long_waits_for_another(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        policy = now.transfer.policy(1)
+        first, _ = await now.transfer.append(policy, [b"x"], 1)
+        taken: list[tuple[OpenSegment, int]] = []
+
+        async def append() -> None:
+            taken.append(await now.transfer.append(policy, [bytes(100_000)], 100_000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(append)
+            others = [(await now.transfer.append(policy, [bytes(length)], length))[0] for length in (1000, MAX_SLICE)]
+            assert not taken
+            await now.transfer.release(first)
+        assert taken == [(first, 1)]
+        assert len({first, *others}) == 3
+        for segment in (first, *others):
+            await now.transfer.release(segment)
+
+
+async def test_no_append_waits_for_long_nor_for_what_is_closed(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        policy, data = now.transfer.policy(1), bytes(100_000)
+        segments = [(await now.transfer.append(policy, [data], len(data)))[0] for _ in range(2)]
+        assert segments[0] is not segments[1]
+
+        async def give_back() -> None:
+            for segment in segments:
+                segment.sound = False
+                await now.transfer.release(segment)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_back)
+            again, offset = await now.transfer.append(policy, [data], len(data))
+        assert (again in segments, offset) == (False, 0)
+        await now.transfer.release(again)
 
 
 async def test_room_in_a_segment_that_is_appended_to_counts_as_free(tmp_path: Path) -> None:
