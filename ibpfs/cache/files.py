@@ -38,6 +38,8 @@ from ibpfs.exnode_store.transfer import Transfer
 _AT_ONCE = 1024 * 1024
 #: Seconds after which bytes that the spool retains are not waited for from a depot.
 _PATIENCE = 1.0
+#: Dirty bytes from which on a turn of the event loop is little beside them.
+_LONG = 256 * 1024
 #: How far apart the writes of posix_fallocate are at most.
 _FALLOCATE_STEP = 4096
 
@@ -363,6 +365,8 @@ class FileCache:
             local = self._local_sync.begin() if file is not None else None
             if file is not None and local is not None:
                 changes = file.changes
+                if file.dirty > _LONG:
+                    await trio.lowlevel.checkpoint()  # the disk begins before the sealing does, not behind it
                 await self._flusher.wait_stored(ino)
                 # What was overwritten meanwhile has left the spool, and what took its place may not be synced there.
                 if await local.succeeded() and file.changes == changes:

@@ -140,3 +140,37 @@ async def test_nobody_syncs_here_beside_a_thread_that_may_be_told_of_an_error(
             go_on.set()
             with trio.fail_after(20):
                 assert await wanted.succeeded()
+
+
+@pytest.mark.parametrize("length", [100_000, 1_000_000])
+async def test_of_much_the_disk_begins_before_it_is_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume)
+    begun: list[str] = []
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await trio.testing.wait_all_tasks_blocked()
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, bytes(length))
+        store, sync = now.flusher._store, now.db.begin_sync
+        monkeypatch.setattr(now.flusher, "_store", lambda batch: (begun.append("store"), store(batch))[1])
+        monkeypatch.setattr(now.db, "begin_sync", lambda: (begun.append("sync"), sync())[1])
+        await now.files.fsync(ino)
+    assert begun[0] == ("sync" if length > 256 * 1024 else "store")
+
+
+async def test_an_fsync_of_much_does_not_wait_for_the_clean_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = VolumePaths(tmp_path / "volume")
+    create_volume(volume)
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await trio.testing.wait_all_tasks_blocked()
+        ino = now.create(b"file").ino
+        await now.files.write(ino, 0, bytes(1_000_000))
+        is_cached = trio.Event()
+        monkeypatch.setattr(now.flusher.fresh, "add", lambda *_: is_cached.wait())
+        with trio.fail_after(10):
+            await now.files.fsync(ino)
+        is_cached.set()
