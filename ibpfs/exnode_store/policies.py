@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ibpfs.errors import NotADirectory, NotFound, UsageError
 from ibpfs.exnode_store.database import Database
@@ -94,10 +95,14 @@ class Policies:
 
     def get(self, number: int) -> Policy:
         """The policy; the volume's default where there is no such row."""
-        row = self._db.row(f"SELECT {_COLUMNS} FROM policies WHERE id = ?", (number,))
+        remembered = self._db.remembered.policies
+        row = remembered.get(number)
         if row is None:
-            row = self._db.row(f"SELECT {_COLUMNS} FROM policies WHERE id = 1")
-        assert row is not None
+            row = self._db.row(f"SELECT {_COLUMNS} FROM policies WHERE id = ?", (number,))
+            if row is None:
+                row = self._db.row(f"SELECT {_COLUMNS} FROM policies WHERE id = 1")
+            assert row is not None
+            remembered[number] = row
         return _policy(*row)
 
     @property
@@ -156,5 +161,6 @@ class Policies:
         ) or 1  # fmt: skip
 
 
+@lru_cache(maxsize=64)
 def _policy(number: int, copies: int, min_copies: int, labels: str, code: str | None) -> Policy:
     return Policy(number, copies, min_copies, tuple(json.loads(labels)), code)

@@ -51,6 +51,21 @@ def test_labels_of_a_depot() -> None:
             parse_labels(words)
 
 
+def test_the_table_is_asked_once_for_each_policy(
+    db: Database, policies: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert policies.get(7) == policies.get(1) == Policy(1, 2, 1)  # the default
+    with db.transaction():
+        db.execute("INSERT INTO policies (id, copies, min_copies, labels, seq) VALUES (7, 3, 2, '[]', 1)")
+    assert (policies.get(7), policies.get(1)) == (Policy(7, 3, 2), Policy(1, 2, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "row", lambda *_: pytest.fail("asked again"))
+        assert (policies.get(7), policies.get(1)) == (Policy(7, 3, 2), Policy(1, 2, 1))
+    with db.transaction():
+        db.execute("UPDATE policies SET copies = 4 WHERE id = 7")
+    assert policies.get(7) == Policy(7, 4, 2)
+
+
 def test_what_is_made_in_a_directory_has_its_policy(names: Namespace, policies: Policies) -> None:
     outer = names.create(1, b"outer", DIRECTORY).ino
     before = names.create(outer, b"before", FILE).ino
