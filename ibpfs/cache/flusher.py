@@ -10,22 +10,24 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeAlias
 
 import trio
 
 from ibpfs.cache.clean import CleanCache
-from ibpfs.cache.commits import Commits, Sealed, Stored
+from ibpfs.cache.commits import Commits, Stored
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
 from ibpfs.cache.fresh import Fresh
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
 from ibpfs.cache.retention import RetainedSlice, Retention
 from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Record, Spool
+from ibpfs.depot.later import Later
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.sealing import MAX_SLICE
+from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm
 from ibpfs.exnode_store.transfer import MOST_LANES, Transfer
 
 _log = logging.getLogger(__name__)
@@ -33,6 +35,11 @@ _log = logging.getLogger(__name__)
 _BACKOFF = (0.1, 2.0)
 #: Bytes up to which who waits carries them himself.
 _LONG = 256 * 1024
+#: Up to so many bytes are sealed while a depot gets ready for them.
+_SEALED_LATER = 64 * 1024
+
+#: File, flight, form, clear bytes, and where in what is appended the slice begins.
+Unsealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, list[memoryview], int]
 
 
 class Flusher:
@@ -326,8 +333,7 @@ class Flusher:
             self.forget(file.ino)
 
     async def _store(self, batch: Batch) -> None:
-        pieces: list[bytes | memoryview] = []
-        slices: list[Sealed] = []
+        slices: list[Unsealed] = []
         at = 0
         for file, flight in list(batch.flights):
             parts = self._read(file, flight)
@@ -335,26 +341,31 @@ class Flusher:
                 batch.flights.remove((file, flight))
                 continue
             form = self._sealer.form(sum(map(len, parts)))
-            sealed = self._sealer.seal(form, *parts)
-            slices.append((file, flight, form, self._sealer.digest(sealed), at))
-            pieces += sealed
+            slices.append((file, flight, form, parts, at))
             at += form.stored_length
         if not slices:
             return
         # Before the first await: what is overwritten while it flies is let go of by its file.
         taken = self.retention.take(batch.policy, [(file.ino, form, flight) for file, flight, form, _, _ in slices])
         try:
-            await self._append(batch, slices, pieces, at, taken)
+            await self._append(batch, slices, at, taken)
         finally:
             self.retention.give_back(taken)
 
     async def _append(
-        self, batch: Batch, slices: list[Sealed], pieces: list[bytes | memoryview], length: int,
-        taken: list[RetainedSlice],
+        self, batch: Batch, slices: list[Unsealed], length: int, taken: list[RetainedSlice]
     ) -> None:  # fmt: skip
+        digests: list[bytes] = []
+        pieces = Later(length, lambda: self._seal(slices, digests))
+        if length > _SEALED_LATER:
+            pieces.made()
         segment, offset = await self._transfer.append(batch.policy, pieces, length)
         try:
-            stored = Stored(batch, segment, offset, length, slices)
+            sealed = [
+                (file, flight, form, check, at)
+                for (file, flight, form, _, at), check in zip(slices, digests, strict=True)
+            ]
+            stored = Stored(batch, segment, offset, length, sealed)
             row = segment.row
             only_fsyncs = self._waits[False] and not self._waits[True]
             if row is not None and only_fsyncs and stored.may_wait and not self.retention.is_wanted(taken, row):
@@ -368,6 +379,14 @@ class Flusher:
             await self.fresh.add(row, offset, pieces, length, len(slices))
         finally:
             await self._transfer.release(segment)
+
+    def _seal(self, slices: Sequence[Unsealed], digests: list[bytes]) -> list[bytes | memoryview]:
+        pieces: list[bytes | memoryview] = []
+        for _, _, form, parts, _ in slices:
+            sealed = self._sealer.seal(form, *parts)
+            digests.append(self._sealer.digest(sealed))
+            pieces += sealed
+        return pieces
 
     def _read(self, file: DirtyFile, flight: Flight) -> list[memoryview] | None:
         try:

@@ -11,8 +11,9 @@ from typing import Final, Self, TypeAlias, TypeVar
 import trio
 
 from ibpfs.depot.address import Address
+from ibpfs.depot.later import Buffer
 from ibpfs.depot.pool import ConnectionPool
-from ibpfs.depot.stream import SILENCE_LIMIT, Buffer, DepotStream, Meanwhile, ShortLoad, Unanswered
+from ibpfs.depot.stream import SILENCE_LIMIT, DepotStream, Meanwhile, ShortLoad, Unanswered
 from ibpfs.depot.wire import DepotError, DepotUnreachable, ErrorCode, OutOfSockets, error_for
 from ibpfs.depot.wire import events as ev
 

@@ -11,8 +11,9 @@ from typing import Final
 
 from ibpfs.depot.calls import refusal
 from ibpfs.depot.capability import CapabilityKind, CapabilitySet, Key
+from ibpfs.depot.later import Buffer, Later
 from ibpfs.depot.protocol_commands import APPEND, AliasStatus, ProtocolCommands
-from ibpfs.depot.stream import Buffer, Meanwhile, ShortLoad
+from ibpfs.depot.stream import Meanwhile, ShortLoad
 from ibpfs.depot.wire import (
     PERMANENT_SECONDS,
     AllocationKind,
@@ -89,7 +90,7 @@ class DepotClient(ProtocolCommands):
     async def store(self, key: Key, data: Sequence[Buffer], meanwhile: Meanwhile | None = None) -> int:
         """Appends `data`, which must not change meanwhile; the number of bytes acknowledged. Never sent
         twice: after DepotUnreachable the allocation may hold all, some or none of them."""
-        length = sum(map(len, data))
+        length = data.length if isinstance(data, Later) else sum(map(len, data))
         if not length:
             return 0
         command = ev.Store(key, length, version=0)

@@ -9,7 +9,7 @@ from typing import Final
 
 from ibpfs.depot.calls import Calls
 from ibpfs.depot.capability import Capability, CapabilityKind, CapabilitySet, Key
-from ibpfs.depot.stream import Buffer
+from ibpfs.depot.later import Buffer
 from ibpfs.depot.wire import Checksum, DepotError, ErrorCode, error_for
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.digests import Deframer, Framer

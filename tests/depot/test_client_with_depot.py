@@ -1,6 +1,7 @@
 """The client against a real `ibpfs-depot` process, over TCP and over its Unix socket."""
 
 import os
+import socket
 import subprocess
 import sysconfig
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,8 @@ import trio
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import CapabilityKind, Key
 from ibpfs.depot.client import PERMANENT, DepotClient, ShortLoad
+from ibpfs.depot.later import Later
+from ibpfs.depot.stream import DepotStream
 from ibpfs.depot.wire import (
     AllocationKind,
     CapabilityNotFound,
@@ -26,7 +29,8 @@ from ibpfs.depot.wire import (
     PermissionDenied,
     Reliability,
 )
-from ibpfs.depot.wire.events import Open, Opened
+from ibpfs.depot.wire.connection import Connection, Role
+from ibpfs.depot.wire.events import Open, Opened, Store, Stored
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "ibpfs-depot"
 MIB = 1 << 20
@@ -107,10 +111,12 @@ async def test_the_life_of_an_allocation(client: DepotClient) -> None:
         await client.load(read, 0, 4)
 
 
-async def test_what_is_done_while_the_depot_works_and_the_reply_awaited_awake(
-    client: DepotClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("awake", "asleep"), [(20, 0), (0, 20_000)], ids=["awake", "asleep"])
+async def test_what_is_done_while_the_depot_works_and_the_reply_awaited(
+    client: DepotClient, monkeypatch: pytest.MonkeyPatch, awake: float, asleep: int
 ) -> None:
-    monkeypatch.setattr("ibpfs.depot.stream._LINGER", 20)
+    monkeypatch.setattr("ibpfs.depot.stream._LINGER", awake)
+    monkeypatch.setattr("ibpfs.depot.stream._NAP", asleep)
     caps = await client.allocate(100, 600)
     turns: list[int] = []
 
@@ -130,6 +136,72 @@ async def test_what_is_done_while_the_depot_works_and_the_reply_awaited_awake(
         assert len(turns) > before
         nursery.cancel_scope.cancel()
     assert await client.load(caps.read.wire_key, 0, 10) == b"bytes more"
+
+
+async def test_data_that_are_made_when_the_depot_knows_of_them(client: DepotClient) -> None:
+    caps = await client.allocate(100, 600)
+    made: list[int] = []
+
+    def make() -> list[bytes]:
+        made.append(1)
+        return [b"by", b"tes"]
+
+    data = Later(5, make)
+    assert await client.store(caps.write.wire_key, data, lambda: True) == 5
+    assert await client.store(caps.write.wire_key, data) == 5
+    assert await client.load(caps.read.wire_key, 0, 10) == b"bytesbytes"
+    assert (made, len(data), data[1], data[:1]) == ([1], 2, b"tes", [b"by"])
+
+
+async def test_data_that_cannot_be_made(client: DepotClient) -> None:
+    caps = await client.allocate(100, 600)
+
+    def make() -> list[bytes]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        await client.store(caps.write.wire_key, Later(5, make), lambda: True)
+    assert await client.store(caps.write.wire_key, [b"other"]) == 5
+    assert await client.load(caps.read.wire_key, 0, 5) == b"other"
+
+
+async def test_a_line_goes_before_data_that_are_made_later() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = DepotStream(trio.socket.from_stdlib_socket(ours), Address.parse("unix:/nowhere"))
+        heard: list[bytes] = []
+
+        def make() -> list[bytes]:
+            heard.append(theirs.recv(100))
+            theirs.sendall(b"1 \n")
+            return [b"data"]
+
+        def meanwhile() -> bool:
+            heard.append(theirs.recv(100))
+            theirs.sendall(b"1 4 \n")
+            return True
+
+        assert await stream.transact(
+            Store(Key("1#key", "1"), 4, version=0), Later(4, make), meanwhile=meanwhile
+        ) == Stored(4)
+        assert heard == [b"0 2 1#key 1 4 0\n", b"data"]
+        stream.close()
+
+
+async def test_data_that_come_long_after_their_line(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.unix)) as client:
+        caps = await client.allocate(100, 600)
+        for last in (b"", b"es"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(depot.unix.removeprefix("unix:"))
+                sock.sendall(Connection(Role.CLIENT).send(Store(caps.write.wire_key, 5, version=0)))
+                assert sock.recv(100) == b"1 \n"
+                sock.sendall(b"byt")
+                await trio.sleep(0.05)
+                sock.sendall(last)
+                if last:
+                    assert sock.recv(100) == b"1 5 \n"
+        assert await client.load(caps.read.wire_key, 0, 5) == b"bytes"  # and not what was broken off
 
 
 async def test_refusals(client: DepotClient) -> None:

@@ -129,9 +129,11 @@ class Conversation:
         if buffered := self.connection.take_raw(len(self.buffer)):
             self._hold(self.connection.buffered)
             return memoryview(buffered)
-        await self.flush()
         room = self.buffer[: self.connection.raw_remaining]
-        received = await self.peer.receive_into(room, limit)
+        received = self.peer.receive_now(room)
+        if not received:
+            await self.flush()
+            received = await self.peer.receive_into(room, limit)
         self.connection.skip_raw(received)
         return room[:received]
 

@@ -12,7 +12,7 @@ import trio
 
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import Capability, CapabilitySet
-from ibpfs.depot.stream import Buffer
+from ibpfs.depot.later import Buffer
 from ibpfs.depot.wire import DepotError, DepotUnreachable, Reliability
 from ibpfs.errors import DataError, IbpfsError, NoSpace, UsageError
 from ibpfs.exnode_store.documents.conditioning import (
