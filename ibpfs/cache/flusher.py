@@ -382,6 +382,7 @@ class Flusher:
 
     def _seal(self, slices: Sequence[Unsealed], digests: list[bytes]) -> list[bytes | memoryview]:
         pieces: list[bytes | memoryview] = []
+        digests.clear()
         for _, _, form, parts, _ in slices:
             sealed = self._sealer.seal(form, *parts)
             digests.append(self._sealer.digest(sealed))

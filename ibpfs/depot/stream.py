@@ -82,6 +82,7 @@ class DepotStream:
         self._may_be_short = False
         self._patience = 0.0
         self._descriptors: list[int] | None = None
+        self._was_at_once = False  # the last command, whose reply the event loop waited for
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self._alertness, self._promptness = Alertness(), Alertness()
@@ -190,12 +191,14 @@ class DepotStream:
                 if not isinstance(reply, ev.Ready):
                     return reply
                 await self._send(data)
-            elif isinstance(data, Later) and self._address.path is not None:
-                await self._send([line])  # by it a depot of this machine wakes, and gets ready: 100 us
+            elif self._was_at_once and isinstance(data, Later) and self._address.path is not None:
+                # By it a depot of this machine wakes, and gets ready: 100 us. In the event loop its Ready costs more.
+                await self._send([line])
                 await self._send(data)
             else:
                 await self._send([line, *data])
-        if meanwhile is not None and meanwhile():
+        self._was_at_once = meanwhile is not None and meanwhile()
+        if self._was_at_once:
             reply = self._reply_soon()
         if reply is None:
             reply = await self._reply()

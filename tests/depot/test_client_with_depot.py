@@ -170,6 +170,7 @@ async def test_a_line_goes_before_data_that_are_made_later() -> None:
     with theirs:
         stream = DepotStream(trio.socket.from_stdlib_socket(ours), Address.parse("unix:/nowhere"))
         heard: list[bytes] = []
+        stream._was_at_once = True
 
         def make() -> list[bytes]:
             heard.append(theirs.recv(100))
