@@ -106,10 +106,13 @@ class SpoolFile:
         return self.live == 0 and self.size > FILE_HEADER_SIZE
 
     @property
-    def is_left(self) -> bool:
-        """Whether what is written next had better go to another file: a sync would have to write what nobody needs."""
-        is_waste = self.live == 0 and self.unsynced_bytes > _WASTE
-        return self.size >= FILE_SIZE or self.has_failed or is_waste
+    def is_full(self) -> bool:
+        return self.size >= FILE_SIZE or self.has_failed
+
+    @property
+    def is_waste(self) -> bool:
+        """Whether a sync would have to write much that nobody needs."""
+        return self.live == 0 and self.unsynced_bytes > _WASTE
 
     @property
     def unsynced_bytes(self) -> int:
@@ -334,9 +337,13 @@ class Spool:
 
     def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
         """Write a record and return it, held; give it back with `release`."""
-        if self._current is None or self._current.is_left:
+        if self._current is None or self._current.is_full or (self._current.is_waste and self._none_waits()):
             self._current = self._create()
         return self._current.append(ino, generation, offset, seq, mtime_ns, data)
+
+    def _none_waits(self) -> bool:
+        """Whether no file but the current one waits to be deleted: each has blocks laid out, and a descriptor."""
+        return sum(file.is_spent for file in self._files) <= 1
 
     def hold(self, record: Record) -> None:
         """One more needs a record that somebody holds already."""

@@ -565,6 +565,15 @@ def test_no_sync_writes_much_that_nobody_needs(open_spool: Open) -> None:
     assert put(spool, 6, b"data").file is after.file  # all of which is written already
 
 
+def test_temporary_files_do_not_take_a_spool_file_each(open_spool: Open, directory: Path) -> None:
+    spool = open_spool()
+    for number in range(50):
+        spool.release(put(spool, number, bytes(1_200_000)))
+        assert len(list(directory.iterdir())) <= 3
+    spool.delete(spool.spent())
+    assert not list(directory.iterdir())
+
+
 def test_after_a_sync_that_failed_records_go_elsewhere(open_spool: Open) -> None:
     spool = open_spool()
     record = put(spool, 1, b"data")
