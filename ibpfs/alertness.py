@@ -2,6 +2,8 @@
 
 #: That many waits are asleep, at most, before it is tried again whether one awake is worth it.
 SPARED = 128
+#: Descriptors by which others ask something of this process's event loop: it does not sleep while one of them does.
+LISTENED: set[int] = set()
 
 
 class Alertness:

@@ -16,7 +16,7 @@ from typing import Final, Self, TypeAlias
 
 import trio
 
-from ibpfs.alertness import Alertness
+from ibpfs.alertness import LISTENED, Alertness
 from ibpfs.depot.address import Address
 from ibpfs.depot.later import Buffer, Later
 from ibpfs.depot.tls import secured
@@ -183,6 +183,7 @@ class DepotStream:
     ) -> ev.Reply:  # fmt: skip
         line = self._codec.send(command)
         reply: ev.Reply | None = None
+        is_sent = False
         # A depot that refuses stops reading; its reason is there to be read even if sending fails.
         with suppress(ConnectionResetError, BrokenPipeError):
             if wait_for_ready and data:
@@ -197,14 +198,17 @@ class DepotStream:
                 await self._send(data)
             else:
                 await self._send([line, *data])
-        self._was_at_once = meanwhile is not None and meanwhile()
-        if self._was_at_once:
-            reply = self._reply_soon()
+            is_sent = True
+        if meanwhile is not None:
+            reply = self._reply_soon() if meanwhile() else None
+            self._was_at_once = reply is not None
         if reply is None:
             reply = await self._reply()
         if isinstance(reply, ev.Ready):
             reply = await self._reply()
-        elif isinstance(reply, ev.Loading) or self._codec.raw_remaining:
+        if not (is_sent or isinstance(reply, ev.Failed)):
+            raise RemoteProtocolError("it acknowledges what it has not read")
+        if isinstance(reply, ev.Loading) or self._codec.raw_remaining:
             await self._load(self._codec.raw_remaining, into)
         return reply
 
@@ -260,12 +264,20 @@ class DepotStream:
                     self._alertness.paid()
                     return True
             self._alertness.was_in_vain()
-        if not self._promptness.is_worth_it():
-            return False
-        if self._poll.poll(_NAP):
+        return self._promptness.is_worth_it() and self._nap()
+
+    def _nap(self) -> bool:
+        """Asleep, until it has come, or others want something of the event loop."""
+        for other in LISTENED:
+            self._poll.register(other, select.POLLIN)
+        ready = [descriptor for descriptor, _ in self._poll.poll(_NAP)]
+        for other in LISTENED:
+            self._poll.unregister(other)
+        if self._socket.fileno() in ready:
             self._promptness.paid()
             return True
-        self._promptness.was_in_vain()
+        if not ready:
+            self._promptness.was_in_vain()
         return False
 
     async def _receive_with(self, descriptors: list[int]) -> bytes:

@@ -30,7 +30,7 @@ from ibpfs.depot.wire import (
     Reliability,
 )
 from ibpfs.depot.wire.connection import Connection, Role
-from ibpfs.depot.wire.events import Open, Opened, Store, Stored
+from ibpfs.depot.wire.events import Open, Opened, Probe, Store, Stored
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "ibpfs-depot"
 MIB = 1 << 20
@@ -203,6 +203,59 @@ async def test_data_that_come_long_after_their_line(depot: RunningDepot) -> None
                 if last:
                     assert sock.recv(100) == b"1 5 \n"
         assert await client.load(caps.read.wire_key, 0, 5) == b"bytes"  # and not what was broken off
+
+
+async def test_replies_that_are_owed_come_before_data_that_break_off(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.unix)) as client:
+        caps = await client.allocate(100, 600)
+    probe = Connection(Role.CLIENT).send(Probe(caps.manage.wire_key, version=0))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(depot.unix.removeprefix("unix:"))
+        sock.sendall(probe + Connection(Role.CLIENT).send(Store(caps.write.wire_key, 5, version=0)) + b"by")
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100).startswith(b"1 1 0 0 100 ")
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_depot_that_acknowledges_what_it_has_not_read(at_once: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(b"1 \n1 4 \n")
+        theirs.shutdown(socket.SHUT_RD)
+        stream = DepotStream(trio.socket.from_stdlib_socket(ours), Address.parse("unix:/nowhere"))
+        stream._was_at_once = at_once
+        with pytest.raises(DepotUnreachable, match="has not read"):
+            await stream.transact(Store(Key("1#key", "1"), 4, version=0), Later(4, lambda: [b"data"]))
+        stream.close()
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_nobody_sleeps_while_others_ask_something(asks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the event loop, which would have answered them."""
+    monkeypatch.setattr("ibpfs.depot.stream._LINGER", 0)
+    monkeypatch.setattr("ibpfs.depot.stream._NAP", 200)
+    ours, theirs = socket.socketpair()
+    other, asking = socket.socketpair()
+    with theirs, other, asking, monkeypatch.context() as patch:
+        patch.setattr("ibpfs.depot.stream.LISTENED", {other.fileno()})
+        if asks:
+            asking.sendall(b"something")
+        stream = DepotStream(trio.socket.from_stdlib_socket(ours), Address.parse("unix:/nowhere"))
+        turns: list[float] = []
+
+        async def answer() -> None:
+            turns.append(trio.current_time())
+            theirs.sendall(b"1 \n1 4 \n")
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            store = Store(Key("1#key", "1"), 4, version=0)
+            stored = await stream.transact(store, [b"data"], meanwhile=lambda: True)
+        assert stored == Stored(4)
+        assert (turns[0] - began < 0.2) == asks
+        stream.close()
 
 
 async def test_refusals(client: DepotClient) -> None:

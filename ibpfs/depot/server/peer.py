@@ -119,18 +119,16 @@ class Peer:
         return received
 
     def receive_now(self, buffer: memoryview) -> int:
-        """What little has come meanwhile from our machine, without a turn of the event loop; 0: none, wait for it."""
+        """What little has come meanwhile from our machine, without a turn of the event loop; 0: none, wait for it, and
+        meet there that nothing comes any more, behind the replies that are owed."""
         if not self.local or len(buffer) > _SHORT or not isinstance(self._sock, trio.socket.SocketType):
             return 0
         try:
             received = os.readv(self._sock.fileno(), [buffer])
-        except BlockingIOError:
+        except OSError:
             return 0
-        except OSError as error:
-            raise PeerGone(str(error)) from None
-        if not received:
-            raise PeerGone("closed in the middle of the data")
-        self._came(received)
+        if received:
+            self._came(received)
         return received
 
     async def _read_into(self, buffer: memoryview, limit: float | None) -> int:
