@@ -35,7 +35,7 @@ _SPARE_ROOM = 8 * SEGMENT_SIZE
 #: What the others may take, in bytes per second, beside STRAGGLER_LIMIT, when min_copies have acknowledged.
 _STRAGGLER_RATE = 1024 * 1024
 #: Seconds for which an append waits for another to end, and bytes up to which it does not: small fsyncs side by side.
-_SOON, _FEW = 0.05, 64 * 1024
+_SOON, _FEW = 0.02, 64 * 1024
 #: Seconds between looks at whether a depot that takes an append is slow.
 _LOOK_AT_PACE = 0.25
 
