@@ -112,7 +112,8 @@ async def test_who_waits_keeps_nobody_from_being_answered() -> None:
         assert made.answered == [1, 2, 3, 0, 4]
 
 
-async def test_endless_requests_leave_others_their_turn() -> None:
+async def most_between_turns(made: Kernel, requests: int) -> int:
+    """How many of so many requests, which are all there, are answered between two turns of another task."""
     turns: list[int] = []
 
     async def other() -> None:
@@ -120,25 +121,22 @@ async def test_endless_requests_leave_others_their_turn() -> None:
             turns.append(len(made.answered))
             await trio.lowlevel.checkpoint()
 
+    made.ask(*(number % 250 for number in range(requests)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.serve)
+        nursery.start_soon(other)
+        await served(made, requests)
+        nursery.cancel_scope.cancel()
+    return max(later - earlier for earlier, later in pairwise(turns))
+
+
+async def test_endless_requests_leave_others_their_turn() -> None:
     with kernel() as made:
-        made.ask(*(number % 250 for number in range(IN_A_ROW * 20)))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.serve)
-            nursery.start_soon(other)
-            await served(made, IN_A_ROW * 20)
-            nursery.cancel_scope.cancel()
-    # Twice, because the loop shuffles whom it lets run.
-    assert max(later - earlier for earlier, later in pairwise(turns)) <= 2 * IN_A_ROW
+        # Twice, because the loop shuffles whom it lets run.
+        assert await most_between_turns(made, IN_A_ROW * 20) <= 2 * IN_A_ROW
 
 
 async def test_long_requests_leave_others_their_turn_sooner() -> None:
-    turns: list[int] = []
-
-    async def other() -> None:
-        while True:
-            turns.append(len(made.answered))
-            await trio.lowlevel.checkpoint()
-
     async def handle(_: int) -> AsyncIterator[None]:
         end = time.perf_counter() + LONG
         while time.perf_counter() < end:
@@ -147,13 +145,7 @@ async def test_long_requests_leave_others_their_turn_sooner() -> None:
             yield nothing
 
     with kernel(handle) as made:
-        made.ask(*range(IN_A_ROW * 4))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.serve)
-            nursery.start_soon(other)
-            await served(made, IN_A_ROW * 4)
-            nursery.cancel_scope.cancel()
-    assert max(later - earlier for earlier, later in pairwise(turns)) <= 4
+        assert await most_between_turns(made, IN_A_ROW * 4) <= 4
 
 
 async def test_told_to_close_between_two_requests_it_reads_no_more() -> None:
