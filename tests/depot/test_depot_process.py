@@ -228,6 +228,17 @@ class TestEmbedded:
         assert (tmp_path / "sock").exists()
         start_depot(*options).connect_unix(tmp_path / "sock").close()
 
+    def test_the_socket_of_a_store_that_was_made_anew_stays(
+        self, start_depot: Start, options: list[str], tmp_path: Path
+    ) -> None:
+        """A mount's depot stays a while: until then its volume may be deleted and another made in its place."""
+        former = start_depot(*options)
+        shutil.rmtree(tmp_path / "store")
+        latter = start_depot(*options)
+        former.stop()
+        latter.connect_unix(tmp_path / "sock").close()
+        assert (tmp_path / "store" / "operator.sock").exists()
+
     def test_local_users_may_be_idle(self, start_depot: Start, options: list[str], tmp_path: Path) -> None:
         depot = start_depot(*options, "--idle-timeout", "0.3")
         local, remote = depot.connect_unix(tmp_path / "sock"), depot.connect()

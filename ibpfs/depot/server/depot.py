@@ -60,9 +60,7 @@ async def run(
         for directory in (settings.store, *(one for one, _ in settings.resources)):
             stack.enter_context(locked(directory))
         depot = stack.enter_context(open_depot(settings, SteadyClock()))
-        questions = listen_unix(settings.store / operator.SOCKET).sock
-        stack.callback((settings.store / operator.SOCKET).unlink, missing_ok=True)
-        stack.enter_context(closing(questions))
+        questions = stack.enter_context(closing(listen_unix(settings.store / operator.SOCKET))).sock
         async with trio.open_nursery() as nursery:
             await nursery.start(_obey_signals, nursery.cancel_scope, depot, supervisor, reread)
             nursery.start_soon(depot.serve_operator, questions)
@@ -87,15 +85,10 @@ def open_depot(settings: Settings, clock: Callable[[], float]) -> "Iterator[Depo
     """Without lock and signals, as tests want it."""
     resources = _open_resources(settings, clock)
     with ExitStack() as stack:
-        listeners: list[Listener] = []
-        for listener in _listeners(settings):
-            listeners.append(listener)
-            stack.enter_context(closing(listener.sock))
-        if settings.unix is not None:
-            stack.callback(settings.unix.unlink, missing_ok=True)
+        listeners = [stack.enter_context(closing(one)) for one in _listeners(settings)]
         metrics = listen_tcp(*settings.metrics) if settings.metrics is not None else None
         if metrics is not None:
-            stack.enter_context(closing(metrics.sock))
+            stack.enter_context(closing(metrics))
         syncs = stack.enter_context(SyncThreads())
         shared = Shared(
             resources, syncs, settings, Courier(_reach(settings, listeners, metrics)),

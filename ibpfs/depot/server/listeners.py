@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,24 @@ class CannotListen(IbpfsError):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """`place` is None on a Unix socket."""
+    """`place` is None on a Unix socket, and `name` its path and inode where the name was made here."""
 
     sock: socket.socket
     place: tuple[str, int] | None
+    name: tuple[Path, int] | None = None
 
     @property
     def is_wildcard(self) -> bool:
         return self.place is not None and self.place[0] in ("0.0.0.0", "::", "")
+
+    def close(self) -> None:
+        """The name goes, too, unless it is another socket's: where this store was deleted, a new one may lie by now."""
+        if self.name is not None:
+            path, inode = self.name
+            with suppress(OSError):
+                if path.lstat().st_ino == inode:
+                    path.unlink()
+        self.sock.close()
 
 
 def listen_tcp(host: str, port: int, store: Path | None = None) -> Listener:
@@ -78,10 +89,10 @@ def listen_unix(path: Path) -> Listener:
         path.unlink(missing_ok=True)
         _bind_unix(sock, path)
         sock.listen(BACKLOG)
+        return Listener(sock, None, (path, path.lstat().st_ino))
     except OSError as error:
         sock.close()
         raise CannotListen(f"cannot listen on {path}: {_reason(error)}") from None
-    return Listener(sock, None)
 
 
 def _bind_unix(sock: socket.socket, path: Path) -> None:
