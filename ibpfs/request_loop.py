@@ -26,7 +26,7 @@ from ibpfs.alertness import LISTENED, Alertness
 #: they have it at once. A MiB of a stream takes 1 to 3 ms; with a turn after 16 of these uploads fell behind in every
 #: third run (in memory: 24,000 page faults of 128 MiB, else 8,000), and fsync took 150 to 400 ms, not 10.
 IN_A_ROW = 16
-LONG = 0.7e-3
+LONG = 1.2e-3
 #: Seconds for which the event loop stands still for the next request, where no request waits for anything.
 LINGER = 50e-6
 #: Descriptors below this may be given to select(2), which alone takes less than a millisecond as its limit.
@@ -46,7 +46,7 @@ class Reading:
         self._waiting: deque[trio.lowlevel.Task] = deque()
         self._parked = 0  # tasks that handed control to the event loop, those in `_waiting` among them
         self._in_a_row = 0
-        self._given_at = 0.0  # when the last request was
+        self._turned_at = 0.0  # when others had had their turn
         self._poll: select.poll | None = None
         self._alertness = Alertness()
         self._closing = False
@@ -96,15 +96,18 @@ class Reading:
             self._poll.register(descriptor, select.POLLIN)
             LISTENED.add(descriptor)
         self._in_a_row += 1
-        if self._in_a_row >= IN_A_ROW or time.perf_counter() - self._given_at > LONG:
-            self._in_a_row = 0
+        if self._in_a_row >= IN_A_ROW or time.perf_counter() - self._turned_at > LONG:
             await trio.lowlevel.checkpoint()  # not a wait: the processor would go to sleep
+            self._turned()
             if self._closing:
                 raise trio.ClosedResourceError
         if not self._poll.poll(0) and not self._linger(self._poll, descriptor):
-            self._in_a_row = 0
             await trio.lowlevel.wait_readable(descriptor)
-        self._given_at = time.perf_counter()
+            self._turned()
+
+    def _turned(self) -> None:
+        self._in_a_row = 0
+        self._turned_at = time.perf_counter()
 
     def _linger(self, poll: select.poll, descriptor: int) -> bool:
         if self._parked > len(self._waiting):

@@ -91,6 +91,7 @@ class BlockReader:
         self._looks = FirstLooks()
         self._demands = 0
         self.ahead = 0  # loads ahead that wait or are under way
+        self._opening = 0  # of these, those that only ask for a file
         self._runs = trio.Semaphore(_RUNS)
         self._paused: dict[frozenset[int], float] = {}  # until when runs are, by the depots that hold the segment
         self._wishes, self._wished = trio.open_memory_channel[tuple[int, int, int, bool]](_WAITING)
@@ -137,6 +138,8 @@ class BlockReader:
         """
         stop = min(stop, self._segment_length(segment))
         is_run = stream and start < stop and not self._source.is_far(segment)
+        if is_run and self._own_files.has(segment, start, stop):  # else it is asked block by block
+            return
         together = self._together(segment) if is_run else 1
         for begin, end in self._lacking(segment, start, stop, together):
             try:
@@ -192,6 +195,10 @@ class BlockReader:
                     self.prefetch(segment, number * BLOCK, (number + 1) * BLOCK)
             before = self._demands
 
+    @property
+    def is_loading_ahead(self) -> bool:
+        return self.ahead > self._opening
+
     async def _load_ahead(self) -> None:
         async for segment, start, stop, stream in self._wished:
             try:
@@ -217,7 +224,11 @@ class BlockReader:
             _log.debug("bytes %d to %d of segment %d did not come in %g s", start, stop, segment, _RUN_PATIENCE)
 
     async def _load_run(self, segment: int, start: int, stop: int, stream: bool) -> None:
-        await self._own_files.open(segment)
+        self._opening += 1
+        try:
+            await self._own_files.open(segment)
+        finally:
+            self._opening -= 1
         # Some of it may have come, or be on its way, since it was wished for.
         while runs := self._lacking(segment, start, stop, self._together(segment)):
             begin, start = runs[0]

@@ -167,8 +167,8 @@ class SliceReader:
 
     @property
     def is_loading_ahead(self) -> bool:
-        """Whether what `prefetch` began has not ended."""
-        return self._blocks.ahead > 0
+        """Whether what `prefetch` began has not ended, but for asking for a file that can be read past its depot."""
+        return self._blocks.is_loading_ahead
 
     async def serve(self) -> None:
         """Load ahead, for ever; the owner runs this as a task."""
