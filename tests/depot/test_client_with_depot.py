@@ -1,6 +1,9 @@
 """The client against a real `ibpfs-depot` process, over TCP and over its Unix socket."""
 
+import errno
 import os
+import random
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -31,6 +34,7 @@ from ibpfs.depot.wire import (
 )
 from ibpfs.depot.wire.connection import Connection, Role
 from ibpfs.depot.wire.events import Open, Opened, Probe, Store, Stored
+from ibpfs.memory import Sendable, sendable
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "ibpfs-depot"
 MIB = 1 << 20
@@ -228,6 +232,61 @@ async def test_a_depot_that_acknowledges_what_it_has_not_read(at_once: bool) -> 
         with pytest.raises(DepotUnreachable, match="has not read"):
             await stream.transact(Store(Key("1#key", "1"), 4, version=0), Later(4, lambda: [b"data"]))
         stream.close()
+
+
+def filled(seed: int, length: int) -> tuple[memoryview, Sendable, bytes]:
+    part = sendable(length)
+    part[:] = random.Random(seed).randbytes(length)
+    assert isinstance(part.obj, Sendable)
+    return part, part.obj, bytes(part)
+
+
+async def test_what_is_sent_without_a_copy(client: DepotClient) -> None:
+    """Between other parts, and more of it than a socket takes at once."""
+    caps = await client.allocate(32 * MIB, 600)
+    expected = b""
+    for seed, length in enumerate((4 * MIB, 300_000, 4 * MIB)):
+        part, whole, data = filled(seed, length)
+        pieces = Later(length + 7, lambda part=part: [b"abc", part[: MIB // 4], part[MIB // 4 :], b"", b"defg"])
+        assert await client.store(caps.write.wire_key, pieces) == length + 7
+        expected += b"abc" + data + b"defg"
+        assert whole.under_way == 0
+        part[:] = bytes(length)  # as whoever gets this memory next
+    assert await client.load(caps.read.wire_key, 0, len(expected)) == expected
+
+
+async def test_where_a_socket_takes_no_pages_they_are_copied(
+    depot: RunningDepot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "sendfile", refuse)
+    async with DepotClient(Address.parse(depot.unix)) as client:
+        caps = await client.allocate(4 * MIB, 600)
+        part, whole, data = filled(1, MIB)
+        assert await client.store(caps.write.wire_key, [part]) == MIB
+        assert await client.load(caps.read.wire_key, 0, MIB) == data
+        assert whole.under_way == 0
+
+
+async def test_pages_stay_as_they_are_where_the_depot_refuses_or_says_nothing(depot: RunningDepot) -> None:
+    async with DepotClient(Address.parse(depot.unix)) as client:
+        caps = await client.allocate(MIB, 600)
+        part, whole, _ = filled(1, 2 * MIB)
+        with pytest.raises(NoRoom):
+            await client.store(caps.write.wire_key, [part])
+        assert whole.under_way > 0
+        assert depot.process is not None
+        depot.process.send_signal(signal.SIGSTOP)
+        try:
+            part, whole, _ = filled(3, MIB)
+            with trio.move_on_after(0.2) as scope:
+                await client.store(caps.write.wire_key, [part])
+        finally:
+            depot.process.send_signal(signal.SIGCONT)
+        assert scope.cancelled_caught
+        assert whole.under_way > 0
 
 
 @pytest.mark.parametrize("asks", [False, True])
