@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -46,8 +46,11 @@ def forget_pages(volume: VolumePaths) -> None:
 
 
 def open_files(volume: VolumePaths) -> list[Path]:
-    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    return [file for file in map(Path.readlink, links) if file.is_relative_to(volume.depot / "allocations")]
+    files: list[Path] = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # a thread has closed it meanwhile
+            files.append(link.readlink())
+    return [file for file in files if file.is_relative_to(volume.depot / "allocations")]
 
 
 async def test_it_is_what_the_depot_would_give(volume: VolumePaths) -> None:
@@ -102,7 +105,6 @@ async def test_who_waits_for_one_that_is_cancelled_goes_on(volume: VolumePaths) 
         with trio.fail_after(5):
             while not found:
                 await trio.sleep(0.001)
-        assert found == [own.read_now(segment, 0, 1) is not None]
         await own.open(segment)
         assert own.read_now(segment, 0, 1)
 
