@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,10 +30,11 @@ def unfilled(length: int) -> bytearray:
 
 @dataclass(slots=True)
 class _Piece:
-    """Memory that is a file, too."""
+    """Memory that is a file, too, of which the mapping holds a descriptor of its own."""
 
     mapping: mmap.mmap
     descriptor: int
+    reserved: int = 0  # bytes that have their pages
 
     @classmethod
     def make(cls) -> "_Piece":
@@ -43,6 +45,12 @@ class _Piece:
         except BaseException:
             os.close(descriptor)
             raise
+
+    def reserve(self, length: int) -> None:
+        """OSError where the memory is not there; to write to pages that cannot be had would kill us (SIGBUS)."""
+        if length > self.reserved:
+            os.posix_fallocate(self.descriptor, self.reserved, length - self.reserved)
+            self.reserved = length
 
 
 class Sendable(ctypes.Array[ctypes.c_ubyte]):
@@ -84,9 +92,19 @@ def sendable(length: int) -> memoryview:
     if not _SHORTEST <= length <= _SIZE:
         return memoryview(unfilled(length))
     try:
-        piece = _FREE.pop() if _FREE else _Piece.make()
-    except OSError:  # no descriptor, no memory, no memfd
+        piece = _free() or _Piece.make()
+    except OSError:  # no descriptor, no memfd
         return memoryview(unfilled(length))
     made = Sendable.from_buffer(piece.mapping)
     made.piece, made.under_way = piece, 0
+    try:
+        piece.reserve(length)
+    except OSError:
+        return memoryview(unfilled(length))
     return memoryview(made).cast("B")[:length]
+
+
+def _free() -> _Piece | None:
+    with suppress(IndexError):
+        return _FREE.pop()
+    return None

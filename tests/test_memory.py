@@ -72,6 +72,13 @@ def test_what_may_not_have_been_read_is_not_used_again() -> None:
         os.fstat(descriptor)
 
 
+def test_its_pages_are_there_before_they_are_written() -> None:
+    for length in (LARGE, LARGE // 2, 3 * LARGE):
+        made = sendable(length)
+        assert os.fstat(owner(made).descriptor).st_blocks * 512 >= length
+        del made
+
+
 def test_only_some_are_kept() -> None:
     many = [sendable(LARGE) for _ in range(20)]
     descriptors = {owner(one).descriptor for one in many}

@@ -138,8 +138,6 @@ class BlockReader:
         """
         stop = min(stop, self._segment_length(segment))
         is_run = stream and start < stop and not self._source.is_far(segment)
-        if is_run and self._own_files.has(segment, start, stop):  # else it is asked block by block
-            return
         together = self._together(segment) if is_run else 1
         for begin, end in self._lacking(segment, start, stop, together):
             try:

@@ -299,7 +299,7 @@ class DepotStream:
         waiting: list[memoryview] = []
         for part in parts:
             view = memoryview(part).cast("B")
-            if takes_pages and isinstance(view.obj, Sendable):
+            if takes_pages and view and not view.readonly and isinstance(view.obj, Sendable):
                 await self._send_copies(waiting)
                 waiting = []
                 await self._send_pages(view, view.obj)

@@ -1,5 +1,6 @@
 import shutil
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -361,6 +362,49 @@ async def test_who_reads_ahead_asks_for_the_file(own: Bench, nursery: trio.Nurse
     own.reader.prefetch(1, 0, 8 * BLOCK, stream=True)
     await wait_all_tasks_blocked()
     assert (own.source.loads, own.source.own_files.opened) == ([], {1})
+
+
+async def test_asking_for_a_file_is_not_loading(
+    own: Bench, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads that can be answered at once need not give it turns."""
+    answer = trio.Event()
+    opened = own.source.own_files.open
+
+    async def open_late(segment: int) -> bool:
+        await answer.wait()
+        return await opened(segment)
+
+    monkeypatch.setattr(own.source.own_files, "open", open_late)
+    serving = await nursery.start(_cancellable, own.reader.serve)
+    own.reader.prefetch(1, 0, 8 * BLOCK, stream=True)
+    assert own.reader.is_loading_ahead, "a turn is wanted, to ask"
+    await wait_all_tasks_blocked()
+    assert (own.reader.ahead, own.reader.is_loading_ahead) == (2, False)
+    answer.set()
+    await wait_all_tasks_blocked()
+    assert (own.reader.ahead, own.reader._opening, own.source.loads) == (0, 0, [])
+    own.reader.drop()
+    answer = trio.Event()
+    own.reader.prefetch(1, 0, 8 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    serving.cancel()
+    await wait_all_tasks_blocked()
+    assert own.reader._opening == 0
+
+
+async def _cancellable(serve: Callable[[], Awaitable[None]], task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await serve()
+
+
+async def test_what_lies_between_two_ends_that_are_at_hand_is_asked_for(own: Bench, nursery: trio.Nursery) -> None:
+    own.source.own_files.opened, own.source.own_files.absent = {1}, {1}
+    nursery.start_soon(own.reader.serve)
+    own.reader.prefetch(1, 0, 3 * BLOCK, stream=True)
+    await wait_all_tasks_blocked()
+    assert own.source.loads == [(1, BLOCK, 2 * BLOCK)]
 
 
 async def test_who_comes_while_others_ask_for_the_file_does_not_load(own: Bench) -> None:

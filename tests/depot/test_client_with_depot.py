@@ -9,6 +9,7 @@ import subprocess
 import sysconfig
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,8 @@ async def test_what_is_sent_without_a_copy(client: DepotClient) -> None:
     expected = b""
     for seed, length in enumerate((4 * MIB, 300_000, 4 * MIB)):
         part, whole, data = filled(seed, length)
-        pieces = Later(length + 7, lambda part=part: [b"abc", part[: MIB // 4], part[MIB // 4 :], b"", b"defg"])
+        parts = [b"abc", part[: MIB // 4], part[:0], part[MIB // 4 : -9], part[-9:].toreadonly(), b"defg"]
+        pieces = Later(length + 7, partial(list, parts))
         assert await client.store(caps.write.wire_key, pieces) == length + 7
         expected += b"abc" + data + b"defg"
         assert whole.under_way == 0

@@ -26,11 +26,11 @@ class CannotListen(IbpfsError):
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """`place` is None on a Unix socket, and `name` its path and inode where the name was made here."""
+    """`place` is None on a Unix socket, and `name` its path, device and inode where it was made here."""
 
     sock: socket.socket
     place: tuple[str, int] | None
-    name: tuple[Path, int] | None = None
+    name: tuple[Path, int, int] | None = None
 
     @property
     def is_wildcard(self) -> bool:
@@ -39,9 +39,9 @@ class Listener:
     def close(self) -> None:
         """The name goes, too, unless it is another socket's: where this store was deleted, a new one may lie by now."""
         if self.name is not None:
-            path, inode = self.name
+            path = self.name[0]
             with suppress(OSError):
-                if path.lstat().st_ino == inode:
+                if _named(path) == self.name:
                     path.unlink()
         self.sock.close()
 
@@ -89,10 +89,15 @@ def listen_unix(path: Path) -> Listener:
         path.unlink(missing_ok=True)
         _bind_unix(sock, path)
         sock.listen(BACKLOG)
-        return Listener(sock, None, (path, path.lstat().st_ino))
+        return Listener(sock, None, _named(path))
     except OSError as error:
         sock.close()
         raise CannotListen(f"cannot listen on {path}: {_reason(error)}") from None
+
+
+def _named(path: Path) -> tuple[Path, int, int]:
+    found = path.lstat()
+    return path, found.st_dev, found.st_ino
 
 
 def _bind_unix(sock: socket.socket, path: Path) -> None:
