@@ -22,8 +22,8 @@ import trio
 
 from ibpfs.alertness import LISTENED, Alertness
 
-#: Requests that are answered in a row before other tasks have their turn, and seconds after which one was so long that
-#: they have it at once. A MiB of a stream takes 1 to 3 ms; with a turn after 16 of these uploads fell behind in every
+#: Requests that are answered in a row before other tasks have their turn, and seconds since their last one after which
+#: they have it sooner. A MiB of a stream takes 1 to 3 ms; with a turn after 16 of these uploads fell behind in every
 #: third run (in memory: 24,000 page faults of 128 MiB, else 8,000), and fsync took 150 to 400 ms, not 10.
 IN_A_ROW = 16
 LONG = 1.2e-3
