@@ -30,6 +30,8 @@ _LEAST_LANES, MOST_LANES = 3, 8
 _OVERHEAD = 1 / 256, 256 * 1024
 #: A segment with less room than this is full: kept open for so little, it would hold back what is deleted from it.
 _LEAST_ROOM = 64 * 1024
+#: So much of a full segment's room is not given back: two requests, and a sync of the depot's.
+_CRUMBS = 16 * 1024
 #: Segments are made beforehand only while there is room for so many more.
 _SPARE_ROOM = 8 * SEGMENT_SIZE
 #: What the others may take, in bytes per second, beside STRAGGLER_LIMIT, when min_copies have acknowledged.
@@ -244,6 +246,7 @@ class Transfer(Loading):
 
     def _close(self, segment: OpenSegment) -> bool:
         """No more appends; True when its allocations reserve more than they hold, and are to be trimmed."""
+        least = _CRUMBS if segment.sound else 0  # else what was never acknowledged may lie there
         segment.sound = False
         if segment.uncommitted:  # what lies behind the committed length is about to be cut off
             self.commit_waiting()
@@ -260,7 +263,7 @@ class Transfer(Loading):
         self._tell()
         for depot, _ in segment.replicas:
             depot.busy -= 1
-        if segment.row is None or segment.length >= segment.size:
+        if segment.row is None or segment.size - segment.length <= least:
             return False
         self.untrimmed.add(segment.row)
         return True

@@ -210,6 +210,22 @@ async def test_a_full_segment_is_closed_at_once_and_holds_nothing_back(volume: V
         assert now.db.value("SELECT count(*) FROM segments") == 0  # nothing lives in it
 
 
+@pytest.mark.parametrize(
+    ("left", "sound", "asked_back"), [(4000, True, False), (4000, False, True), (99_000, True, True)]
+)
+async def test_the_last_crumbs_of_a_full_segment_are_not_asked_back(
+    volume: VolumePaths, left: int, sound: bool, asked_back: bool
+) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        length = SEGMENT_SIZE - left
+        segment, _ = await now.transfer.append(now.transfer.policy(1), [bytes(length)], length)
+        with now.transfer.committing(segment):
+            pass
+        segment.sound = sound  # else what was never acknowledged lies behind
+        assert now.transfer._close(segment) is asked_back
+
+
 async def test_who_is_cancelled_while_it_closes_segments_leaves_none_open(volume: VolumePaths) -> None:
     async with run_depot(volume.depot), run_stack(volume) as now:
         await now.depots.wait_for_any(5)
