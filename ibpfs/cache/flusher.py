@@ -324,7 +324,7 @@ class Flusher:
         for file, flight in batch.flights:
             if flight in file.flights and not flight.is_stored:  # whose commit waits, however its carrier ended
                 file.grounded(flight)
-            file.oldest_at = min(file.oldest_at, trio.current_time() - DELAY)
+            self._queue.make_old(file)
             self._forget_if_clean(file)  # what flew was cut away meanwhile
         self._tell()
 

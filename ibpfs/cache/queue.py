@@ -32,6 +32,7 @@ class UploadQueue:
         self.slice = MAX_SLICE  # shorter while the depots have little room
         self.urgent: set[int] = set()
         self.full: set[int] = set()  # files with a full slice, perhaps
+        self._none_before = -math.inf  # until then no file is old
 
     @property
     def is_pressing(self) -> bool:
@@ -70,8 +71,26 @@ class UploadQueue:
         return (self.files[ino] for ino in list(self.urgent) if ino in self.files)
 
     def _aged(self) -> Iterator[DirtyFile]:
-        due = trio.current_time() - DELAY
-        return (file for file in self.files.values() if file.oldest_at <= due)
+        """With those that are old come those half as old: what files cost by the batch is most of their upload."""
+        now = oldest = trio.current_time()
+        if now < self._none_before:
+            return
+        are_old = False
+        for file in self.files.values():
+            if file.oldest_at <= now - DELAY:
+                are_old = True
+                yield file
+            elif file.oldest_at < oldest:
+                oldest = file.oldest_at
+        if are_old:
+            yield from (file for file in self.files.values() if file.oldest_at <= now - DELAY / 2)
+        else:
+            self._none_before = oldest + DELAY
+
+    def make_old(self, file: DirtyFile) -> None:
+        """What flew in vain does not wait again."""
+        file.oldest_at = min(file.oldest_at, trio.current_time() - DELAY)
+        self._none_before = -math.inf
 
     def _overfull(self) -> list[DirtyFile]:
         full = [self.files[ino] for ino in self.full if ino in self.files]

@@ -140,7 +140,7 @@ async def test_a_file_that_flies_and_is_waited_for_keeps_no_other_on_the_ground(
         files = now.flusher.files
         files[first].take_off(files[first].ready(10, 10)[0])
         now.flusher._queue.urgent.add(first)
-        files[second].oldest_at = trio.current_time() - 60
+        now.flusher._queue.make_old(files[second])
         batch = now.flusher._queue.next_batch()
         assert batch is not None
         assert [file.ino for file, _ in batch.flights] == [second]
