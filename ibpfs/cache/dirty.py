@@ -114,8 +114,11 @@ class DirtyFile:
 
     def landed(self, flight: Flight) -> list[Record]:
         """The flight is committed: what of it was not overwritten since is clean. Returns the records let go."""
+        is_whole = not self.is_changed_in_flight
         self._leave(flight)
         self.owed.clear(flight.start, flight.stop)
+        if is_whole:
+            return self._let_go(self.extents.clear(flight.start, flight.stop))
         flown = {piece.source for piece in flight.pieces}
         found = self.extents.find(flight.start, flight.stop)
         if all(piece.source in flown for piece in found):
@@ -165,12 +168,14 @@ class DirtyFile:
     @property
     def idle(self) -> int:
         """About how many dirty bytes no flight carries."""
-        return self.dirty - sum(flight.stop - flight.start for flight in self.flights)
+        return self.dirty - sum([flight.stop - flight.start for flight in self.flights])
 
     def cleaned_by(self, flights: list[Flight]) -> bool:
         """Whether nothing is dirty any more once these have landed."""
         if len(flights) < len(self.flights):
             return False
+        if not self.is_changed_in_flight:
+            return self.idle == 0
         landing = 0
         for flight in flights:
             flown = {piece.source for piece in flight.pieces}

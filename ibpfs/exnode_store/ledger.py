@@ -22,6 +22,8 @@ MOST_MAPPINGS = 100
 #: Extent maps kept in memory, counted in pieces; of small files a piece takes about 1 KB.
 _CACHED_PIECES = 30_000
 
+_ALLOCATED = COLUMNS.split(", ").index("allocated")
+
 _Mapping = tuple[int, int, int, int, int]  # start, stop, slice, slice_offset, covers
 
 
@@ -147,7 +149,7 @@ class Ledger(Pinned):
 
     def _map(self, segment: int, new: NewSlice, sums: "_Sums") -> int:
         """Insert the slice and its mappings; return its stored length, or 0 when nothing of it is needed any more."""
-        below = self._overlapping(new.ino, new.start, new.limit)
+        below = [] if self._is_empty(new.ino, sums) else self._overlapping(new.ino, new.start, new.limit)
         parts = _uncovered(new, below)
         if not parts or not self._has_inode(new.ino):
             return 0
@@ -180,6 +182,11 @@ class Ledger(Pinned):
         ).lastrowid  # fmt: skip
         assert row is not None
         return row
+
+    def _is_empty(self, ino: int, sums: "_Sums") -> bool:
+        """Whether nothing of it is mapped, as far as that is known without a look at the tables."""
+        row = self._db.remembered.rows.get(ino)
+        return row is not None and row[_ALLOCATED] == 0 and ino not in sums.allocated
 
     def _has_inode(self, ino: int) -> bool:
         return ino in self._db.remembered.rows or self._db.row("SELECT 1 FROM inodes WHERE ino = ?", (ino,)) is not None
