@@ -104,6 +104,9 @@ def _key(paths: VolumePaths) -> Iterator[Finding]:
     try:
         secret: Secret = read_key_file(paths.key)
         open_slots(config.slots, config.epochs, secret.kind, secret.value, config.uuid)
+        if (mode := paths.key.stat().st_mode & 0o777) & 0o077:
+            yield Finding("open-key", str(paths.key), f"not for its owner alone (mode {mode:04o})",
+                          f"chmod 600 {paths.key}")  # fmt: skip
     except FileNotFoundError:
         yield Finding("no-key", str(paths.key), "the key file is missing", restore)
     except WrongKey:

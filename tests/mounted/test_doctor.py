@@ -117,7 +117,10 @@ def test_the_wrong_key_and_none(volumes: MakeVolume) -> None:
     key.unlink()
     assert doctor(volume.root)["no-key"].place == str(key)
     key.write_bytes(saved)
+    key.chmod(0o640)
+    assert "mode 0640" in doctor(volume.root)["open-key"].cause
     key.chmod(0o600)
+    assert doctor(volume.root, code=0) == {}
 
 
 def test_a_full_cache_disk(volumes: MakeVolume, small_disk: Path) -> None:
