@@ -197,6 +197,8 @@ class Segments(CodedRows):
 
     def abandon_pending(self, pending: Sequence[int] | None = None) -> int:
         """Turn pending allocations (None: all of them) into orphans; return how many."""
+        if pending is not None and not pending:
+            return 0
         with self._db.transaction() as db:
             rows = pending
             if rows is None:
