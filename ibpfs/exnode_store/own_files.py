@@ -6,8 +6,10 @@ it is what a LOAD would bring; what the disk would have to be waited for is left
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -116,15 +118,29 @@ class OwnFiles:
 
     def close_unused(self) -> None:
         """Close what nobody has read from since the last call, and what the depot has deleted, though it is read."""
+        deleted = []
         for segment, file in list(self._files.items()):
-            if not file.is_used or _is_deleted(file.descriptor):
+            if _is_deleted(file.descriptor):
+                deleted.append(self._files.pop(segment))
+            elif not file.is_used:
                 self.forget(segment)
             file.is_used = False
+        if deleted:  # their blocks are freed with it: 4 ms each
+            trio.lowlevel.start_thread_soon(partial(_close_all, deleted), _nobody_waits)
         self._in_vain.clear()
 
     def close(self) -> None:
         for segment in list(self._files):
             self.forget(segment)
+
+
+def _close_all(files: Sequence[_File]) -> None:
+    for file in files:
+        file.close()
+
+
+def _nobody_waits(_: object) -> None:
+    pass
 
 
 def _read_now(descriptor: int, into: bytearray, at: int) -> bool:

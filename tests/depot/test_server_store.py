@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibpfs.depot.capability import CapabilityKind
+from ibpfs.depot.server import store
 from ibpfs.depot.server.allocation import HEADER_BYTES, PERMANENT, Allocation
 from ibpfs.depot.server.laying import lay_ahead
 from ibpfs.depot.server.leases import LeaseRules
@@ -211,6 +212,65 @@ class TestLeases:
             steered.store.update(steered.find(keys), unsynced, lease_end=steered.now + 50)
             unsynced.close()
         assert len(steered.store.table._by_end) < 1100
+
+
+class TestBlocks:
+    """Of what is deleted: freed with the last descriptor."""
+
+    @pytest.fixture
+    def steered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        steered = Steered(tmp_path / "store", capacity=1 << 30)
+        monkeypatch.setattr(steered.store, "_disk_free", lambda: 1 << 40)
+        yield steered
+        steered.unsynced.close()
+
+    def long(self, steered: Steered) -> NewKeys:
+        keys = steered.allocate(size=2 << 20)
+        steered.append(keys, bytes(2 << 20))
+        return keys
+
+    def deleted(self, steered: Steered, *keys: NewKeys) -> list[int]:
+        steered.unsynced.close()
+        for one in keys:
+            steered.store.delete(steered.find(one), steered.unsynced)
+        assert steered.files() == []
+        return steered.unsynced.deleted
+
+    def test_long_ones_are_left_to_who_syncs(self, steered: Steered) -> None:
+        (fd,) = self.deleted(steered, self.long(steered))
+        assert os.fstat(fd).st_nlink == 0
+        assert os.fstat(fd).st_blocks * 512 >= 2 << 20
+
+    def test_short_ones_are_not(self, steered: Steered) -> None:
+        keys = steered.allocate()
+        steered.append(keys, bytes(1000))
+        assert self.deleted(steered, keys) == []
+
+    def test_nor_are_any_on_a_disk_that_is_nearly_full(
+        self, steered: Steered, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = self.long(steered)
+        monkeypatch.setattr(steered.store, "_disk_free", lambda: 1 << 29)
+        assert self.deleted(steered, keys) == []
+
+    def test_nor_more_than_there_are_descriptors_for(self, steered: Steered, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(store, "MOST_HELD", 2)
+        assert len(self.deleted(steered, *[self.long(steered) for _ in range(3)])) == 2
+
+    def test_what_ended_is_left_to_who_asked_for_it(self, steered: Steered) -> None:
+        for _ in range(2):
+            self.long(steered)
+            steered.now += 151
+            unsynced = Unsynced()
+            assert steered.store.delete_ended(unsynced) == 1
+            assert len(unsynced.deleted) == 1
+            unsynced.close()
+        self.long(steered)
+        steered.unsynced.close()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        steered.now += 151
+        assert steered.store.delete_ended() == 1
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 class TestCapacity:

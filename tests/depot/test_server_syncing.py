@@ -50,6 +50,29 @@ async def test_what_was_settled_is_closed(tmp_path: Path, count: int) -> None:
     assert not any(map(is_open, descriptors))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+async def test_what_was_deleted_is_closed_by_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    closed: dict[int, int] = {}
+    close = os.close
+
+    def noted(fd: int) -> None:
+        closed[fd] = threading.get_ident()
+        close(fd)
+
+    with SyncThreads() as syncs:
+        for _ in range(2 * ALONE):  # who is alone, with a quick disk, has nothing done by threads else
+            await syncs.settle(Unsynced(directories={str(tmp_path)}))
+        deleted = [written(tmp_path, str(number)) for number in range(count)]
+        unsynced = Unsynced(directories={str(tmp_path)}, deleted=list(deleted))
+        monkeypatch.setattr(os, "close", noted)
+        await syncs.settle(unsynced)
+        monkeypatch.undo()
+    assert not any(map(is_open, deleted))
+    assert all(closed[fd] != threading.get_ident() for fd in deleted)
+
+
 @pytest.mark.parametrize("count", [1, 5, MANY + 10])
 async def test_who_waits_hears_of_an_error(tmp_path: Path, count: int) -> None:
     """A pipe can be written to and never be synced."""

@@ -311,7 +311,10 @@ class Depot:
     async def _reap(self) -> None:
         while True:
             for store in self._shared.resources:
-                store.delete_ended()
+                unsynced = Unsynced()
+                store.delete_ended(unsynced)
+                if unsynced.deleted:
+                    await trio.to_thread.run_sync(unsynced.close)
             await trio.sleep(min(LONGEST_REAP_PAUSE, max(SHORTEST_REAP_PAUSE, self._settings.grace / 4)))
 
 

@@ -35,12 +35,13 @@ class Unsynced:
 
     files: dict[tuple[int, int], int] = field(default_factory=dict)  # by device and inode
     directories: set[str] = field(default_factory=set)
+    deleted: list[int] = field(default_factory=list)  # of files without a name, whose blocks come back with `close`
 
     def __bool__(self) -> bool:
         return bool(self.files or self.directories)
 
     def __len__(self) -> int:
-        return len(self.files) + len(self.directories)
+        return len(self.files) + len(self.directories) + len(self.deleted)
 
     def take(self, fd: int) -> None:
         """The first descriptor of a file stands for all: it hears of every error since it was opened."""
@@ -56,6 +57,8 @@ class Unsynced:
         while self.files:
             os.close(self.files.popitem()[1])
         self.directories.clear()
+        while self.deleted:
+            os.close(self.deleted.pop())
 
 
 _Unit = int | str  # a descriptor, or the path of a directory
@@ -127,9 +130,10 @@ class SyncThreads:
 
     async def _settle_in_threads(self, unsynced: Unsynced) -> OSError | None:
         now = trio.lowlevel
-        request = _Request(unsynced, now.current_trio_token(), now.current_task(), len(unsynced))
+        units = unsynced.units
+        request = _Request(unsynced, now.current_trio_token(), now.current_task(), len(units))
         with self._wake:
-            self._waiting.extend((request, unit) for unit in unsynced.units)
+            self._waiting.extend((request, unit) for unit in units)
             self._wake.notify(request.left)
         await trio.lowlevel.wait_task_rescheduled(_not_to_be_cancelled)
         return request.error
@@ -139,7 +143,7 @@ class SyncThreads:
             error = _attempt([unit for _, unit in pieces])
             with self._wake:
                 finished = _ticked_off(pieces, error)
-            for request in finished:
+            for request in sorted(finished, key=lambda one: len(one.unsynced.deleted)):  # to free blocks takes longer
                 request.unsynced.close()
                 request.end()
 
