@@ -126,7 +126,10 @@ class OwnFiles:
                 self.forget(segment)
             file.is_used = False
         if deleted:  # their blocks are freed with it: 4 ms each
-            trio.lowlevel.start_thread_soon(partial(_close_all, deleted), _nobody_waits)
+            try:
+                trio.lowlevel.start_thread_soon(partial(_close_all, deleted), _nobody_waits)
+            except RuntimeError:  # there are no more threads
+                _close_all(deleted)
         self._in_vain.clear()
 
     def close(self) -> None:
@@ -136,7 +139,8 @@ class OwnFiles:
 
 def _close_all(files: Sequence[_File]) -> None:
     for file in files:
-        file.close()
+        with suppress(OSError):
+            file.close()
 
 
 def _nobody_waits(_: object) -> None:

@@ -291,13 +291,16 @@ class TestLimits:
         depot = start_depot("--listen", "127.0.0.1:0", "--max-lease", "2", "--grace", "1")
         client = depot.connect()
         assert client.code("1 1 1 2 1 3 1000 10") == -28
-        short, longer = client.allocate(duration=1), client.allocate(duration=2)
+        short, longer = client.allocate(duration=1), client.allocate(size=2 << 20, duration=2)
         client.store(short[1], b"data")
+        client.store(longer[1], bytes(2 << 20))  # a thread frees its blocks
         until(lambda: client.code(f"1 8 {short[0]} 1 0 0 10") == -4)
         if client.code(f"1 9 {short[2]} 1 40 3 10") == 1:  # still in its grace time
             until(lambda: client.code(f"1 9 {short[2]} 1 40 3 10") == -4)
         until(lambda: client.code(f"1 9 {longer[2]} 1 40 3 10") == -4)
         assert not [path for path in (depot.store / "allocations").rglob("*") if path.is_file()]
+        held = Path(f"/proc/{depot.process.pid}/fd")
+        until(lambda: not [link for link in held.iterdir() if "/allocations/" in os.fspath(link.readlink())])
         client.close()
 
     def test_capacity(self, start_depot: Start) -> None:

@@ -1,5 +1,6 @@
 """Allocations on disk: what a restart finds, when leases end, how much may be promised."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -226,19 +227,20 @@ class TestBlocks:
 
     def long(self, steered: Steered) -> NewKeys:
         keys = steered.allocate(size=2 << 20)
-        steered.append(keys, bytes(2 << 20))
+        steered.append(keys, os.urandom(2 << 20))
         return keys
 
     def deleted(self, steered: Steered, *keys: NewKeys) -> list[int]:
         steered.unsynced.close()
-        for one in keys:
-            steered.store.delete(steered.find(one), steered.unsynced)
-        assert steered.files() == []
+        for allocation in [steered.find(one) for one in keys]:
+            steered.store.delete(allocation, steered.unsynced)
+            assert not Path(steered.store.path(allocation)).exists()
         return steered.unsynced.deleted
 
     def test_long_ones_are_left_to_who_syncs(self, steered: Steered) -> None:
         (fd,) = self.deleted(steered, self.long(steered))
         assert os.fstat(fd).st_nlink == 0
+        os.fsync(fd)
         assert os.fstat(fd).st_blocks * 512 >= 2 << 20
 
     def test_short_ones_are_not(self, steered: Steered) -> None:
@@ -250,8 +252,23 @@ class TestBlocks:
         self, steered: Steered, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keys = self.long(steered)
-        monkeypatch.setattr(steered.store, "_disk_free", lambda: 1 << 29)
+        steered.allocate(size=1 << 29)
+        monkeypatch.setattr(steered.store, "_disk_free", lambda: (1 << 30) + (1 << 29) - 1)
         assert self.deleted(steered, keys) == []
+
+    def test_nor_one_that_cannot_be_deleted(self, steered: Steered, monkeypatch: pytest.MonkeyPatch) -> None:
+        keys = self.long(steered)
+        steered.unsynced.close()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+
+        def refused(path: Path, missing_ok: bool = False) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "unlink", refused)
+        with pytest.raises(OSError, match="Read-only"):
+            steered.store.delete(steered.find(keys), steered.unsynced)
+        assert steered.unsynced.deleted == []
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
     def test_nor_more_than_there_are_descriptors_for(self, steered: Steered, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store, "MOST_HELD", 2)

@@ -50,6 +50,13 @@ async def test_what_was_settled_is_closed(tmp_path: Path, count: int) -> None:
     assert not any(map(is_open, descriptors))
 
 
+async def test_what_was_deleted_and_nothing_else_is_closed_at_once(tmp_path: Path) -> None:
+    fd = written(tmp_path, "a")
+    with SyncThreads() as syncs:
+        await syncs.settle(Unsynced(deleted=[fd]))
+    assert not is_open(fd)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 async def test_what_was_deleted_is_closed_by_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int

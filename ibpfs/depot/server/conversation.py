@@ -8,6 +8,7 @@ from ibpfs.depot.server.commands import Desk
 from ibpfs.depot.server.intake import Intake
 from ibpfs.depot.server.peer import Peer, PeerStuck
 from ibpfs.depot.server.shared import Shared
+from ibpfs.depot.server.store import MOST_HELD
 from ibpfs.depot.server.syncing import Unsynced
 from ibpfs.depot.wire import events as ev
 from ibpfs.depot.wire.connection import Connection, Role
@@ -51,7 +52,8 @@ class Conversation:
             await self.peer.send(out, self.shared.progress_limit)
 
     async def flush_if_much(self) -> None:
-        if len(self._out) > BATCH_BYTES or len(self.desk.unsynced) > BATCH_FILES:
+        unsynced = self.desk.unsynced
+        if len(self._out) > BATCH_BYTES or len(unsynced) > BATCH_FILES or len(unsynced.deleted) >= MOST_HELD:
             await self.flush()
 
     async def announce(self, reply: ev.Reply, limit: float) -> None:

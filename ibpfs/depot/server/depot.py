@@ -312,9 +312,11 @@ class Depot:
         while True:
             for store in self._shared.resources:
                 unsynced = Unsynced()
-                store.delete_ended(unsynced)
-                if unsynced.deleted:
-                    await trio.to_thread.run_sync(unsynced.close)
+                try:
+                    if store.delete_ended(unsynced):
+                        await trio.to_thread.run_sync(unsynced.close)
+                finally:
+                    unsynced.close()
             await trio.sleep(min(LONGEST_REAP_PAUSE, max(SHORTEST_REAP_PAUSE, self._settings.grace / 4)))
 
 

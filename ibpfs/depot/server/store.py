@@ -43,8 +43,8 @@ DEFAULT_SHARE = 0.9  # of the disk, when no capacity is given
 BORN_TOGETHER = 64  # new ones in one directory (the first byte of an id): a batch of them has one or two to sync
 _KEY_BYTES = 24
 #: Bytes from which on the blocks of an allocation are freed in a thread (4 ms for 16 MiB), while so many are free on
-#: the disk; and for how many descriptors.
-_LONG, _PLENTY, MOST_HELD = 1 << 20, 1 << 30, 256
+#: the disk and promised to nobody; and of how many until the next sync, each of which takes a descriptor.
+_LONG, _PLENTY, MOST_HELD = 1 << 20, 1 << 30, 32
 _MIN_GRACE_AFTER_START = 600.0  # a wrong clock at boot must not delete everything at once
 
 
@@ -95,8 +95,11 @@ class AllocationStore:
 
     def free(self) -> int:
         """What can still be promised: within the capacity, and within what the disk can really take."""
-        promised = self.table.allocated - self.table.stored
-        return max(0, min(self.capacity - self.table.allocated, self._disk_free() - promised))
+        return max(0, min(self.capacity - self.table.allocated, self._unpromised()))
+
+    def _unpromised(self) -> int:
+        """What the disk has beyond what allocations may still take of it."""
+        return self._disk_free() - (self.table.allocated - self.table.stored)
 
     def _disk_free(self) -> int:
         disk = os.statvfs(self.root)
@@ -217,10 +220,15 @@ class AllocationStore:
             return
         for alias in self.table.aliases_of(allocation):
             self.delete(alias, unsynced)
-        if self._is_long(allocation) and len(unsynced.deleted) < MOST_HELD:
-            with suppress(OSError):  # then it takes longer
-                unsynced.deleted.append(os.open(self.path(allocation), os.O_RDONLY | os.O_CLOEXEC))
-        Path(self.path(allocation)).unlink(missing_ok=True)
+        held = self._held(allocation) if len(unsynced.deleted) < MOST_HELD else None
+        try:
+            Path(self.path(allocation)).unlink(missing_ok=True)
+        except BaseException:
+            if held is not None:
+                os.close(held)
+            raise
+        if held is not None:
+            unsynced.deleted.append(held)
         if allocation.checksum is not None:
             Path(self.path(allocation) + SUFFIX).unlink(missing_ok=True)
         self.table.remove(allocation)
@@ -228,10 +236,13 @@ class AllocationStore:
             unsynced.directories.add(self.directory(allocation))
         self.deleted(allocation)
 
-    def _is_long(self, allocation: Allocation) -> bool:
-        """Whether its blocks are to be freed by whoever closes its file last, in a thread. On a disk that is nearly
-        full who asks for room next is to find it."""
-        return allocation.stable and allocation.size >= _LONG and self._disk_free() >= _PLENTY
+    def _held(self, allocation: Allocation) -> int | None:
+        """A descriptor of a long file that is about to be deleted: its blocks are freed by whoever closes that, in a
+        thread. None where the disk is nearly full: who asks for room next is to find it."""
+        if allocation.stable and allocation.size >= _LONG and self._unpromised() >= _PLENTY:
+            with suppress(OSError):  # then it takes longer
+                return os.open(self.path(allocation), os.O_RDONLY | os.O_CLOEXEC)
+        return None
 
     def _delete_orphans(self) -> None:
         """Aliases whose parent went when a crash came between."""
@@ -245,10 +256,12 @@ class AllocationStore:
             return 0
         ended = [one for one in self.table.ended_before(now - self.grace) if not one.gone]
         mine = Unsynced() if unsynced is None else unsynced
-        for allocation in ended:
-            self.delete(allocation, mine)  # one that went with its parent is gone already
-        if unsynced is None:
-            mine.close()
+        try:
+            for allocation in ended:
+                self.delete(allocation, mine)  # one that went with its parent is gone already
+        finally:
+            if unsynced is None:
+                mine.close()
         self.ended += len(ended)
         if ended:
             log.info("ended allocations deleted count=%d", len(ended))

@@ -38,7 +38,7 @@ class Unsynced:
     deleted: list[int] = field(default_factory=list)  # of files without a name, whose blocks come back with `close`
 
     def __bool__(self) -> bool:
-        return bool(self.files or self.directories)
+        return bool(self.files or self.directories or self.deleted)
 
     def __len__(self) -> int:
         return len(self.files) + len(self.directories) + len(self.deleted)
@@ -111,7 +111,8 @@ class SyncThreads:
 
         Not cancellable: the caller is about to promise that the bytes are there.
         """
-        if not unsynced:
+        if not unsynced.units:
+            unsynced.close()
             return
         began = time.perf_counter()
         here = self._is_alone(trio.lowlevel.current_task()) and self._pace.is_quick and len(unsynced) == 1
