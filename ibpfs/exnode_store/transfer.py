@@ -30,8 +30,8 @@ _LEAST_LANES, MOST_LANES = 3, 8
 _OVERHEAD = 1 / 256, 256 * 1024
 #: A segment with less room than this is full: kept open for so little, it would hold back what is deleted from it.
 _LEAST_ROOM = 64 * 1024
-#: So much of a full segment's room is not given back: two requests, and a sync of the depot's.
-_CRUMBS = 16 * 1024
+#: One part of so many is not given back: that takes two requests, and a sync of the depot's.
+_CRUMBS = 1024
 #: Segments are made beforehand only while there is room for so many more.
 _SPARE_ROOM = 8 * SEGMENT_SIZE
 #: What the others may take, in bytes per second, beside STRAGGLER_LIMIT, when min_copies have acknowledged.
@@ -246,10 +246,10 @@ class Transfer(Loading):
 
     def _close(self, segment: OpenSegment) -> bool:
         """No more appends; True when its allocations reserve more than they hold, and are to be trimmed."""
-        least = _CRUMBS if segment.sound else 0  # else what was never acknowledged may lie there
-        segment.sound = False
+        is_sound, segment.sound = segment.sound, False
         if segment.uncommitted:  # what lies behind the committed length is about to be cut off
             self.commit_waiting()
+        is_full = is_sound and self._is_full(segment)
         try:
             if segment.row is None:
                 self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])
@@ -263,10 +263,15 @@ class Transfer(Loading):
         self._tell()
         for depot, _ in segment.replicas:
             depot.busy -= 1
-        if segment.row is None or segment.size - segment.length <= least:
+        if segment.row is None or is_full:
             return False
         self.untrimmed.add(segment.row)
         return True
+
+    def _is_full(self, segment: OpenSegment) -> bool:
+        """But for crumbs, and with nothing in it that is not committed."""
+        committed = 0 if segment.row is None else self._ledger.segment_length(segment.row)
+        return committed == segment.length and segment.size - committed <= segment.size // _CRUMBS
 
     async def trim(self) -> None:
         """Give the room that `untrimmed` segments do not use back to the depots; one that is silent is asked later."""

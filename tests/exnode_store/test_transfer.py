@@ -218,12 +218,27 @@ async def test_the_last_crumbs_of_a_full_segment_are_not_asked_back(
 ) -> None:
     async with run_depot(volume.depot), run_stack(volume) as now:
         await now.depots.wait_for_any(5)
-        length = SEGMENT_SIZE - left
-        segment, _ = await now.transfer.append(now.transfer.policy(1), [bytes(length)], length)
-        with now.transfer.committing(segment):
-            pass
+        segment = await filled(now, SEGMENT_SIZE - left)
         segment.sound = sound  # else what was never acknowledged lies behind
         assert now.transfer._close(segment) is asked_back
+
+
+async def test_what_is_not_committed_is_asked_back(volume: VolumePaths) -> None:
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        segment = await filled(now, SEGMENT_SIZE - 100_000)
+        await now.transfer.release(segment)
+        again, _ = await now.transfer.append(now.transfer.policy(1), [bytes(96_000)], 96_000)
+        assert again is segment
+        assert now.transfer._close(segment)
+
+
+async def filled(now: Stack, length: int) -> OpenSegment:
+    """A segment to which so many bytes were appended, and committed."""
+    segment, _ = await now.transfer.append(now.transfer.policy(1), [bytes(length)], length)
+    with now.transfer.committing(segment) as row:
+        now.ledger.commit(row, length, [], dict)
+    return segment
 
 
 async def test_who_is_cancelled_while_it_closes_segments_leaves_none_open(volume: VolumePaths) -> None:
