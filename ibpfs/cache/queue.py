@@ -75,17 +75,18 @@ class UploadQueue:
         now = oldest = trio.current_time()
         if now < self._none_before:
             return
-        are_old = False
+        found = taken = False
         for file in self.files.values():
             if file.oldest_at <= now - DELAY:
-                are_old = True
+                found, flying = True, len(file.flights)
                 yield file
+                taken = taken or len(file.flights) > flying
             elif file.oldest_at < oldest:
                 oldest = file.oldest_at
-        if are_old:
-            yield from (file for file in self.files.values() if file.oldest_at <= now - DELAY / 2)
-        else:
+        if not found:
             self._none_before = oldest + DELAY
+        elif taken:  # and not where what is old cannot fly, while its bytes of before do
+            yield from (file for file in self.files.values() if file.oldest_at <= now - DELAY / 2)
 
     def make_old(self, file: DirtyFile) -> None:
         """What flew in vain does not wait again."""

@@ -68,6 +68,19 @@ async def test_the_oldest_come_first(autojump_clock: MockClock, queue: UploadQue
     assert len(taken) == BATCH_SLICES
 
 
+async def test_what_is_old_and_cannot_fly_takes_nobody_along(autojump_clock: MockClock, queue: UploadQueue) -> None:
+    write(queue, 1)
+    await trio.sleep(DELAY)
+    assert fly(queue) == [1]  # to a depot that does not answer
+    write(queue, 1)
+    await trio.sleep(1.1 * DELAY)
+    write(queue, 2)
+    await trio.sleep(0.6 * DELAY)
+    assert fly(queue) == []
+    await trio.sleep(0.4 * DELAY)
+    assert fly(queue) == [2]
+
+
 async def test_what_flew_in_vain_does_not_wait_again(autojump_clock: MockClock, queue: UploadQueue) -> None:
     first, _ = write(queue, 1), write(queue, 2)
     assert fly(queue) == []
