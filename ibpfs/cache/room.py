@@ -104,7 +104,7 @@ class Room:
     def _say_what_is_full(self, length: int) -> None:
         if not self._depots_have_room(length):
             raise NoSpace("the depots have no room")
-        if not self._disk_has_room():
+        if not self._disk_has_room(length):
             raise NoSpace("the spool's disk is full")
 
     async def _make_room(self) -> None:
@@ -126,7 +126,7 @@ class Room:
                 return False
         self._unchecked += length
         if self._unchecked >= _ROOM_CHECK_EVERY:
-            if not self._disk_has_room():
+            if not self._disk_has_room(length):
                 if not self._spool.is_giving_back:
                     self._drop_retained()
                 return False
@@ -160,6 +160,6 @@ class Room:
         free = self._transfer.free_bytes(self._transfer.policies.usual.copies)
         return free is None or self._flusher.dirty_bytes + length <= free
 
-    def _disk_has_room(self) -> bool:
+    def _disk_has_room(self, length: int) -> bool:
         disk = os.statvfs(self._spool.directory)
-        return disk.f_bavail * disk.f_frsize > RESERVE + _AHEAD
+        return disk.f_bavail * disk.f_frsize > RESERVE + _AHEAD + length

@@ -24,7 +24,7 @@ def volume(tmp_path: Path) -> VolumePaths:
 
 
 @pytest.mark.parametrize(
-    ("deadline", "waits", "free"), [(20.0, LOCAL_LIMIT, 4096), (2.0, 2.0, 4096), (2.0, 2.0, RESERVE + (31 << 20))]
+    ("deadline", "waits", "free"), [(20.0, LOCAL_LIMIT, 4096), (2.0, 2.0, 4096), (2.0, 2.0, RESERVE + (39 << 20))]
 )
 async def test_a_full_local_disk_is_told_soon(
     volume: VolumePaths, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, deadline: float, waits: float,
