@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +59,8 @@ class Unsynced:
             os.close(self.files.popitem()[1])
         self.directories.clear()
         while self.deleted:
-            os.close(self.deleted.pop())
+            with suppress(OSError):  # nobody needs what they held
+                os.close(self.deleted.pop())
 
 
 _Unit = int | str  # a descriptor, or the path of a directory
