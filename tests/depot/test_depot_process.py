@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,8 +300,7 @@ class TestLimits:
             until(lambda: client.code(f"1 9 {short[2]} 1 40 3 10") == -4)
         until(lambda: client.code(f"1 9 {longer[2]} 1 40 3 10") == -4)
         assert not [path for path in (depot.store / "allocations").rglob("*") if path.is_file()]
-        held = Path(f"/proc/{depot.process.pid}/fd")
-        until(lambda: not [link for link in held.iterdir() if "/allocations/" in os.fspath(link.readlink())])
+        until(lambda: not open_allocations(depot.process.pid))
         client.close()
 
     def test_capacity(self, start_depot: Start) -> None:
@@ -312,6 +312,14 @@ class TestLimits:
         assert client.ask(f"1 9 {manage} 1 42 1 10") == b"1 \n"
         client.allocate(size=1 << 19)
         client.close()
+
+
+def open_allocations(pid: int) -> list[Path]:
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(link.readlink())
+    return [path for path in found if "/allocations/" in os.fspath(path)]
 
 
 class TestSecrets:

@@ -313,8 +313,11 @@ class Depot:
             for store in self._shared.resources:
                 unsynced = Unsynced()
                 try:
-                    if store.delete_ended(unsynced):
+                    store.delete_ended(unsynced)
+                    if unsynced.deleted:
                         await trio.to_thread.run_sync(unsynced.close)
+                except (OSError, RuntimeError) as error:  # the disk refuses, or there are no more threads
+                    log.warning("what has ended is not deleted: %s", error)
                 finally:
                     unsynced.close()
             await trio.sleep(min(LONGEST_REAP_PAUSE, max(SHORTEST_REAP_PAUSE, self._settings.grace / 4)))
