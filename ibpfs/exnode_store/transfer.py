@@ -249,12 +249,13 @@ class Transfer(Loading):
         is_sound, segment.sound = segment.sound, False
         if segment.uncommitted:  # what lies behind the committed length is about to be cut off
             self.commit_waiting()
-        is_full = is_sound and self._is_full(segment)
         try:
-            if segment.row is None:
-                self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])
-            else:
-                self._ledger.close_segment(segment.row)
+            with self._db.transaction():
+                is_full = is_sound and self._is_full(segment)
+                if segment.row is None:
+                    self._ledger.abandon_pending([replica.pending for _, replica in segment.replicas])
+                else:
+                    self._ledger.close_segment(segment.row)
         except (NoSpace, OSError) as error:
             _log.info("a segment is closed later: %s", error)
             self._idle.append(segment)

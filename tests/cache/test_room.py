@@ -24,7 +24,8 @@ def volume(tmp_path: Path) -> VolumePaths:
 
 
 @pytest.mark.parametrize(
-    ("deadline", "waits", "free"), [(20.0, LOCAL_LIMIT, 4096), (2.0, 2.0, 4096), (2.0, 2.0, RESERVE + (39 << 20))]
+    ("deadline", "waits", "free"),
+    [(20.0, LOCAL_LIMIT, 4096), (2.0, 2.0, 4096), (2.0, 2.0, RESERVE + (40 << 20) + 4096)],
 )
 async def test_a_full_local_disk_is_told_soon(
     volume: VolumePaths, monkeypatch: pytest.MonkeyPatch, autojump_clock: object, deadline: float, waits: float,
@@ -35,7 +36,7 @@ async def test_a_full_local_disk_is_told_soon(
         monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free // 4096, f_frsize=4096))
         began = trio.current_time()
         with pytest.raises(NoSpace, match="the spool's disk is full"):
-            await now.files.write(ino, 0, b"x")
+            await now.files.write(ino, 0, bytes(8192))
         assert waits <= trio.current_time() - began <= waits + 1
 
 
