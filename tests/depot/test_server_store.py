@@ -274,6 +274,23 @@ class TestBlocks:
         monkeypatch.setattr(store, "MOST_HELD", 2)
         assert len(self.deleted(steered, *[self.long(steered) for _ in range(3)])) == 2
 
+    def test_what_ended_and_cannot_be_deleted_is_not_forgotten(
+        self, steered: Steered, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = [steered.allocate() for _ in range(3)]
+
+        def refused(path: Path, missing_ok: bool = False) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", refused)
+            steered.now += 151
+            with pytest.raises(OSError, match="Read-only"):
+                steered.store.delete_ended()
+        assert len(steered.store.table) == len(keys)
+        assert steered.store.delete_ended() == len(keys)
+        assert steered.files() == []
+
     def test_what_ended_is_left_to_who_asked_for_it(self, steered: Steered) -> None:
         for _ in range(2):
             self.long(steered)

@@ -260,6 +260,9 @@ class AllocationStore:
             for allocation in ended:
                 self.delete(allocation, mine)  # one that went with its parent is gone already
         finally:
+            for allocation in ended:
+                if not allocation.gone:  # the disk refuses: they are looked at again
+                    self.table.note_lease(allocation)
             if unsynced is None:
                 mine.close()
         self.ended += len(ended)
