@@ -27,7 +27,8 @@ from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.retention import Retention
 from ibpfs.cache.room import Limits
 from ibpfs.cache.sealer import Sealer
-from ibpfs.cache.spool import FILE_SIZE, Spool
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import FILE_SIZE
 from ibpfs.config import Secret, VolumeConfig, VolumePaths, check_access, load_config
 from ibpfs.control import Progress
 from ibpfs.depot.clock import SteadyClock

@@ -16,7 +16,8 @@ import trio
 
 from ibpfs.cache.dirty import DirtyFile, Flight
 from ibpfs.cache.queue import BATCH_SLICES, Batch
-from ibpfs.cache.spool import Record, Spool
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import Record
 from ibpfs.errors import IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.allocator import OpenSegment
 from ibpfs.exnode_store.database import Database

@@ -5,7 +5,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ibpfs.cache.spool import Record
+from ibpfs.cache.spool_file import Record
 from ibpfs.exnode_store.extents import ExtentMap, Piece, runs
 
 Run = list[Piece[Record]]

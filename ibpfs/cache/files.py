@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,7 +23,7 @@ from ibpfs.cache.readahead import Readahead
 from ibpfs.cache.reaper import Reaper
 from ibpfs.cache.replay import Replay
 from ibpfs.cache.room import Limits, Room
-from ibpfs.cache.spool import Record, Spool
+from ibpfs.cache.spool import Spool
 from ibpfs.cache.trash_keeper import TrashKeeper
 from ibpfs.errors import DataError, IbpfsError, InvalidArgument, IsADirectory
 from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange, Inode
@@ -33,6 +34,9 @@ from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FRAME_SIZE, Buffer
 from ibpfs.exnode_store.transfer import Transfer
+
+if TYPE_CHECKING:
+    from ibpfs.cache.spool_file import Record
 
 #: A file up to this size is fetched with its first read anyway (a block of the cache).
 _AT_ONCE = 1024 * 1024

@@ -21,7 +21,8 @@ from ibpfs.cache.fresh import Fresh
 from ibpfs.cache.queue import DELAY, SHORTEST, Batch, UploadQueue
 from ibpfs.cache.retention import RetainedSlice, Retention
 from ibpfs.cache.sealer import Sealer
-from ibpfs.cache.spool import Record, Spool
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import Record
 from ibpfs.depot.later import Later
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError

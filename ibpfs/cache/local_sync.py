@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import trio
 
 from ibpfs.cache.fsyncs import Fsyncs
-from ibpfs.cache.spool import Spool, SpoolFile, Sync
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import SpoolFile, Sync
 from ibpfs.depot.disk_pace import DiskPace
 from ibpfs.exnode_store.database import Database
 

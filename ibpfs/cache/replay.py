@@ -5,7 +5,8 @@ from itertools import groupby
 from ibpfs.cache.dirty import LEAP, DirtyFile
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.retention import RetainedSlice
-from ibpfs.cache.spool import Record, Spool
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import Record
 from ibpfs.errors import NotFound
 from ibpfs.exnode_store.attributes import Inode
 from ibpfs.exnode_store.ledger import Ledger

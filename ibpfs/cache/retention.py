@@ -12,7 +12,8 @@ from itertools import islice
 
 from ibpfs.cache.dirty import Flight, Run
 from ibpfs.cache.sealer import Sealer
-from ibpfs.cache.spool import Record, Spool
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import Record
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.extents import ExtentMap, Piece
 from ibpfs.exnode_store.ledger import Ledger

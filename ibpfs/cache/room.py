@@ -9,7 +9,8 @@ import trio
 
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.reaper import Reaper
-from ibpfs.cache.spool import BLOCKS, Spool
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import BLOCKS
 from ibpfs.errors import DeadlineExceeded, NoSpace
 from ibpfs.exnode_store.transfer import Transfer
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from ibpfs.cache import commits, spool
-from ibpfs.cache.spool import Sync
+from ibpfs.cache import commits, spool_file
+from ibpfs.cache.spool_file import Sync
 from ibpfs.config import VolumePaths
 from ibpfs.errors import NoSpace
 from ibpfs.exnode_store.attributes import AttributeChange
@@ -279,7 +279,7 @@ async def test_much_that_is_written_by_others_is_not_waited_for(volume: VolumePa
 async def test_what_overwrites_it_does_not_take_its_spool_file_away(
     volume: VolumePaths, for_long: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "FILE_SIZE", 64)  # so that each record has a file of its own
+    monkeypatch.setattr(spool_file, "FILE_SIZE", 64)  # so that each record has a file of its own
     async with run_depot(volume.depot):
         async with run_stack(volume) as now:
             await open_a_segment(now)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
-from ibpfs.cache.spool import Record
+from ibpfs.cache.spool_file import Record
 
 SIZE = 60
 

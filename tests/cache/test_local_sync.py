@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from ibpfs.cache.spool import Sync
+from ibpfs.cache.spool_file import Sync
 from ibpfs.config import VolumePaths
 from ibpfs.depot.disk_pace import DiskPace
 from ibpfs.exnode_store.allocator import OpenSegment

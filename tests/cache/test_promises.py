@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ibpfs.cache import commits, spool
+from ibpfs.cache import commits, spool_file
 from ibpfs.config import VolumePaths
 from ibpfs.exnode_store.attributes import AttributeChange
 from ibpfs.exnode_store.creation import create_volume
@@ -166,7 +166,7 @@ async def checkpoints(count: int) -> None:
 
 @pytest.mark.parametrize("number", range(RUNS))
 @pytest.mark.parametrize("end", ["kill", "power cut", "spool lost"])
-@pytest.mark.parametrize("size", [spool.FILE_SIZE, 3000], ids=["one file", "many files"])
+@pytest.mark.parametrize("size", [spool_file.FILE_SIZE, 3000], ids=["one file", "many files"])
 async def test_an_fsync_is_a_promise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, end: str, size: int
 ) -> None:
@@ -174,7 +174,7 @@ async def test_an_fsync_is_a_promise(
     dice = random.Random(f"{SEED} {number} {end} {size}")
     volume = VolumePaths(tmp_path / "volume")
     create_volume(volume)
-    monkeypatch.setattr(spool, "FILE_SIZE", size)
+    monkeypatch.setattr(spool_file, "FILE_SIZE", size)
     monkeypatch.setattr(commits, "_GATHER", dice.choice([0.002, 0.02, 0.05, 3600.0]))
     store = SyncedStore(volume, tmp_path / "synced", monkeypatch)
     async with run_depot(volume.depot):

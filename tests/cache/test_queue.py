@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from ibpfs.cache.dirty import DirtyFile
 from ibpfs.cache.queue import BATCH_SLICES, DELAY, UploadQueue
-from ibpfs.cache.spool import Record
+from ibpfs.cache.spool_file import Record
 from ibpfs.exnode_store.policies import Policy
 
 

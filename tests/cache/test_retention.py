@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from ibpfs.cache import room, spool
+from ibpfs.cache import room, spool_file
 from ibpfs.cache.room import Limits
 from ibpfs.config import VolumePaths
 from ibpfs.errors import DataError
@@ -176,7 +176,7 @@ async def test_what_is_deleted_goes(volume: VolumePaths) -> None:
 
 
 async def test_the_oldest_goes_when_the_spool_needs_room(volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "FILE_SIZE", 100_000)
+    monkeypatch.setattr(spool_file, "FILE_SIZE", 100_000)
     async with run_stack(volume, Limits(spool=1_000_000, deadline=5.0)) as now:
         async with depot(volume, "one"):
             inos = [await stored(now, name=b"%d" % number) for number in range(12)]
@@ -188,17 +188,17 @@ async def test_the_oldest_goes_when_the_spool_needs_room(volume: VolumePaths, mo
 
 
 async def test_no_more_goes_than_a_full_disk_needs(volume: VolumePaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "FILE_SIZE", 100_000)
-    monkeypatch.setattr(spool, "BLOCKS", 0)  # so that each is closed in a thread
+    monkeypatch.setattr(spool_file, "FILE_SIZE", 100_000)
+    monkeypatch.setattr(spool_file, "BLOCKS", 0)  # so that each is closed in a thread
     monkeypatch.setattr(room, "_ROOM_CHECK_EVERY", 1)
-    close, closed = spool.SpoolFile.close, list[spool.SpoolFile]()
+    close, closed = spool_file.SpoolFile.close, list[spool_file.SpoolFile]()
 
-    def close_slowly(file: spool.SpoolFile) -> None:
+    def close_slowly(file: spool_file.SpoolFile) -> None:
         time.sleep(0.1)
         close(file)
         closed.append(file)
 
-    monkeypatch.setattr(spool.SpoolFile, "close", close_slowly)
+    monkeypatch.setattr(spool_file.SpoolFile, "close", close_slowly)
     async with run_stack(volume) as now, depot(volume, "one"):
         ino = await stored(now)
         for number in range(8):
@@ -215,7 +215,7 @@ async def test_no_more_goes_than_a_full_disk_needs(volume: VolumePaths, monkeypa
 async def test_an_overwritten_record_that_outlived_the_younger_one_is_not_taken_for_it(
     volume: VolumePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "FILE_SIZE", 3000)
+    monkeypatch.setattr(spool_file, "FILE_SIZE", 3000)
     async with run_stack(volume) as now:
         ino, other = now.create(b"file").ino, now.create(b"other").ino
         await now.files.write(ino, 0, b"old" * 500)

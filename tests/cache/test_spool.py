@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ibpfs.cache import spool as spool_module
-from ibpfs.cache.spool import FILE_HEADER_SIZE, MAX_DATA, RECORD_OVERHEAD, Record, Spool
+from ibpfs.cache import spool_file
+from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import FILE_HEADER_SIZE, MAX_DATA, RECORD_OVERHEAD, Record
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys, make_keys
 
@@ -191,7 +192,7 @@ def test_a_short_record_has_not(open_spool: Open, directory: Path) -> None:
 def test_a_full_file_is_followed_by_another(
     open_spool: Open, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "FILE_SIZE", 4096)
+    monkeypatch.setattr(spool_file, "FILE_SIZE", 4096)
     spool = open_spool()
     records = [put(spool, number, bytes(1000)) for number in range(12)]
     assert len(files_in(directory)) == 3
@@ -327,7 +328,7 @@ def pairs_in(directory: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def test_no_key_and_nonce_twice(open_spool: Open, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "FILE_SIZE", 2000)
+    monkeypatch.setattr(spool_file, "FILE_SIZE", 2000)
     for _ in range(4):
         spool = open_spool()
         spool.replay()

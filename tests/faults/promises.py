@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ibpfs.cache.spool import FILE_HEADER_SIZE
+from ibpfs.cache.spool_file import FILE_HEADER_SIZE
 from ibpfs.exnode_store.sealing import HEADER, FrameError, parse_header
 from tests.mounted.running import run
 from tests.mounted.volumes import Volume, allocation_files
