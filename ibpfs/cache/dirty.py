@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ibpfs.cache.spool_file import Record
 from ibpfs.exnode_store.extents import ExtentMap, Piece, runs
+from ibpfs.exnode_store.sealing import Sealing
 
 Run = list[Piece[Record]]
 
@@ -56,6 +57,14 @@ class RecordMemory:
             self._size -= len(dropped)
 
 
+@dataclass(slots=True)
+class Begun:
+    """A slice that is sealed while it is written; `start` is where in the file it begins."""
+
+    start: int
+    sealing: Sealing
+
+
 @dataclass(eq=False)
 class DirtyFile:
     """One inode's dirty state. `version` is the newest record's seq, or a number that the next one's is above."""
@@ -74,6 +83,7 @@ class DirtyFile:
     when_clean: list[Callable[[], None]] = field(default_factory=list)  # called once, when nothing is dirty any more
     stored_seq: int = -1  # all records up to this one are on the depots, though perhaps not committed
     is_changed_in_flight: bool = False  # something that flies was overwritten, or cut, since it took off
+    begun: Begun | None = None  # the last one that was
     changes: int = 0  # how often something dirty was overwritten, or cut
     #: Dirty bytes that took the place of older dirty ones, and the seq from which on no depot holds them: that of the
     #: oldest since a flight of these bytes landed, or one before it.

@@ -304,8 +304,10 @@ class FileCache:
             file = self._replay.dirty_file(inode)
         now = time.time_ns()
         try:
-            record = self._spool.append(ino, file.generation, offset, file.version + 1, now, data)
+            sealing = self._flusher.begun.next(file, offset, len(data)) if len(data) >= FRAME_SIZE else None
+            record = self._spool.append(ino, file.generation, offset, file.version + 1, now, data, sealing)
         except IbpfsError:
+            file.begun = None  # frames were sealed that are nowhere
             self._forget_if_clean(file)
             raise
         file.version += 1

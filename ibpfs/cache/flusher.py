@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import trio
 
+from ibpfs.cache.begun import BegunSlices
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.commits import Commits, Stored
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
@@ -28,19 +29,22 @@ from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.sealing import MAX_SLICE, SliceForm
+from ibpfs.exnode_store.sealing import MAX_SLICE, Sealing, SliceForm
 from ibpfs.exnode_store.transfer import MOST_LANES, Transfer
+from ibpfs.memory import give_back
 
 _log = logging.getLogger(__name__)
 
 _BACKOFF = (0.1, 2.0)
+#: Seconds after which memory that streams took goes back to the system.
+_UNUSED = 60.0
 #: Bytes up to which who waits carries them himself.
 _LONG = 256 * 1024
 #: Up to so many bytes are sealed while a depot gets ready for them.
 _SEALED_LATER = 64 * 1024
 
-#: File, flight, form, clear bytes, and where in what is appended the slice begins.
-Unsealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, list[memoryview], int]
+#: File, flight, form, clear bytes or what has sealed them, and where in what is appended the slice begins.
+Unsealed: TypeAlias = tuple[DirtyFile, Flight, SliceForm, list[memoryview] | Sealing, int]
 
 
 class Flusher:
@@ -56,6 +60,7 @@ class Flusher:
         self._memory = memory
         self.fresh = Fresh(clean, is_beside)
         self._sealer = sealer
+        self.begun = BegunSlices(sealer)
         self.retention = retention
         self._queue = UploadQueue(transfer.policy)
         self.files = self._queue.files
@@ -264,9 +269,14 @@ class Flusher:
         await woken.wait()
 
     async def _keep(self) -> None:
-        told = None
+        told, used_at = None, -math.inf
         while True:
             await trio.sleep(DELAY)
+            now = trio.current_time()
+            if self.begun or self._carrying:
+                used_at = now
+            elif now > used_at + _UNUSED:
+                give_back()
             self.retention.settle()
             try:
                 await self._transfer.close_old()
@@ -337,11 +347,12 @@ class Flusher:
         slices: list[Unsealed] = []
         at = 0
         for file, flight in list(batch.flights):
-            parts = self._read(file, flight)
+            begun = self.begun.take(flight)
+            parts = self._read(file, flight) if begun is None else begun
             if parts is None:
                 batch.flights.remove((file, flight))
                 continue
-            form = self._sealer.form(sum(map(len, parts)))
+            form = parts.form if isinstance(parts, Sealing) else self._sealer.form(sum(map(len, parts)))
             slices.append((file, flight, form, parts, at))
             at += form.stored_length
         if not slices:
@@ -385,7 +396,7 @@ class Flusher:
         pieces: list[bytes | memoryview] = []
         digests.clear()
         for _, _, form, parts, _ in slices:
-            sealed = self._sealer.seal(form, *parts)
+            sealed = [parts.take()] if isinstance(parts, Sealing) else self._sealer.seal(form, *parts)
             digests.append(self._sealer.digest(sealed))
             pieces += sealed
         return pieces

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ibpfs.exnode_store.keys import VolumeKeys
-from ibpfs.exnode_store.sealing import Buffer, SliceForm, digest, seal
+from ibpfs.exnode_store.sealing import Buffer, Sealing, SliceForm, digest, seal
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Sealer:
     def seal(self, form: SliceForm, *parts: Buffer) -> list[bytes | memoryview]:
         """Return the stored bytes, in pieces. One slice id for one content: frame numbers are nonces."""
         return seal(form, self.keys.slice_key(form.epoch, form.slice_id), *parts)
+
+    def begin(self, length: int) -> Sealing | None:
+        """A slice that is sealed as its bytes come; None where none is sealed."""
+        form = self.form(length)
+        return Sealing(form, self.keys.slice_key(form.epoch, form.slice_id)) if form.is_sealed else None
 
     def digest(self, pieces: Sequence[Buffer]) -> bytes:
         return digest(self.digest_seed, pieces)

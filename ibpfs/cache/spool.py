@@ -9,6 +9,7 @@ from pathlib import Path
 from ibpfs.cache.spool_file import CutShort, Record, SpoolFile, create_file, open_file, refusal
 from ibpfs.errors import DataError
 from ibpfs.exnode_store.keys import VolumeKeys
+from ibpfs.exnode_store.sealing import Sealing
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +48,14 @@ class Spool:
         unsynced = self.unsynced()
         return sum(file.unsynced_bytes for file in unsynced) <= limit and not any(file.has_failed for file in unsynced)
 
-    def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
-        """Write a record and return it, held; give it back with `release`."""
+    def append(
+        self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes,
+        sealing: Sealing | None = None,
+    ) -> Record:  # fmt: skip
+        """Write a record and return it, held; give it back with `release`. With `sealing` as its next frames."""
         if self._current is None or self._current.is_full or (self._current.is_waste and self._none_waits()):
             self._current = self._create()
-        return self._current.append(ino, generation, offset, seq, mtime_ns, data)
+        return self._current.append(ino, generation, offset, seq, mtime_ns, data, sealing)
 
     def _none_waits(self) -> bool:
         """Whether no file but the current one waits to be deleted: each has blocks laid out, and a descriptor."""

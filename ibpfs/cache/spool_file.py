@@ -1,6 +1,8 @@
 """One file of the spool: a header (magic, format, volume, file id, key epoch, wrapped key) and records back to back.
 
-Each file has a random key, wrapped by the volume key; a record's nonce is its number.
+Each file has a random key, wrapped by the volume key; a record's nonce is its number. A record of a stream (`rec2`,
+since format 2) holds its bytes as the depots are to store them: frames of a slice, sealed under that slice's key. Which
+frames of which slice they are is sealed under the file's key, as all else of the record.
 """
 
 import errno
@@ -21,13 +23,23 @@ from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from ibpfs.errors import DataError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys
-from ibpfs.exnode_store.sealing import Buffer
+from ibpfs.exnode_store.sealing import (
+    HEADER,
+    TAG_SIZE,
+    Buffer,
+    FrameError,
+    Sealing,
+    SliceForm,
+    parse_header,
+    unseal_into,
+)
 from ibpfs.ext4 import lay_out
 from ibpfs.memory import unfilled
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = (1, 2)
 MAGIC = b"IBPSPOOL"
 #: magic, format, volume uuid, file id, key epoch; then the wrapped key: nonce and sealed 32 bytes
 _FILE = struct.Struct(">8sI16s16sI")
@@ -35,13 +47,16 @@ _WRAPPED_SIZE = 12 + 32 + 16
 FILE_HEADER_SIZE = _FILE.size + _WRAPPED_SIZE
 #: marker, number, length of the sealed body
 _RECORD = struct.Struct(">4sQI")
-_MARKER = b"rec1"
+_MARKER, _OF_FRAMES = b"rec1", b"rec2"
 #: inode, generation, offset, seq, mtime in ns; the data follow
 _BODY = struct.Struct(">QQQQq")
+#: Of frames: header of the slice, number of the first frame; sealed as a body of its own, which the frames follow.
+_FRAMES = struct.Struct(f">{HEADER.size}sI")
 _TAG = _BLOCK = 16
 #: A kernel write is at most 1 MiB; anything longer on disk is damage.
 MAX_DATA = 4 * 1024 * 1024
 RECORD_OVERHEAD = _RECORD.size + _BODY.size + _TAG
+_FRAMES_BODY = _BODY.size + _FRAMES.size + _TAG
 
 #: Zeros that a small sync lays out behind the end: to sync what takes their place needs no commit of the file system's
 #: journal.
@@ -57,6 +72,15 @@ _WASTE = 1024 * 1024
 FILE_SIZE = 64 * 1024 * 1024
 
 
+@dataclass(slots=True, eq=False)
+class Frames:
+    """What of a slice a record's data are: from frame number `first` on. `sealing`: what sealed it, in this process."""
+
+    form: SliceForm
+    first: int
+    sealing: Sealing | None = None
+
+
 @dataclass(slots=True, eq=False)  # not frozen: that is 0.6 us of each write
 class Record:
     """One write in the spool, never changed. Compared by identity: it is the source in maps of dirty extents."""
@@ -70,6 +94,7 @@ class Record:
     length: int
     seq: int
     mtime_ns: int
+    frames: Frames | None = None
 
 
 def refusal(error: OSError) -> NoSpace | DataError:
@@ -81,7 +106,9 @@ def refusal(error: OSError) -> NoSpace | DataError:
 class SpoolFile:
     """One file of the spool. `live` counts who needs its records still."""
 
-    def __init__(self, path: Path, descriptor: int, key: bytes, file_id: bytes, size: int) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, keys: VolumeKeys, volume: bytes, key: bytes, file_id: bytes, size: int
+    ) -> None:
         self.path = path
         self.size = size
         self.live = 0
@@ -92,6 +119,8 @@ class SpoolFile:
         self._laid = size
         self._blocks = 0  # up to where it has them
         self._descriptor = descriptor
+        self._keys = keys
+        self._volume = volume
         self._key = key
         self._aead = AESGCM(key)
         self._id = file_id
@@ -142,10 +171,13 @@ class SpoolFile:
             os.pwrite(self._descriptor, bytes(AHEAD), self.size)
         self._laid = self.size + AHEAD
 
-    def append(self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes) -> Record:
+    def append(
+        self, ino: int, generation: int, offset: int, seq: int, mtime_ns: int, data: bytes,
+        sealing: Sealing | None = None,
+    ) -> Record:  # fmt: skip
         """Seal and write a record at the end. NoSpace when the disk is full; then the file is as before.
 
-        At most MAX_DATA bytes.
+        At most MAX_DATA bytes. With `sealing` they are its next frames: whole ones, and no more than it lacks.
         """
         if len(data) > MAX_DATA:
             raise ValueError("a spool record holds at most MAX_DATA bytes")
@@ -153,20 +185,37 @@ class SpoolFile:
         # Counted before the write: a number that may have reached the disk is never used again.
         self._numbers += 1
         body = _BODY.pack(ino, generation, offset, seq, mtime_ns)
-        header = _RECORD.pack(_MARKER, number, len(body) + len(data) + _TAG)
-        wanted = RECORD_OVERHEAD + len(data)
-        nonce, associated = number.to_bytes(12, "big"), self._id + header
-        if len(data) <= _SMALL:
-            self._write([header, self._aead.encrypt(nonce, body + data, associated)], wanted)
+        frames = None
+        if sealing is not None:
+            frames = Frames(sealing.form, sealing.frames, sealing)
+            pieces = self._seal_frames(number, body, data, frames, sealing)
         else:
+            pieces = self._seal(number, body, data)
+        wanted = sum(map(len, pieces))
+        if len(data) > _SMALL:
             self._lay_blocks(wanted)
-            self._write([header, *self._seal(nonce, associated, body, data)], wanted)
-        record = Record(self, self.size, number, ino, generation, offset, len(data), seq, mtime_ns)
+        self._write(pieces, wanted)
+        record = Record(self, self.size, number, ino, generation, offset, len(data), seq, mtime_ns, frames)
         self.size += wanted
         self.live += 1
         return record
 
-    def _seal(self, nonce: bytes, associated: bytes, body: bytes, data: bytes) -> list[Buffer]:
+    def _seal(self, number: int, body: bytes, data: bytes) -> list[Buffer]:
+        header = _RECORD.pack(_MARKER, number, len(body) + len(data) + _TAG)
+        nonce, associated = number.to_bytes(12, "big"), self._id + header
+        if len(data) <= _SMALL:
+            return [header, self._aead.encrypt(nonce, body + data, associated)]
+        return [header, *self._seal_long(nonce, associated, body, data)]
+
+    def _seal_frames(
+        self, number: int, body: bytes, data: bytes, frames: Frames, sealing: Sealing
+    ) -> list[Buffer]:
+        sealed = sealing.add(data)
+        body += _FRAMES.pack(frames.form.header(), frames.first)
+        header = _RECORD.pack(_OF_FRAMES, number, _FRAMES_BODY + len(sealed))
+        return [header, self._aead.encrypt(number.to_bytes(12, "big"), body, self._id + header), sealed]
+
+    def _seal_long(self, nonce: bytes, associated: bytes, body: bytes, data: bytes) -> list[Buffer]:
         """What AESGCM makes of both, joined, without that copy, nor memory that is cleared before.
 
         They were 130 of the 1,010 us that a record of 1 MiB took on a busy machine, with its write.
@@ -201,18 +250,16 @@ class SpoolFile:
 
     def read(self, record: Record) -> memoryview:
         """Return a record's data. DataError when it is not what was written."""
+        stored = record.length + (_BODY.size + _TAG if record.frames is None else
+                                  _FRAMES_BODY + record.length // record.frames.form.frame_size * TAG_SIZE)  # fmt: skip
         try:
-            header_and_body = os.pread(
-                self._descriptor, _RECORD.size + _BODY.size + record.length + _TAG, record.position
-            )
+            raw = os.pread(self._descriptor, _RECORD.size + stored, record.position)
         except OSError as error:
             raise DataError(f"spool file {self.path.name}: record {record.number}: {error.strerror}") from error
-        header, sealed = header_and_body[: _RECORD.size], memoryview(header_and_body)[_RECORD.size :]
-        try:
-            body = self._aead.decrypt(record.number.to_bytes(12, "big"), sealed, self._id + header)
-        except InvalidTag:
-            raise DataError(f"spool file {self.path.name}: record {record.number} is damaged") from None
-        return memoryview(body)[_BODY.size :]
+        opened = self._open(raw[: _RECORD.size], memoryview(raw)[_RECORD.size :], record.number)
+        if opened is None:
+            raise DataError(f"spool file {self.path.name}: record {record.number} is damaged")
+        return opened[2]
 
     def scan(self) -> Iterator[Record]:
         """Yield the sound records in order; stops at what a crash left torn, skips what does not open."""
@@ -221,11 +268,9 @@ class SpoolFile:
         while at + _RECORD.size <= end:
             header = os.pread(self._descriptor, _RECORD.size, at)
             marker, number, length = _RECORD.unpack(header)
-            if marker != _MARKER or not _BODY.size + _TAG <= length <= _BODY.size + MAX_DATA + _TAG:
+            if not _is_possible(marker, length) or at + _RECORD.size + length > end:
                 break
-            if at + _RECORD.size + length > end:
-                break
-            record = self._open(header, number, length, at)
+            record = self._read_record(header, number, length, at)
             stop = at + _RECORD.size + length
             if record is not None:
                 yield record
@@ -243,14 +288,35 @@ class SpoolFile:
         length = min(stop - start, AHEAD + 1)
         return length <= AHEAD and os.pread(self._descriptor, length, start) == bytes(length)
 
-    def _open(self, header: bytes, number: int, length: int, at: int) -> Record | None:
-        sealed = os.pread(self._descriptor, length, at + _RECORD.size)
-        try:
-            body = self._aead.decrypt(number.to_bytes(12, "big"), sealed, self._id + header)
-        except InvalidTag:
+    def _read_record(self, header: bytes, number: int, length: int, at: int) -> Record | None:
+        opened = self._open(header, memoryview(os.pread(self._descriptor, length, at + _RECORD.size)), number)
+        if opened is None:
             return None
+        body, frames, data = opened
         ino, generation, offset, seq, mtime_ns = _BODY.unpack_from(body)
-        return Record(self, at, number, ino, generation, offset, len(body) - _BODY.size, seq, mtime_ns)
+        return Record(self, at, number, ino, generation, offset, len(data), seq, mtime_ns, frames)
+
+    def _open(self, header: bytes, sealed: memoryview, number: int) -> "tuple[bytes, Frames | None, memoryview] | None":
+        """Body, frames and data of what follows a record's header; None when that is not what was written."""
+        nonce, associated = number.to_bytes(12, "big"), self._id + header
+        try:
+            if header[:4] != _OF_FRAMES:
+                clear = self._aead.decrypt(nonce, sealed, associated)
+                return clear[: _BODY.size], None, memoryview(clear)[_BODY.size :]
+            body = self._aead.decrypt(nonce, sealed[:_FRAMES_BODY], associated)
+            head, first = _FRAMES.unpack_from(body, _BODY.size)
+            frames = Frames(parse_header(head, self._volume), first)
+            return body, frames, self._unseal(frames, sealed[_FRAMES_BODY:])
+        except (InvalidTag, FrameError):
+            return None
+
+    def _unseal(self, frames: Frames, stored: memoryview) -> memoryview:
+        form = frames.form
+        step = form.frame_size + TAG_SIZE
+        data = memoryview(unfilled(len(stored) // step * form.frame_size))
+        key = self._keys.slice_key(form.epoch, form.slice_id)
+        unseal_into(form, key, frames.first, (stored[at : at + step] for at in range(0, len(stored), step)), data)
+        return data
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1  # by then the number may be somebody else's
@@ -300,6 +366,13 @@ class Sync:
             self._file.has_failed = True
 
 
+def _is_possible(marker: bytes, length: int) -> bool:
+    """Whether a record may be so long."""
+    if marker == _OF_FRAMES:
+        return _FRAMES_BODY < length <= _FRAMES_BODY + 2 * MAX_DATA
+    return marker == _MARKER and _BODY.size + _TAG <= length <= _BODY.size + MAX_DATA + _TAG
+
+
 class CutShort(DataError):
     """A spool file has no whole header."""
 
@@ -310,7 +383,7 @@ def create_file(path: Path, keys: VolumeKeys, volume: bytes) -> SpoolFile:
     head = _FILE.pack(MAGIC, FORMAT, volume, file_id, epoch)
     wrapped = nonce + AESGCM(keys.spool_key(epoch)).encrypt(nonce, key, head)
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    file = SpoolFile(path, descriptor, key, file_id, FILE_HEADER_SIZE)
+    file = SpoolFile(path, descriptor, keys, volume, key, file_id, FILE_HEADER_SIZE)
     try:
         if os.pwrite(descriptor, head + wrapped, 0) != FILE_HEADER_SIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -332,14 +405,15 @@ def open_file(path: Path, keys: VolumeKeys, volume: bytes) -> SpoolFile:
     except BaseException:
         os.close(descriptor)
         raise
-    return SpoolFile(path, descriptor, key, _FILE.unpack_from(raw)[3], os.fstat(descriptor).st_size)
+    file_id, size = _FILE.unpack_from(raw)[3], os.fstat(descriptor).st_size
+    return SpoolFile(path, descriptor, keys, volume, key, file_id, size)
 
 
 def _unwrap(raw: bytes, keys: VolumeKeys, volume: bytes) -> bytes:
     if len(raw) < FILE_HEADER_SIZE:
         raise CutShort("a spool file has no whole header")
     magic, version, origin, _, epoch = _FILE.unpack_from(raw)
-    if magic != MAGIC or version != FORMAT or origin != volume or epoch not in keys.epochs:
+    if magic != MAGIC or version not in _FORMATS or origin != volume or epoch not in keys.epochs:
         raise DataError("not a spool file of this volume")
     head, nonce = raw[: _FILE.size], raw[_FILE.size : _FILE.size + 12]
     try:

@@ -20,6 +20,7 @@ from ibpfs.cache.spool import Spool
 from ibpfs.cache.spool_file import FILE_HEADER_SIZE, MAX_DATA, RECORD_OVERHEAD, Record
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys, make_keys
+from ibpfs.exnode_store.sealing import AES_256_GCM, HEADER, Sealing, SliceForm
 
 VOLUME = bytes(range(16))
 KEYS = VolumeKeys({1: bytes(range(32))}, bytes(32))
@@ -322,7 +323,7 @@ def pairs_in(directory: Path) -> Iterator[tuple[bytes, int]]:
         file_id, at = raw[28:44], FILE_HEADER_SIZE
         while at < len(raw):
             marker, number, length = struct.unpack_from(">4sQI", raw, at)
-            assert marker == b"rec1"
+            assert marker in (b"rec1", b"rec2")
             yield file_id, number
             at += 16 + length
 
@@ -341,17 +342,83 @@ def test_no_key_and_nonce_twice(open_spool: Open, directory: Path, monkeypatch: 
 
 
 def test_the_format_is_frozen(open_spool: Open, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file written by the first release; when this fails, what waits in spools that exist can no longer be read."""
+    """When this fails, what waits in spools that exist can no longer be read."""
     monkeypatch.setattr(os, "urandom", lambda size: bytes(range(size)))
     spool = open_spool()
     spool.append(5, 1, 4096, 9, -7, b"known")
     spool.append(6, 1, 0, 10, 1 << 60, b"")
+    sealing = begin(16)
+    sealing.add(bytes(16))
+    spool.append(7, 1, 16, 11, 12, b"frames of 16 by.frames of 16 b..", sealing)
     monkeypatch.undo()
     assert files_in(directory)[0].read_bytes() == KNOWN
-    directory.joinpath("00000001.spool").write_bytes(KNOWN)
+    found = open_spool().replay()
+    assert [(facts(one), one.file.read(one)) for one in found] == [
+        ((5, 1, 4096, 5, 9, -7), b"known"),
+        ((6, 1, 0, 0, 10, 1 << 60), b""),
+        ((7, 1, 16, 32, 11, 12), b"frames of 16 by.frames of 16 b.."),
+    ]
+
+
+def test_a_file_of_the_first_release_is_read(open_spool: Open, directory: Path) -> None:
+    open_spool()
+    directory.joinpath("00000001.spool").write_bytes(KNOWN_1)
     first, second = open_spool().replay()
     assert (facts(first), first.file.read(first)) == ((5, 1, 4096, 5, 9, -7), b"known")
     assert (facts(second), second.file.read(second)) == ((6, 1, 0, 0, 10, 1 << 60), b"")
+
+
+def begin(frame_size: int, frames: int = 4) -> Sealing:
+    """A slice of so many frames."""
+    form = SliceForm(os.urandom(16), VOLUME, KEYS.epoch, AES_256_GCM, frame_size, frames * frame_size)
+    return Sealing(form, KEYS.slice_key(form.epoch, form.slice_id))
+
+
+def test_frames_of_a_slice_come_back(open_spool: Open, directory: Path) -> None:
+    spool, sealing = open_spool(), begin(65_536)
+    contents = [os.urandom(3 * 65_536), os.urandom(65_536)]
+    records = [spool.append(number, 1, 0, number, 0, data, sealing) for number, data in enumerate(contents)]
+    assert [one.file.read(one) for one in records] == contents
+    found = open_spool().replay()
+    assert [one.file.read(one) for one in found] == contents
+    assert [(one.frames.form, one.frames.first, one.frames.sealing) for one in found if one.frames] == [
+        (sealing.form, 0, None),
+        (sealing.form, 3, None),
+    ]
+    stored = bytes(sealing.take())[HEADER.size :]
+    assert stored[: 3 * 65_552] in files_in(directory)[0].read_bytes()
+    assert spool.size == files_in(directory)[0].stat().st_size
+
+
+def test_frames_that_changed_are_no_data(open_spool: Open, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = open_spool()
+    record = spool.append(1, 1, 0, 1, 0, bytes(64), begin(16))
+    (path,) = files_in(directory)
+    raw = path.read_bytes()
+    for at in range(record.position, len(raw)):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        with pytest.raises(DataError, match="record 0 is damaged"):
+            record.file.read(record)
+        assert open_spool().replay() == []
+        path.write_bytes(raw)  # a file without a record goes when it is replayed
+    caplog.clear()
+    path.write_bytes(raw)
+    for length in range(record.position, len(raw) - 1, 7):
+        path.write_bytes(raw[:length])
+        with pytest.raises(DataError):
+            record.file.read(record)
+
+
+def test_frames_do_not_change_places(open_spool: Open, directory: Path) -> None:
+    spool, sealing = open_spool(), begin(16)
+    first, second = (spool.append(1, 1, 0, 1, 0, bytes(32), sealing) for _ in range(2))
+    (path,) = files_in(directory)
+    raw = bytearray(path.read_bytes())
+    raw[second.position - 64 : second.position], raw[-64:] = raw[-64:], raw[second.position - 64 : second.position]
+    path.write_bytes(raw)
+    for record in (first, second):
+        with pytest.raises(DataError, match="is damaged"):
+            record.file.read(record)
 
 
 WRITER = """
@@ -448,6 +515,18 @@ def test_a_disk_that_fails_otherwise_is_not_called_full(open_spool: Open, direct
 
 #: Frozen with format 1.
 KNOWN = bytes.fromhex(
+    "49425053504f4f4c00000002000102030405060708090a0b0c0d0e0f000102030405060708090a0b0c0d0e0f000000010001"
+    "02030405060708090a0be916efd9b1baf5ba882e5e3014fb8edaba95c918e4418abd87c9e1e05bd4ce3e9e7ea67e0d0e110d"
+    "37ef4bb5f7da13a67265633100000000000000000000003d0ebcb5deb52c83b808a8a935182c9198d24356532881702f809e"
+    "b383c5ff5d5fb1a01943d50d47ff58ad1e82af6894b732e26cd01c1e0cce0602f47527726563310000000000000001000000"
+    "3815d6bffc44f430180e2e5139eca63af6159f1c5464b25484730003d9263073542a9667f1282c843c4d163fd70b22666c03"
+    "9bc216087ac15f726563320000000000000002000000a4c9712e7db44bdad6b90d3c117741eb8d861735d0eea90fbf8e7d52"
+    "3a71db5b8fe423f9cf266128e85089b24393629aa27a071109a080b224f1dc8320106377aa8b4756d2f71cf02773269c715a"
+    "70d9c93cec4a127fc9766c2063fba30dbfdd8ef020740ae6bab503d173d47c0da0e5a195b6b9d63bff982ef0943b59ebe9b5"
+    "5fc021cf70b346158dbbb7d6bd8dca7c2d0592c303d64bda3d1f367d2b8fee9e971ad9028b"
+)
+
+KNOWN_1 = bytes.fromhex(
     "49425053504f4f4c00000001000102030405060708090a0b0c0d0e0f000102030405060708090a0b0c0d0e0f000000010001"
     "02030405060708090a0be916efd9b1baf5ba882e5e3014fb8edaba95c918e4418abd87c9e1e05bd4ce3ef487278c31470f53"
     "1384f069d4ab41597265633100000000000000000000003d0ebcb5deb52c83b808a8a935182c9198d24356532881702f809e"
