@@ -2,22 +2,25 @@
 
 Request: {"command": NAME, ...}. Replies: any number of {"progress": [done, total, text]} or, as a sign of life,
 {"progress": null}, then {"ok": true, "result": ...} or {"ok": false, "error": "one line", "exit": N}. Knows no
-command. Who listens is next door, in `ear`: what it needs would take an asker as long as the rest of his start.
+command. Who listens is next door, in `ear`: what it needs would take an asker as long as the rest of his start. Nor are
+pathlib, typing and contextlib needed here (see `mountinfo`).
 """
 
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
 from ibpfs.errors import IbpfsError, UsageError, VolumeError
-from ibpfs.paths import VolumePaths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ibpfs.paths import VolumePaths
 
 Progress = Callable[[int, int, str], None]
-Command = Callable[[Mapping[str, Any], Progress], Awaitable[Any]]
+Command = Callable[[Mapping[str, object], Progress], Awaitable[object]]
 
 #: An exNode that is imported, with all its capabilities. Who asks is this user, or root.
 LONGEST_REQUEST = 128 * 1024 * 1024
@@ -37,15 +40,47 @@ class Refused(IbpfsError):
         self.exit = code
 
 
-def call(paths: VolumePaths, command: str, on_progress: Progress | None = None, **arguments: Any) -> Any:
+def call(
+    paths: "VolumePaths", command: str, on_progress: Progress | None = None, **arguments: object
+) -> "Any":
     """Ask the volume's owner and return its result.
 
     Raises NotInUse when there is none, Refused when it cannot, VolumeError when it is stuck.
     """
+    return ask(str(paths.root), command, on_progress, **arguments)
+
+
+def ask(root: str, command: str, on_progress: Progress | None = None, **arguments: object) -> "Any":
+    """As `call`, of the volume at `root`."""
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
     if len(request) > LONGEST_REQUEST:
-        raise UsageError(f"{paths.root}: too much for one command ({len(request)} bytes)")
-    with _connected(paths) as door, door.makefile("rwb") as lines:
+        raise UsageError(f"{root}: too much for one command ({len(request)} bytes)")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.settimeout(PATIENCE)
+        _connect(door, root)
+        try:
+            return _converse(door, root, request, on_progress)
+        except TimeoutError:
+            raise VolumeError(
+                f"{root}: the process that serves the volume has not answered for {PATIENCE:.0f} s"
+            ) from None
+        except (ConnectionResetError, BrokenPipeError):
+            raise VolumeError(f"{root}: the process that serves the volume ended, or refuses this user") from None
+
+
+def _connect(door: socket.socket, root: str) -> None:
+    control = os.path.join(root, "run", "control.sock")  # noqa: PTH118 (VolumePaths.control, without pathlib)
+    try:
+        with ShortAddress(control) as name:
+            door.connect(name)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise NotInUse(f"{root}: is not in use") from None
+    except OSError as error:
+        raise VolumeError(f"{control}: {error.strerror}") from None
+
+
+def _converse(door: socket.socket, root: str, request: bytes, on_progress: Progress | None) -> "Any":
+    with door.makefile("rwb") as lines:
         lines.write(request)
         lines.flush()
         for line in lines:
@@ -54,42 +89,24 @@ def call(paths: VolumePaths, command: str, on_progress: Progress | None = None, 
                 return _result(message)
             if on_progress is not None and message["progress"] is not None:
                 on_progress(*message["progress"])
-    raise VolumeError(f"{paths.root}: the process that serves the volume ended before it answered")
+    raise VolumeError(f"{root}: the process that serves the volume ended before it answered")
 
 
-def _result(message: Mapping[str, Any]) -> Any:
+def _result(message: "Mapping[str, Any]") -> "Any":
     if message.get("ok"):
         return message.get("result")
     raise Refused(str(message.get("error")), int(message.get("exit", 1)))
 
 
-@contextmanager
-def _connected(paths: VolumePaths) -> Iterator[socket.socket]:
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with door:
-        door.settimeout(PATIENCE)
-        try:
-            with short_address(paths.control) as name:
-                door.connect(name)
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NotInUse(f"{paths.root}: is not in use") from None
-        except OSError as error:
-            raise VolumeError(f"{paths.control}: {error.strerror}") from None
-        try:
-            yield door
-        except TimeoutError:
-            raise VolumeError(
-                f"{paths.root}: the process that serves the volume has not answered for {PATIENCE:.0f} s"
-            ) from None
-        except (ConnectionResetError, BrokenPipeError):
-            raise VolumeError(f"{paths.root}: the process that serves the volume ended, or refuses this user") from None
-
-
-@contextmanager
-def short_address(path: Path) -> Iterator[str]:
+class ShortAddress:
     """A name for a socket that fits into the 108 bytes of a Unix address, however deep the volume lies."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
+
+    def __init__(self, path: str) -> None:
+        self._directory, self._name = os.path.split(path)
+
+    def __enter__(self) -> str:
+        self._descriptor = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._descriptor}/{self._name}"
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)

@@ -15,7 +15,8 @@ from ibpfs.exnode_store.database import find_damage
 from ibpfs.exnode_store.findings import Finding, judge_clock
 from ibpfs.exnode_store.keys import open_slots
 from ibpfs.mount_options import parse_mount_options
-from ibpfs.mount_table import FILE_SYSTEM_TYPE, mount_entries
+from ibpfs.mount_table import mount_entries
+from ibpfs.mountinfo import FILE_SYSTEM_TYPE
 from ibpfs.ownership import is_held
 from ibpfs.quantities import format_size
 

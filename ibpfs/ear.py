@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from ibpfs.control import LONGEST_REQUEST, Command, Progress, short_address
+from ibpfs.control import LONGEST_REQUEST, Command, Progress, ShortAddress
 from ibpfs.errors import IbpfsError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def _door(path: Path) -> Iterator[socket.socket]:
     path.unlink(missing_ok=True)
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with short_address(path) as name:
+        with ShortAddress(str(path)) as name:
             door.bind(name)
         path.chmod(0o600)
         door.listen(16)

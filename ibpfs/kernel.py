@@ -17,7 +17,8 @@ from pathlib import Path
 
 from ibpfs.errors import UsageError, VolumeError
 from ibpfs.mount_options import KERNEL_WORDS, MS_REMOUNT, MountOptions
-from ibpfs.mount_table import FILE_SYSTEM_TYPE, MountEntry, mount_entries
+from ibpfs.mount_table import MountEntry, mount_entries
+from ibpfs.mountinfo import FILE_SYSTEM_TYPE
 
 _log = logging.getLogger(__name__)
 

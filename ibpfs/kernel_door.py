@@ -24,7 +24,8 @@ from ibpfs.fuse_errors import is_news
 from ibpfs.fuse_snapshots import SnapshotOperations
 from ibpfs.handshake import shaking_hands
 from ibpfs.mount_options import MountOptions
-from ibpfs.mount_table import FILE_SYSTEM_TYPE, mount_entries
+from ibpfs.mount_table import mount_entries
+from ibpfs.mountinfo import FILE_SYSTEM_TYPE
 from ibpfs.request_loop import taking_turns
 
 _log = logging.getLogger(__name__)

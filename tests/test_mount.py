@@ -15,7 +15,8 @@ from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.mount import open_volume, serve
 from ibpfs.mount_options import MountOptions
-from ibpfs.mount_table import FILE_SYSTEM_TYPE, MountEntry, mount_entries
+from ibpfs.mount_table import MountEntry, mount_entries
+from ibpfs.mountinfo import FILE_SYSTEM_TYPE
 from ibpfs_tools.umount import _check_spool
 
 from .cache.stack import run_depot

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from ibpfs import mountinfo
 from ibpfs.mount_table import mount_entries
 
 TABLE = rb"""27 1 259:1 / / rw,relatime - ext4 /dev/root rw
@@ -10,10 +13,11 @@ TABLE = rb"""27 1 259:1 / / rw,relatime - ext4 /dev/root rw
 """
 
 
-def test_table_is_read_with_its_escapes(tmp_path: Path) -> None:
+def test_table_is_read_with_its_escapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "mountinfo"
     table.write_bytes(TABLE)
-    root, blank, over = mount_entries(table)
+    monkeypatch.setattr(mountinfo, "TABLE", str(table))
+    root, blank, over = mount_entries()
     assert (root.device, root.kind, root.source) == ("259:1", "ext4", "/dev/root")
     assert blank.mountpoint == Path("/mnt/with blank")
     assert blank.source == "/srv/a,b\\c"

@@ -5,19 +5,19 @@ import os
 import time
 from pathlib import Path
 
+from ibpfs import mountinfo
 from ibpfs.errors import IbpfsError, VolumeError
-from ibpfs.mount_table import FILE_SYSTEM_TYPE, MountEntry, mount_entries
+from ibpfs.mount_table import MountEntry, mount_entries
 from ibpfs.paths import VolumePaths
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 #: Seconds in which an owner notices that its mount is gone.
 _NOTICE = 5.0
-_LINKS = 40  # as many in one path as the kernel follows
 
 
 def ibpfs_mounts() -> list[MountEntry]:
     """Return the mounts of ibpfs, oldest first."""
-    return [entry for entry in mount_entries() if entry.kind == FILE_SYSTEM_TYPE]
+    return [entry for entry in mount_entries() if entry.kind == mountinfo.FILE_SYSTEM_TYPE]
 
 
 def mount_on(mountpoint: Path) -> MountEntry | None:
@@ -51,15 +51,8 @@ def volume_holding(path: Path) -> VolumePaths:
 
 
 def absolute(word: str) -> Path:
-    """Return an absolute path without `..` and links; what lies there, perhaps a dead mount, is not looked at."""
-    path = Path(os.path.abspath(word))  # noqa: PTH100 (resolve() would look at the mount)
-    for _ in range(_LINKS):
-        path = path.parent.resolve() / path.name
-        try:
-            path = path.parent / os.readlink(path)  # noqa: PTH115 (of a mount this asks the kernel alone)
-        except OSError:
-            return path
-    raise IbpfsError(f"{word}: {os.strerror(errno.ELOOP)}")
+    """As `mountinfo` has it."""
+    return Path(mountinfo.absolute(word))
 
 
 def wait_until_free(paths: VolumePaths) -> bool:
