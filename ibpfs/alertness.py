@@ -4,6 +4,8 @@
 SPARED = 128
 #: Descriptors by which others ask something of this process's event loop: it does not sleep while one of them does.
 LISTENED: set[int] = set()
+#: Long appends that are under way to depots. Each has something to do again and again, for a short time.
+CARRIED: set[object] = set()
 
 
 class Alertness:

@@ -20,13 +20,15 @@ from typing import Any
 import pyfuse3
 import trio
 
-from ibpfs.alertness import LISTENED, Alertness
+from ibpfs.alertness import CARRIED, LISTENED, Alertness
 
 #: Requests that are answered in a row before other tasks have their turn, and seconds since their last one after which
 #: they have it sooner. A MiB of a stream takes 1 to 3 ms; with a turn after 16 of these uploads fell behind in every
 #: third run (in memory: 24,000 page faults of 128 MiB, else 8,000), and fsync took 150 to 400 ms, not 10.
 IN_A_ROW = 16
 LONG = 1.2e-3
+#: The same while a stream is carried to depots: after each MiB, or so, while who writes it fills the next one.
+SHORT = 0.3e-3
 #: Seconds for which the event loop stands still for the next request, where no request waits for anything.
 LINGER = 50e-6
 #: Descriptors below this may be given to select(2), which alone takes less than a millisecond as its limit.
@@ -96,7 +98,7 @@ class Reading:
             self._poll.register(descriptor, select.POLLIN)
             LISTENED.add(descriptor)
         self._in_a_row += 1
-        if self._in_a_row >= IN_A_ROW or time.perf_counter() - self._turned_at > LONG:
+        if self._in_a_row >= IN_A_ROW or time.perf_counter() - self._turned_at > (SHORT if CARRIED else LONG):
             await trio.lowlevel.checkpoint()  # not a wait: the processor would go to sleep
             self._turned()
             if self._closing:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import trio
 
+from ibpfs.alertness import CARRIED
 from ibpfs.cache.begun import BegunSlices
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.commits import Commits, Stored
@@ -371,7 +372,12 @@ class Flusher:
         pieces = Later(length, lambda: self._seal(slices, digests))
         if length > _SEALED_LATER:
             pieces.made()
-        segment, offset = await self._transfer.append(batch.policy, pieces, length)
+        if length >= MAX_SLICE:
+            CARRIED.add(batch)
+        try:
+            segment, offset = await self._transfer.append(batch.policy, pieces, length)
+        finally:
+            CARRIED.discard(batch)
         try:
             sealed = [
                 (file, flight, form, check, at)
@@ -379,8 +385,8 @@ class Flusher:
             ]
             stored = Stored(batch, segment, offset, length, sealed)
             row = segment.row
-            only_fsyncs = self._waits[False] and not self._waits[True]
-            if row is not None and only_fsyncs and stored.may_wait and not self.retention.is_wanted(taken, row):
+            gathers = not self._waits[True] and (self._waits[False] or length >= MAX_SLICE)
+            if row is not None and gathers and stored.may_wait and not self.retention.is_wanted(taken, row):
                 self._commits.commit_later(stored)
             else:
                 row = self._commits.commit(stored)

@@ -17,7 +17,7 @@ BATCH_SLICES = 256
 SHORTEST = 64 * 1024
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     policy: Policy
     flights: list[tuple[DirtyFile, Flight]]
