@@ -15,9 +15,8 @@ _new.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
 _SIZE: Final = (4 << 20) + (64 << 10)
 #: What is shorter is copied about as soon.
 _SHORTEST: Final = 256 << 10
-#: Pieces that stay for a while when nobody uses them: a new page of memory costs more than its copy. Of a stream of
-#: 128 MiB, 12 % of the time with eight and 8 % with four.
-_KEPT: Final = 8
+#: Pieces that stay when nobody uses them: a new page of memory costs more than its copy.
+_KEPT: Final = 4
 
 
 def unfilled(length: int) -> bytearray:
@@ -103,12 +102,6 @@ def sendable(length: int) -> memoryview:
     except OSError:
         return memoryview(unfilled(length))
     return memoryview(made).cast("B")[:length]
-
-
-def give_back() -> None:
-    """Let the system have what nobody uses."""
-    while (piece := _free()) is not None:
-        os.close(piece.descriptor)
 
 
 def _free() -> _Piece | None:

@@ -95,14 +95,3 @@ def test_without_room_for_a_file_it_is_as_any_memory() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
     assert (len(made), type(made.obj)) == (LARGE, bytearray)
-
-
-def test_what_nobody_uses_goes_back_to_the_system() -> None:
-    parts = [sendable(1 << 20) for _ in range(3)]
-    descriptors = [owner(part).descriptor for part in parts]
-    kept = parts.pop()
-    parts.clear()
-    memory.give_back()
-    assert memory._FREE == []
-    assert [Path(f"/proc/self/fd/{one}").exists() for one in descriptors] == [False, False, True]
-    kept[:3] = b"abc"

@@ -59,10 +59,11 @@ class RecordMemory:
 
 @dataclass(slots=True)
 class Begun:
-    """A slice that is sealed while it is written; `start` is where in the file it begins."""
+    """A slice that is sealed while it is written, in these records; `start` is where in the file it begins."""
 
     start: int
     sealing: Sealing
+    records: list[Record] = field(default_factory=list)
 
 
 @dataclass(eq=False)

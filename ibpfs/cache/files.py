@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import trio
 
 from ibpfs.cache.access_times import AccessTimes
-from ibpfs.cache.dirty import DirtyFile, RecordMemory
+from ibpfs.cache.begun import begun_by
+from ibpfs.cache.dirty import Begun, DirtyFile, RecordMemory
 from ibpfs.cache.flusher import Flusher
 from ibpfs.cache.frames import SliceReader
 from ibpfs.cache.fsyncs import Fsyncs
@@ -24,6 +24,7 @@ from ibpfs.cache.reaper import Reaper
 from ibpfs.cache.replay import Replay
 from ibpfs.cache.room import Limits, Room
 from ibpfs.cache.spool import Spool
+from ibpfs.cache.spool_file import Record
 from ibpfs.cache.trash_keeper import TrashKeeper
 from ibpfs.errors import DataError, IbpfsError, InvalidArgument, IsADirectory
 from ibpfs.exnode_store.attributes import MAX_SIZE, AttributeChange, Inode
@@ -34,9 +35,6 @@ from ibpfs.exnode_store.ledger_rows import SliceRef
 from ibpfs.exnode_store.namespace import Namespace
 from ibpfs.exnode_store.sealing import FRAME_SIZE, Buffer
 from ibpfs.exnode_store.transfer import Transfer
-
-if TYPE_CHECKING:
-    from ibpfs.cache.spool_file import Record
 
 #: A file up to this size is fetched with its first read anyway (a block of the cache).
 _AT_ONCE = 1024 * 1024
@@ -304,7 +302,7 @@ class FileCache:
             file = self._replay.dirty_file(inode)
         now = time.time_ns()
         try:
-            sealing = self._flusher.begun.next(file, offset, len(data)) if len(data) >= FRAME_SIZE else None
+            sealing = begun_by(self._flusher.sealer, file, offset, len(data)) if len(data) >= FRAME_SIZE else None
             record = self._spool.append(ino, file.generation, offset, file.version + 1, now, data, sealing)
         except IbpfsError:
             file.begun = None  # frames were sealed that are nowhere
@@ -314,9 +312,18 @@ class FileCache:
         before = file.dirty
         freed = file.add(record, offset, offset + len(data))
         self._memory.keep(record, data)
+        if sealing is not None and file.begun is not None:
+            self._sealed(file.begun, record)
         file.mtime_ns = file.ctime_ns = now
         self._flusher.added(file, before, freed)
         return asked
+
+    def _sealed(self, begun: Begun, record: Record) -> None:
+        """Of a whole slice the clear bytes take memory for nothing: what flies is sealed, and the kernel has pages."""
+        begun.records.append(record)
+        if begun.sealing.is_whole:
+            for one in begun.records:
+                self._memory.forget(one)
 
     def _joined(self, ino: int, offset: int, data: bytes) -> tuple[int, bytes]:
         """A zero byte just behind the end of the file, joined to it with zeros.

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import trio
 
 from ibpfs.alertness import CARRIED
-from ibpfs.cache.begun import BegunSlices
+from ibpfs.cache.begun import sealed_by
 from ibpfs.cache.clean import CleanCache
 from ibpfs.cache.commits import Commits, Stored
 from ibpfs.cache.dirty import DirtyFile, Flight, RecordMemory
@@ -25,20 +25,17 @@ from ibpfs.cache.retention import RetainedSlice, Retention
 from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Spool
 from ibpfs.cache.spool_file import Record
-from ibpfs.depot.later import Later
+from ibpfs.depot.later import Filed, Later
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.ledger import Ledger
-from ibpfs.exnode_store.sealing import MAX_SLICE, Sealing, SliceForm
+from ibpfs.exnode_store.sealing import MAX_SLICE, Buffer, Sealing, SliceForm
 from ibpfs.exnode_store.transfer import MOST_LANES, Transfer
-from ibpfs.memory import give_back
 
 _log = logging.getLogger(__name__)
 
 _BACKOFF = (0.1, 2.0)
-#: Seconds after which memory that streams took goes back to the system.
-_UNUSED = 60.0
 #: Bytes up to which who waits carries them himself.
 _LONG = 256 * 1024
 #: Up to so many bytes are sealed while a depot gets ready for them.
@@ -60,8 +57,7 @@ class Flusher:
         self._spool = spool
         self._memory = memory
         self.fresh = Fresh(clean, is_beside)
-        self._sealer = sealer
-        self.begun = BegunSlices(sealer)
+        self.sealer = sealer
         self.retention = retention
         self._queue = UploadQueue(transfer.policy)
         self.files = self._queue.files
@@ -270,14 +266,9 @@ class Flusher:
         await woken.wait()
 
     async def _keep(self) -> None:
-        told, used_at = None, -math.inf
+        told = None
         while True:
             await trio.sleep(DELAY)
-            now = trio.current_time()
-            if self.begun or self._carrying:
-                used_at = now
-            elif now > used_at + _UNUSED:
-                give_back()
             self.retention.settle()
             try:
                 await self._transfer.close_old()
@@ -348,30 +339,41 @@ class Flusher:
         slices: list[Unsealed] = []
         at = 0
         for file, flight in list(batch.flights):
-            begun = self.begun.take(flight)
+            begun = sealed_by(flight)
             parts = self._read(file, flight) if begun is None else begun
             if parts is None:
                 batch.flights.remove((file, flight))
                 continue
-            form = parts.form if isinstance(parts, Sealing) else self._sealer.form(sum(map(len, parts)))
+            form = parts.form if isinstance(parts, Sealing) else self.sealer.form(sum(map(len, parts)))
             slices.append((file, flight, form, parts, at))
             at += form.stored_length
         if not slices:
             return
         # Before the first await: what is overwritten while it flies is let go of by its file.
         taken = self.retention.take(batch.policy, [(file.ino, form, flight) for file, flight, form, _, _ in slices])
+        with self._held([flight for _, flight, _, parts, _ in slices if isinstance(parts, Sealing)]):
+            try:
+                await self._append(batch, slices, at, taken)
+            finally:
+                self.retention.give_back(taken)
+
+    @contextmanager
+    def _held(self, flights: Sequence[Flight]) -> Iterator[None]:
+        """The records of flights whose bytes are sent from the spool."""
+        records = [piece.source for flight in flights for piece in flight.pieces]
+        for record in records:
+            self._spool.hold(record)
         try:
-            await self._append(batch, slices, at, taken)
+            yield
         finally:
-            self.retention.give_back(taken)
+            for record in records:
+                self._spool.release(record)
 
     async def _append(
         self, batch: Batch, slices: list[Unsealed], length: int, taken: list[RetainedSlice]
     ) -> None:  # fmt: skip
         digests: list[bytes] = []
-        pieces = Later(length, lambda: self._seal(slices, digests))
-        if length > _SEALED_LATER:
-            pieces.made()
+        pieces = self._pieces(slices, length, digests)
         if length >= MAX_SLICE:
             CARRIED.add(batch)
         try:
@@ -398,12 +400,22 @@ class Flusher:
         finally:
             await self._transfer.release(segment)
 
-    def _seal(self, slices: Sequence[Unsealed], digests: list[bytes]) -> list[bytes | memoryview]:
-        pieces: list[bytes | memoryview] = []
+    def _pieces(self, slices: Sequence[Unsealed], length: int, digests: list[bytes]) -> Later:
+        """What is to be appended; `digests` are those of the slices, once it is made."""
+        if len(slices) == 1 and isinstance(slices[0][3], Sealing):
+            digests.append(slices[0][3].digest())
+            return _filed(slices[0][1], slices[0][3])
+        pieces = Later(length, lambda: self._seal(slices, digests))
+        if length > _SEALED_LATER:
+            pieces.made()
+        return pieces
+
+    def _seal(self, slices: Sequence[Unsealed], digests: list[bytes]) -> list[Buffer]:
+        pieces: list[Buffer] = []
         digests.clear()
-        for _, _, form, parts, _ in slices:
-            sealed = [parts.take()] if isinstance(parts, Sealing) else self._sealer.seal(form, *parts)
-            digests.append(self._sealer.digest(sealed))
+        for _, flight, form, parts, _ in slices:
+            sealed = _filed(flight, parts).made() if isinstance(parts, Sealing) else self.sealer.seal(form, *parts)
+            digests.append(self.sealer.digest(sealed))
             pieces += sealed
         return pieces
 
@@ -456,6 +468,11 @@ class Flusher:
                 self.release(list(self._commits.kept.elements()))
                 self._commits.kept.clear()
         return not self.dirty_bytes
+
+
+def _filed(flight: Flight, sealing: Sealing) -> Filed:
+    """The slice that flies, as it lies in the spool."""
+    return Filed([sealing.form.header(), *(piece.source.file.stored(piece.source) for piece in flight.pieces)])
 
 
 def _no_room(trouble: IbpfsError | None) -> bool:

@@ -28,7 +28,9 @@ class Sealer:
     def begin(self, length: int) -> Sealing | None:
         """A slice that is sealed as its bytes come; None where none is sealed."""
         form = self.form(length)
-        return Sealing(form, self.keys.slice_key(form.epoch, form.slice_id)) if form.is_sealed else None
+        if not form.is_sealed:
+            return None
+        return Sealing(form, self.keys.slice_key(form.epoch, form.slice_id), self.digest_seed)
 
     def digest(self, pieces: Sequence[Buffer]) -> bytes:
         return digest(self.digest_seed, pieces)

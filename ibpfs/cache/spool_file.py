@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
+from ibpfs.depot.later import FilePart
 from ibpfs.errors import DataError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.sealing import (
@@ -187,7 +188,7 @@ class SpoolFile:
         body = _BODY.pack(ino, generation, offset, seq, mtime_ns)
         frames = None
         if sealing is not None:
-            frames = Frames(sealing.form, sealing.frames, sealing)
+            frames = Frames(sealing.form, sealing.length // sealing.form.frame_size, sealing)
             pieces = self._seal_frames(number, body, data, frames, sealing)
         else:
             pieces = self._seal(number, body, data)
@@ -260,6 +261,12 @@ class SpoolFile:
         if opened is None:
             raise DataError(f"spool file {self.path.name}: record {record.number} is damaged")
         return opened[2]
+
+    def stored(self, record: Record) -> FilePart:
+        """Where the frames of a record lie; as long as somebody holds it."""
+        assert record.frames is not None
+        length = record.length // record.frames.form.frame_size * TAG_SIZE + record.length
+        return FilePart(self._descriptor, record.position + _RECORD.size + _FRAMES_BODY, length)
 
     def scan(self) -> Iterator[Record]:
         """Yield the sound records in order; stops at what a crash left torn, skips what does not open."""

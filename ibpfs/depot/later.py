@@ -1,6 +1,9 @@
-"""Data of a command that are made when its line is on its way already."""
+"""Data of a command that are made when its line is on its way already, or lie in a file and need not be made at all."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, overload
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -32,3 +35,28 @@ class Later(Sequence[Buffer]):
 
     def __iter__(self) -> Iterator[Buffer]:
         return iter(self.made())
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Bytes of an open file that nobody changes any more."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+    def read(self, start: int = 0) -> bytes:
+        """From its byte `start` on. OSError when they are not all there."""
+        data = os.pread(self.descriptor, self.length - start, self.offset + start)
+        if len(data) < self.length - start:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return data
+
+
+class Filed(Later):
+    """Data that lie in files, or partly so; read where somebody wants to see them. OSError when they cannot be."""
+
+    def __init__(self, parts: Sequence[Buffer | FilePart]) -> None:
+        self.parts = parts
+        length = sum(part.length if isinstance(part, FilePart) else len(part) for part in parts)
+        super().__init__(length, lambda: [part.read() if isinstance(part, FilePart) else part for part in parts])

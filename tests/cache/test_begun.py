@@ -5,16 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ibpfs.cache import begun
-from ibpfs.cache.begun import BegunSlices
+from ibpfs.cache.begun import begun_by, sealed_by
 from ibpfs.cache.dirty import DirtyFile, Flight
+from ibpfs.cache.flusher import _filed
 from ibpfs.cache.sealer import Sealer
 from ibpfs.cache.spool import Spool
 from ibpfs.cache.spool_file import Record
 from ibpfs.config import VolumePaths
+from ibpfs.errors import DataError
 from ibpfs.exnode_store.attributes import AttributeChange
 from ibpfs.exnode_store.creation import create_volume
 from ibpfs.exnode_store.keys import make_keys
@@ -57,7 +60,6 @@ class Model:
 
     def __init__(self, directory: Path, function: int = AES_256_GCM) -> None:
         self.sealer = sealer(function)
-        self.begun = BegunSlices(self.sealer)
         self.spool = Spool(directory, KEYS, VOLUME)
         self.file = DirtyFile(1, 1, 1, 0)
         self.content = bytearray(SIZE)
@@ -67,7 +69,7 @@ class Model:
 
     def write(self, offset: int, frames: int) -> None:
         data = os.urandom(frames * FRAME)
-        sealing = self.begun.next(self.file, offset, len(data))
+        sealing = begun_by(self.sealer, self.file, offset, len(data))
         self.file.version += 1
         record = self.spool.append(1, 1, offset, self.file.version, 0, data, sealing)
         self.file.add(record, offset, offset + len(data))
@@ -91,17 +93,17 @@ class Model:
     def fly(self, *, lands: bool) -> None:
         for run in self.file.ready(SLICE, SIZE):
             flight = self.file.take_off(run)
-            sealing = self.begun.take(flight)
+            sealing = sealed_by(flight)
             if sealing is not None:
                 self.taken += 1
                 self.check(flight, sealing)
             (self.file.landed if lands else self.file.grounded)(flight)
 
     def check(self, flight: Flight, sealing: Sealing) -> None:
-        stored = bytes(sealing.take())
-        form = parse_header(stored, VOLUME)
-        assert form == sealing.form
-        assert stored[HEADER.size :]
+        parts = [piece.source.file.stored(piece.source).read() for piece in flight.pieces]
+        form, stored = sealing.form, b"".join([sealing.form.header(), *parts])
+        assert form == parse_header(stored, VOLUME)
+        assert sealing.digest() == self.sealer.digest([stored])
         self.note(form, 0, stored[HEADER.size :])
         clear = b"".join(unseal(form, KEYS.slice_key(form.epoch, form.slice_id), 0, stored[HEADER.size :]))
         assert clear == self.content[flight.start : flight.stop]
@@ -167,7 +169,7 @@ def test_a_stream_flies_as_it_was_written(tmp_path: Path, function: int) -> None
         model.write(at, 2)
         if not (at + 2 * FRAME) % SLICE:
             model.fly(lands=True)
-    assert (model.taken, len(model.begun)) == (3, 0)
+    assert model.taken == 3
     assert len(model.frames) == SIZE // FRAME
     model.spool._files[0].close()
 
@@ -178,16 +180,17 @@ def test_it_is_what_would_have_been_sealed_in_one_piece(model: Model) -> None:
     assert model.file.begun is not None
     form = model.file.begun.sealing.form
     whole = seal(form, KEYS.slice_key(form.epoch, form.slice_id), bytes(model.content[:SLICE]))
-    assert b"".join(whole) == bytes(model.file.begun.sealing.take())
+    parts = [one.file.stored(one).read() for one in model.records]
+    assert b"".join(whole) == b"".join([form.header(), *parts])
 
 
 def test_nothing_is_begun_where_nothing_is_sealed(tmp_path: Path, short: None) -> None:
-    assert BegunSlices(sealer(PLAIN_XXH3)).next(DirtyFile(1, 1, 1, 0), 0, FRAME) is None
+    assert begun_by(sealer(PLAIN_XXH3), DirtyFile(1, 1, 1, 0), 0, FRAME) is None
 
 
 @pytest.mark.parametrize("length", [0, 1, FRAME - 1, FRAME + 1, SLICE + FRAME])
 def test_nothing_is_begun_with_what_is_no_run_of_frames(short: None, length: int) -> None:
-    assert BegunSlices(sealer()).next(DirtyFile(1, 1, 1, 0), 0, length) is None
+    assert begun_by(sealer(), DirtyFile(1, 1, 1, 0), 0, length) is None
 
 
 def test_after_a_flight_in_vain_it_is_sealed_anew(model: Model) -> None:
@@ -211,14 +214,6 @@ def test_what_was_overwritten_is_sealed_anew(model: Model) -> None:
     model.write(FRAME, 1)
     model.fly(lands=True)
     assert model.taken == 0
-
-
-def test_only_so_many_are_begun_and_records_that_nobody_needs_hold_none(short: None, tmp_path: Path) -> None:
-    model = Model(tmp_path)
-    files = [DirtyFile(number, 1, 1, 0) for number in range(begun._MOST + 1)]
-    assert [model.begun.next(file, 0, FRAME) is None for file in files] == [*[False] * begun._MOST, True]
-    files.clear()
-    assert len(model.begun) == 0
 
 
 # Over a real depot
@@ -249,6 +244,7 @@ async def test_a_stream_is_stored_as_it_lies_in_the_spool(volume: VolumePaths) -
             await now.files.write(ino, at, content[at : at + MIB])
         ids = sealed_as_written(now, ino)
         await now.files.write(ino, 8 * MIB, content[8 * MIB :])
+        assert await now.files.read(ino, 0, 16 * MIB) == content
         await now.files.flush()
         assert len(ids) == 2
         assert ids == set(stored(now, ino)[:2])
@@ -303,3 +299,35 @@ async def test_a_flight_in_vain_over_a_depot_that_is_away(volume: VolumePaths) -
             assert not ids & set(stored(now, ino))
             await now.files.drop()
             assert await now.files.read(ino, 0, 8 * MIB) == content
+
+
+async def test_a_spool_that_is_damaged_before_it_flies(volume: VolumePaths) -> None:
+    async with run_stack(volume) as now:
+        ino = now.create(b"damaged").ino
+        for at in range(0, 4 * MIB, MIB):
+            await now.files.write(ino, at, os.urandom(MIB))
+        (path,) = volume.spool.iterdir()
+        os.truncate(path, 2 * MIB)
+        async with run_depot(volume.depot):
+            with pytest.raises(DataError), trio.fail_after(20):
+                await now.files.fsync(ino)
+            other = now.create(b"other").ino
+            await now.files.write(other, 0, b"sound")
+            await now.files.fsync(other)
+
+
+async def test_what_is_overwritten_while_it_flies_keeps_its_place_in_the_spool(volume: VolumePaths) -> None:
+    """It is sent from there."""
+    content = os.urandom(4 * MIB)
+    async with run_stack(volume) as now:
+        ino = now.create(b"flying").ino
+        for at in range(0, 4 * MIB, MIB):
+            await now.files.write(ino, at, content[at : at + MIB])
+        (flight,) = [now.flusher.files[ino].take_off(run) for run in now.flusher.files[ino].ready(4 * MIB, 4 * MIB)]
+        sealing = sealed_by(flight)
+        assert sealing is not None
+        with now.flusher._held([flight]):
+            await now.files.write(ino, 0, bytes(4 * MIB))
+            assert not [file for file in now.files._spool.spent() if file is flight.pieces[0].source.file]
+            assert sealing.digest() == now.flusher.sealer.digest(_filed(flight, sealing))
+        now.flusher.files[ino].grounded(flight)

@@ -20,7 +20,7 @@ from ibpfs.cache.spool import Spool
 from ibpfs.cache.spool_file import FILE_HEADER_SIZE, MAX_DATA, RECORD_OVERHEAD, Record
 from ibpfs.errors import DataError, IbpfsError, NoSpace, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys, make_keys
-from ibpfs.exnode_store.sealing import AES_256_GCM, HEADER, Sealing, SliceForm
+from ibpfs.exnode_store.sealing import AES_256_GCM, Sealing, SliceForm, digest, seal
 
 VOLUME = bytes(range(16))
 KEYS = VolumeKeys({1: bytes(range(32))}, bytes(32))
@@ -371,7 +371,7 @@ def test_a_file_of_the_first_release_is_read(open_spool: Open, directory: Path) 
 def begin(frame_size: int, frames: int = 4) -> Sealing:
     """A slice of so many frames."""
     form = SliceForm(os.urandom(16), VOLUME, KEYS.epoch, AES_256_GCM, frame_size, frames * frame_size)
-    return Sealing(form, KEYS.slice_key(form.epoch, form.slice_id))
+    return Sealing(form, KEYS.slice_key(form.epoch, form.slice_id), 7)
 
 
 def test_frames_of_a_slice_come_back(open_spool: Open, directory: Path) -> None:
@@ -385,8 +385,10 @@ def test_frames_of_a_slice_come_back(open_spool: Open, directory: Path) -> None:
         (sealing.form, 0, None),
         (sealing.form, 3, None),
     ]
-    stored = bytes(sealing.take())[HEADER.size :]
-    assert stored[: 3 * 65_552] in files_in(directory)[0].read_bytes()
+    stored = b"".join([sealing.form.header(), *(one.file.stored(one).read() for one in found)])
+    key = KEYS.slice_key(sealing.form.epoch, sealing.form.slice_id)
+    assert [stored] == [bytes(one) for one in seal(sealing.form, key, *contents)]
+    assert sealing.digest() == digest(7, [stored])
     assert spool.size == files_in(directory)[0].stat().st_size
 
 

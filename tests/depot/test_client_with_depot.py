@@ -18,7 +18,7 @@ import trio
 from ibpfs.depot.address import Address
 from ibpfs.depot.capability import CapabilityKind, Key
 from ibpfs.depot.client import PERMANENT, DepotClient, ShortLoad
-from ibpfs.depot.later import Later
+from ibpfs.depot.later import Filed, FilePart, Later
 from ibpfs.depot.stream import DepotStream
 from ibpfs.depot.wire import (
     AllocationKind,
@@ -270,6 +270,61 @@ async def test_where_a_socket_takes_no_pages_they_are_copied(
         assert await client.store(caps.write.wire_key, [part]) == MIB
         assert await client.load(caps.read.wire_key, 0, MIB) == data
         assert whole.under_way == 0
+
+
+@pytest.fixture
+def lying(tmp_path: Path) -> Iterator[tuple[Filed, bytes]]:
+    """Data of which most lies in a file, and all of them."""
+    content = random.Random(9).randbytes(9 * MIB)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        number = file.fileno()
+        parts = [b"abc", FilePart(number, 5, 4 * MIB), FilePart(number, 0, 1), b"", FilePart(number, 4 * MIB, 5 * MIB)]
+        whole = [b"abc", content[5 : 5 + 4 * MIB], content[:1], content[4 * MIB :], b"def"]
+        yield Filed([*parts, b"def"]), b"".join(whole)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_what_lies_in_a_file_is_sent_from_there(
+    client: DepotClient, lying: tuple[Filed, bytes], at_once: bool
+) -> None:
+    data, expected = lying
+    caps = await client.allocate(32 * MIB, 600)
+    if at_once:
+        await client.store(caps.write.wire_key, Later(1, lambda: [b"x"]), lambda: True)
+        expected = b"x" + expected
+    assert await client.store(caps.write.wire_key, data) == data.length
+    assert await client.load(caps.read.wire_key, 0, len(expected)) == expected
+    assert b"".join(data) == expected[-data.length :]
+
+
+@pytest.mark.parametrize("taken", [0, 100_000])
+async def test_where_a_socket_takes_no_pages_a_file_is_read(
+    depot: RunningDepot, lying: tuple[Filed, bytes], taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even after some of them."""
+    sendfile, left = os.sendfile, [taken, 0]
+
+    def refuse(out: int, source: int, offset: int, count: int) -> int:
+        if not (most := left.pop(0) if left else 0):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return sendfile(out, source, offset, min(count, most))
+
+    data, expected = lying
+    async with DepotClient(Address.parse(depot.unix)) as client:
+        caps = await client.allocate(16 * MIB, 600)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "sendfile", refuse)
+            assert await client.store(caps.write.wire_key, data) == len(expected)
+        assert await client.load(caps.read.wire_key, 0, len(expected)) == expected
+
+
+async def test_a_file_that_is_shorter_than_it_was(client: DepotClient, tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(bytes(MIB))
+    caps = await client.allocate(4 * MIB, 600)
+    with (tmp_path / "short").open("rb") as file, pytest.raises(DepotUnreachable):
+        await client.store(caps.write.wire_key, Filed([FilePart(file.fileno(), 1, MIB)]))
+    assert (await client.probe(caps.manage.wire_key)).size == 0
 
 
 async def test_pages_stay_as_they_are_where_the_depot_refuses_or_says_nothing(depot: RunningDepot) -> None:
