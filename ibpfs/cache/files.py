@@ -406,7 +406,6 @@ class FileCache:
         """Return when everything that was written is on the depots and the store is synced."""
         await self._flusher.wait_all(progress)
         await self._db.sync()
-        await self._flusher.delete_spent()
 
     async def drop(self) -> None:
         """Flush, then forget every clean byte held in memory and on the local disk."""

@@ -243,7 +243,8 @@ class Database:
                 await trio.sleep(0.05)
             reader = _connect(self.path, False)
             try:
-                yield await frozen.freeze(self.path, reader, self._descriptor)
+                async with frozen.held(self.path, reader, self._descriptor) as image:
+                    yield image
             except sqlite3.OperationalError as error:
                 raise _refusal(error) from error
             finally:

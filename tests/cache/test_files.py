@@ -88,6 +88,7 @@ async def test_random_operations_and_kills_agree_with_a_model(
         async with run_stack(volume) as now:
             await now.files.flush()
             assert now.flusher.dirty_bytes == 0
+            await now.flusher.delete_spent()
             assert list(volume.spool.iterdir()) == []
             await now.files.drop()
             for ino, model in models.items():

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibpfs.errors import DataError, IbpfsError
+from ibpfs.exnode_store import frozen
 from ibpfs.exnode_store.attributes import NewInode
 from ibpfs.exnode_store.checkpoints.pages import PageDigests, apply, changed
 from ibpfs.exnode_store.database import Database
@@ -43,7 +44,8 @@ def change(dice: random.Random, db: Database, names: Namespace, ledger: Ledger) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_replay_gives_the_store(tmp_path: Path, seed: int) -> None:
+async def test_replay_gives_the_store(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it was copied, or the file itself is read."""
     dice = random.Random(seed)
     paths = small_volume(tmp_path / "volume")
     target = io.BytesIO()
@@ -58,6 +60,7 @@ async def test_replay_gives_the_store(tmp_path: Path, seed: int) -> None:
                 except IbpfsError:
                     continue
             copy = freeze(paths, tmp_path / f"copy{step}.sqlite")
+            monkeypatch.setattr(frozen, "_SMALL", dice.choice((0, 1 << 30)))
             async with db.frozen() as image:
                 assert image.seq == db.seq
                 names.create(1, b"later%d" % step, NewInode(stat.S_IFREG | 0o644, 0, 0))  # goes on meanwhile
@@ -86,8 +89,9 @@ async def test_what_did_not_change_is_not_carried(tmp_path: Path) -> None:
         assert third.digests == second.digests
 
 
-async def test_an_older_reader_is_noticed(tmp_path: Path) -> None:
+async def test_an_older_reader_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else's read transaction keeps the file at an older commit: it is not taken for this one."""
+    monkeypatch.setattr(frozen, "_SMALL", 0)
     paths = small_volume(tmp_path / "volume")
     with Database(paths.store) as db, Database(paths.store) as other:
         db.set_fact("x", "1")
@@ -101,6 +105,20 @@ async def test_an_older_reader_is_noticed(tmp_path: Path) -> None:
         other.execute("COMMIT")
         async with db.frozen() as image:
             assert image.seq == db.seq
+
+
+async def test_a_small_store_is_copied_and_a_large_one_is_not(tmp_path: Path) -> None:
+    paths = small_volume(tmp_path / "volume")
+    with Database(paths.store) as db:
+        async with db.frozen() as image:
+            copy = os.fstat(image.descriptor)
+            assert copy.st_ino != paths.store.stat().st_ino
+            assert copy.st_size == image.pages * image.page_size
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(image.descriptor)
+        db.execute("CREATE TABLE large AS SELECT zeroblob(3000000) AS x")
+        async with db.frozen() as image:
+            assert os.fstat(image.descriptor).st_ino == paths.store.stat().st_ino
 
 
 @given(st.binary(max_size=3000))
