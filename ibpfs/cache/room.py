@@ -109,6 +109,10 @@ class Room:
             raise NoSpace("the spool's disk is full")
 
     async def _make_room(self) -> None:
+        dirty = self._flusher.dirty_bytes
+        self._flusher.commit_stored()
+        if self._flusher.dirty_bytes < dirty:
+            return
         if self._spool.reclaimable:
             try:
                 await self._flusher.delete_spent()

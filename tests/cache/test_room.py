@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from ibpfs.cache import commits, queue
 from ibpfs.cache.room import LOCAL_LIMIT, RESERVE, Limits
 from ibpfs.config import VolumePaths
 from ibpfs.errors import DeadlineExceeded, NoSpace
@@ -110,3 +111,18 @@ async def test_room_that_went_away_is_noticed_soon(volume: VolumePaths, autojump
         await trio.sleep(1.5)
         await now.files.write(ino, 1, b"x")
         assert depot.free_bytes  # it was asked
+
+
+async def test_what_depots_have_takes_no_room_while_its_commit_waits(
+    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "_GATHER", 3600.0)
+    monkeypatch.setattr(queue, "DELAY", 3600.0)  # full slices alone fly
+    mib = 1 << 20
+    async with run_depot(volume.depot), run_stack(volume, Limits(dirty=8 * mib)) as now:
+        await now.depots.wait_for_any(5)
+        ino = now.create(b"stream").ino
+        with trio.fail_after(15):
+            for at in range(40):
+                await now.files.write(ino, at * mib, bytes(mib))
+        now.files.commit_stored()
