@@ -22,7 +22,7 @@ _LINKS = 40  # as many in one path as the kernel follows
 def mountinfo() -> list[tuple[str, str, str, str, str, str]]:
     """Number, device, mount point, options, type and source of each mount, in the order of mounting."""
     with open(TABLE, "rb") as table:
-        lines = table.read().decode(errors="surrogateescape").splitlines()
+        lines = table.read().decode(errors="surrogateescape").rstrip("\n").split("\n")  # a name may hold "\f"
     found = []
     for line in lines:
         left, _, right = line.partition(" - ")
@@ -49,10 +49,16 @@ def absolute(word: str) -> str:
         parent = os.path.realpath(os.path.dirname(path))
         path = os.path.join(parent, os.path.basename(path))
         try:
-            path = os.path.join(parent, os.readlink(path))  # of a mount this asks the kernel alone
+            path = os.path.join(parent, _tidy(os.readlink(path)))  # of a mount this asks the kernel alone
         except OSError:
             return path
     raise IbpfsError(f"{word}: {os.strerror(errno.ELOOP)}")
+
+
+def _tidy(path: str) -> str:
+    """Without a slash at its end, or `/.`: who follows these looks at what lies there. `..` may be that of a link."""
+    names = "/".join(name for name in path.split("/") if name not in ("", "."))
+    return f"/{names}" if path.startswith("/") else names or "."
 
 
 def _plain(text: str) -> str:

@@ -14,6 +14,9 @@ def test_links_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "link").symlink_to("up/mnt")
     (tmp_path / "dangling").symlink_to("real/none")
     monkeypatch.chdir(tmp_path)
+    for number, target in enumerate(("up/mnt/", "real//mnt/.", "./up/../real/mnt///")):
+        (tmp_path / f"slash{number}").symlink_to(target)
+        assert absolute(f"slash{number}") == tmp_path / "real" / "mnt"
     for word in ("real/mnt", "up/mnt", "link", "real/../link", f"{tmp_path}/link", "./link/"):
         assert absolute(word) == tmp_path / "real" / "mnt"
     assert absolute("dangling") == tmp_path / "real" / "none"
