@@ -44,22 +44,28 @@ def pin(reader: sqlite3.Connection, descriptor: int) -> Image:
 async def held(path: Path, reader: sqlite3.Connection, descriptor: int) -> AsyncIterator[Image]:
     """The commit that is the last one now. DataError as `freeze`."""
     image = pin(reader, descriptor)
-    if image.pages * image.page_size > _SMALL:
-        reader.execute("ROLLBACK")
+    data = b""
+    if image.pages * image.page_size <= _SMALL:
+        data = await trio.to_thread.run_sync(_copy, reader, image)
+    reader.execute("ROLLBACK")
+    if not data:
         yield await freeze(path, reader, descriptor)
         return
     memory = os.memfd_create("exnode-store")
     try:
-        await trio.to_thread.run_sync(_copy, reader, memory)
+        left = memoryview(data)
+        while left:
+            left = left[os.write(memory, left) :]
         yield replace(image, descriptor=memory)
     finally:
         os.close(memory)
 
 
-def _copy(reader: sqlite3.Connection, into: int) -> None:
-    data = memoryview(reader.serialize())
-    while data:
-        data = data[os.write(into, data) :]
+def _copy(reader: sqlite3.Connection, image: Image) -> bytes:
+    """The pinned state; b"" where that is not certain: SQLite takes zeros for a page that it cannot read."""
+    data, size = reader.serialize(), image.page_size
+    pages = [data[at : at + size] for at in range(0, len(data), size)]
+    return data if len(pages) == image.pages and all(map(any, pages)) else b""
 
 
 async def freeze(path: Path, reader: sqlite3.Connection, descriptor: int) -> Image:

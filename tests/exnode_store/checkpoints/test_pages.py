@@ -7,6 +7,7 @@ import stat
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,27 @@ async def test_an_older_reader_is_noticed(tmp_path: Path, monkeypatch: pytest.Mo
                 pass
         other.execute("COMMIT")
         async with db.frozen() as image:
+            assert image.seq == db.seq
+
+
+@pytest.mark.parametrize("data", [b"a" * 512 + bytes(512), b"a" * 512, b"a" * 1536])
+def test_a_copy_that_may_lack_a_page_is_none(data: bytes) -> None:
+    """SQLite says nothing of one that it could not read: there are zeros."""
+    image = frozen.Image(-1, 512, 2, 1, 1)
+    assert frozen._copy(SimpleNamespace(serialize=lambda: data), image) == b""  # type: ignore[arg-type]
+    whole = b"a" * 1024
+    assert frozen._copy(SimpleNamespace(serialize=lambda: whole), image) == whole  # type: ignore[arg-type]
+
+
+async def test_a_store_that_may_lack_a_page_is_read_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = small_volume(tmp_path / "volume")
+    monkeypatch.setattr(frozen, "_copy", lambda *_: b"")
+    with Database(paths.store) as db:
+        db.set_fact("x", "1")
+        async with db.frozen() as image:
+            assert os.fstat(image.descriptor).st_ino == paths.store.stat().st_ino
             assert image.seq == db.seq
 
 
