@@ -14,7 +14,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibpfs.request_loop import IN_A_ROW, LONG, taking_turns
+from ibpfs import request_loop
+from ibpfs.request_loop import IN_A_ROW, LONG, SHORT, taking_turns
 
 TASKS = 4
 
@@ -136,9 +137,14 @@ async def test_endless_requests_leave_others_their_turn() -> None:
         assert await most_between_turns(made, IN_A_ROW * 20) <= 2 * IN_A_ROW
 
 
-async def test_long_requests_leave_others_their_turn_sooner() -> None:
+@pytest.mark.parametrize("carried", [False, True])
+async def test_long_requests_leave_others_their_turn_sooner(carried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And while a stream is carried after shorter ones."""
+    if carried:
+        monkeypatch.setattr(request_loop, "CARRIED", {"a stream"})
+
     async def handle(_: int) -> AsyncIterator[None]:
-        end = time.perf_counter() + LONG
+        end = time.perf_counter() + (SHORT if carried else LONG)
         while time.perf_counter() < end:
             pass
         for nothing in ():

@@ -32,10 +32,9 @@ def begun_by(sealer: Sealer, file: DirtyFile, offset: int, length: int) -> Seali
 def sealed_by(flight: Flight) -> Sealing | None:
     """The slice that is just what flies, as it was sealed, once; None when that is to be sealed now."""
     whole = None
-    for sealing in {_sealing(piece) for piece in flight.pieces} - {None}:
-        if sealing is not None and sealing.is_usable and sealing.is_whole and _is_whole(flight, sealing):
-            whole = sealing
+    for sealing in {_sealing(piece) for piece in flight.pieces}:
         if sealing is not None:
+            whole = sealing if sealing.is_usable and sealing.is_whole and _is_whole(flight, sealing) else whole
             sealing.is_usable = False
     return whole
 

@@ -1,7 +1,8 @@
-"""Commits of what depots have acknowledged, at once or, where only fsyncs wait for it, together a moment later.
+"""Commits of what depots have acknowledged, at once or, where only fsyncs or nobody waits for it, together a moment
+later.
 
-It needs the bytes on the depots, and on the local disk either the exNode that says so or the bytes themselves. The
-spool has these, and is synced while the depots are at work; a commit, and its sync, could only follow.
+An fsync needs the bytes on the depots, and on the local disk either the exNode that says so or the bytes themselves.
+The spool has these, and is synced while the depots are at work; a commit, and its sync, could only follow.
 
 Until its commit a batch is in flight: a crash before it leaves what one between acknowledgement and commit always left.
 """
@@ -49,6 +50,11 @@ class Stored:
     def may_wait(self) -> bool:
         """Whether its commit may: not the first one of its segment, nor one that lacks copies."""
         return self.segment.row is not None and self.segment.sound
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether an fsync was answered for some of it."""
+        return any(flight.is_promised for _, flight in self.batch.flights)
 
     @property
     def records(self) -> set[Record]:
@@ -141,9 +147,11 @@ class Commits:
             for batch in batches:
                 for file, flight in batch.flights:
                     flight.is_stored, file.stored_seq = False, -1
-            # Fsyncs were answered for their records, and what of them was overwritten meanwhile is in no other place.
             for stored in some:
-                self.kept.update(stored.records)
+                if stored.is_promised:  # for its records; what was overwritten of them is in no other place
+                    self.kept.update(stored.records)
+                else:
+                    self._release(list(stored.records))
             if isinstance(error, (NoSpace, OSError)):
                 self._failed(batches, error)
             else:

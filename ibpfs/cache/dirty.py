@@ -19,7 +19,7 @@ LEAP = 1 << 20
 @dataclass(eq=False)
 class Flight:
     """A run of a file on its way to the depots. `limit`: truncations since have cut it there; `is_stored`: depots hold
-    it, and its commit waits for others."""
+    it, and its commit waits for others; `is_promised`: an fsync was answered meanwhile."""
 
     start: int
     stop: int
@@ -27,6 +27,7 @@ class Flight:
     pieces: Run
     limit: int
     is_stored: bool = False
+    is_promised: bool = False
 
 
 class RecordMemory:
@@ -46,9 +47,9 @@ class RecordMemory:
 
     def read(self, piece: Piece[Record]) -> memoryview:
         """The piece's bytes. DataError when the spool file is damaged."""
-        data: bytes | memoryview | None = self._data.get(piece.source)
+        data = self._data.get(piece.source)
         if data is None:
-            data = piece.source.file.read(piece.source)
+            return piece.source.file.read(piece.source, piece.offset, piece.offset + piece.stop - piece.start)
         return memoryview(data)[piece.offset : piece.offset + piece.stop - piece.start]
 
     def forget(self, record: Record) -> None:
@@ -160,21 +161,33 @@ class DirtyFile:
                 left -= sum(piece.stop - piece.start for piece in flight.pieces if piece.source.seq <= seq)
         return left <= 0
 
+    def promise(self) -> None:
+        """An fsync is answered for what depots hold."""
+        for flight in self.flights:
+            flight.is_promised = flight.is_promised or flight.is_stored
+
     def note_stored(self) -> None:
         """Some flights have become stored: note up to which record that makes all of them."""
         if not self.is_changed_in_flight and self.idle <= 0 and all(flight.is_stored for flight in self.flights):
             self.stored_seq = self.version
 
     def ready(self, limit: int, enough: int) -> list[Run]:
-        """The first dirty runs that no flight touches, of at most `limit` bytes each, about `enough` bytes in all."""
+        """The first dirty runs that no flight touches, of at most `limit` bytes each, about `enough` bytes in all.
+
+        Where a slice begins that is sealed already, a run does, and the bytes before it count for nothing.
+        """
         idle: Run = []
         size = 0
-        for part in _outside(self.extents, self.flights) if self.flights else self.extents:
+        for part in self.left():
             idle.append(part)
-            size += part.stop - part.start
+            size = part.stop - part.start + (0 if _begins_slice(part) else size)
             if size >= enough:
                 break
-        return runs(idle, limit)
+        return runs(idle, limit, _begins_slice)
+
+    def left(self) -> Iterable[Piece[Record]]:
+        """What no flight touches, in order."""
+        return _outside(self.extents, self.flights) if self.flights else self.extents
 
     @property
     def idle(self) -> int:
@@ -222,6 +235,13 @@ class DirtyFile:
                 del self.held[piece.source]
                 freed.append(piece.source)
         return freed
+
+
+def _begins_slice(piece: Piece[Record]) -> bool:
+    frames = piece.source.frames
+    if frames is None or frames.first or piece.offset:
+        return False
+    return frames.sealing is not None and frames.sealing.is_usable and frames.sealing.is_whole
 
 
 def _outside(pieces: Iterable[Piece[Record]], flights: Sequence[Flight]) -> Iterator[Piece[Record]]:

@@ -161,6 +161,7 @@ class Flusher:
             if progress is not None:
                 progress(max(0, total - file.dirty), total)
             if not committed and file.is_stored_up_to(seq):
+                file.promise()
                 return
             if file.is_changed_in_flight and self._commits.is_waiting:  # what is above flies when that has landed
                 self._commits.commit_waiting()
@@ -294,7 +295,7 @@ class Flusher:
         failures = self._failures
         try:
             await self._store(batch)
-        except (DepotError, DepotUnreachable, NoSpace, OSError) as refusal:
+        except (DepotError, DepotUnreachable, NoSpace, DataError, OSError) as refusal:
             self._note_failure(refusal)
             self._ground(batch)
             return False
@@ -351,26 +352,26 @@ class Flusher:
             return
         # Before the first await: what is overwritten while it flies is let go of by its file.
         taken = self.retention.take(batch.policy, [(file.ino, form, flight) for file, flight, form, _, _ in slices])
-        with self._held([flight for _, flight, _, parts, _ in slices if isinstance(parts, Sealing)]):
-            try:
-                await self._append(batch, slices, at, taken)
-            finally:
-                self.retention.give_back(taken)
+        held = self._hold([flight for _, flight, _, parts, _ in slices if isinstance(parts, Sealing)])
+        try:
+            await self._append(batch, slices, at, taken, held)
+        finally:
+            self.retention.give_back(taken)
+            self._let_go(held)
 
-    @contextmanager
-    def _held(self, flights: Sequence[Flight]) -> Iterator[None]:
+    def _hold(self, flights: Sequence[Flight]) -> list[Record]:
         """The records of flights whose bytes are sent from the spool."""
         records = [piece.source for flight in flights for piece in flight.pieces]
         for record in records:
             self._spool.hold(record)
-        try:
-            yield
-        finally:
-            for record in records:
-                self._spool.release(record)
+        return records
+
+    def _let_go(self, held: list[Record]) -> None:
+        while held:
+            self._spool.release(held.pop())
 
     async def _append(
-        self, batch: Batch, slices: list[Unsealed], length: int, taken: list[RetainedSlice]
+        self, batch: Batch, slices: list[Unsealed], length: int, taken: list[RetainedSlice], held: list[Record]
     ) -> None:  # fmt: skip
         digests: list[bytes] = []
         pieces = self._pieces(slices, length, digests)
@@ -396,7 +397,11 @@ class Flusher:
                 self._land(batch)
             self.retention.give_back(taken)
             self._tell()
-            await self.fresh.add(row, offset, pieces, length, len(slices))
+            if not self.fresh.passes_by(row, length, len(slices)):
+                with suppress(DataError):
+                    pieces.made()  # what is in the spool is read while it is there
+                    self._let_go(held)
+                    await self.fresh.add(row, offset, pieces, length, len(slices))
         finally:
             await self._transfer.release(segment)
 
@@ -460,6 +465,7 @@ class Flusher:
         with trio.move_on_after(5.0):
             while self._carrying:
                 await self._landed.wait()
+            self._commits.commit_waiting()
             await self._transfer.close_old(every=True)
         self.retention.settle(every=True)  # copies may have been made up just now: nothing of them is to be left
         with suppress(OSError):

@@ -59,9 +59,13 @@ class Fresh:
             for segment in list(self._waiting):
                 await self._write_waiting(segment)
 
+    def passes_by(self, segment: int, length: int, slices: int) -> bool:
+        """Whether `add` has nothing to do: a stream passes by where it lies on the same disk, as when it is read."""
+        return length >= slices * BLOCK and self._is_beside(segment)
+
     async def add(self, segment: int, offset: int, pieces: Sequence[Buffer], length: int, slices: int) -> None:
         """So many slices, which are committed there. In the order of their places in a segment."""
-        if length >= slices * BLOCK and self._is_beside(segment):  # a stream passes by, as when it is read
+        if self.passes_by(segment, length, slices):
             return
         if length > _SMALL:
             await self._write_waiting(segment)

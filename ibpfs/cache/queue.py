@@ -1,6 +1,7 @@
 """The queue of dirty files: which of their bytes fly next, together in which batch."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from ibpfs.exnode_store.sealing import MAX_SLICE
 #: Upload starts when the oldest dirty byte is this old (seconds), or a slice is full.
 DELAY = 1.0
 BATCH_SLICES = 256
+#: Pieces among which the oldest is looked for.
+_FEW = 64
 #: Slices are cut down to this when the depots refuse longer ones.
 SHORTEST = 64 * 1024
 
@@ -112,4 +115,14 @@ class UploadQueue:
         if everything and flights and file.idle <= 0:
             file.oldest_at = math.inf
             self.urgent.discard(file.ino)
+        elif flights:
+            file.oldest_at = max(file.oldest_at, self._oldest_left(file))
         return flights
+
+    def _oldest_left(self, file: DirtyFile) -> float:
+        """When the oldest byte of it was written that does not fly, as far as that matters. Else a stream, of which
+        there is always something left, would be old as a whole after a second, and fly in pieces as they come."""
+        if file.idle <= 0 or len(file.extents) > _FEW:
+            return -math.inf
+        age = (time.time_ns() - min(piece.source.mtime_ns for piece in file.left())) / 1e9
+        return trio.current_time() - min(max(age, 0.0), DELAY)

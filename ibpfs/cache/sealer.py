@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ibpfs.exnode_store.keys import VolumeKeys
-from ibpfs.exnode_store.sealing import Buffer, Sealing, SliceForm, digest, seal
+from ibpfs.exnode_store.sealing import SEALED, Buffer, Sealing, SliceForm, digest, seal
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Sealer:
 
     def begin(self, length: int) -> Sealing | None:
         """A slice that is sealed as its bytes come; None where none is sealed."""
-        form = self.form(length)
-        if not form.is_sealed:
+        if self.function not in SEALED:
             return None
+        form = self.form(length)
         return Sealing(form, self.keys.slice_key(form.epoch, form.slice_id), self.digest_seed)
 
     def digest(self, pieces: Sequence[Buffer]) -> bytes:

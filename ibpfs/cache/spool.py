@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from ibpfs.cache.spool_file import CutShort, Record, SpoolFile, create_file, open_file, refusal
-from ibpfs.errors import DataError
+from ibpfs.errors import DataError, VolumeError
 from ibpfs.exnode_store.keys import VolumeKeys
 from ibpfs.exnode_store.sealing import Sealing
 
@@ -100,8 +100,13 @@ class Spool:
             file = None if path in ours else self._open_old(path)
             if file is None:
                 continue
+            try:
+                found = list(file.scan())
+            except VolumeError:  # a slice's key is not among this volume's
+                file.close()
+                self._set_aside(path)
+                continue
             self._files.append(file)
-            found = list(file.scan())
             file.live = len(found)
             records += found
             if not found:
@@ -143,7 +148,11 @@ class Spool:
             return open_file(path, self._keys, self._volume)
         except CutShort:
             path.unlink()  # a file whose header was never whole holds no answered write
-        except DataError:  # anything else is kept for a person to see
-            _log.warning("spool file %s does not open with this volume's keys; it is set aside", path.name)
-            path.rename(path.with_suffix(_ASIDE))
+        except DataError:
+            self._set_aside(path)
         return None
+
+    def _set_aside(self, path: Path) -> None:
+        """For a person to see."""
+        _log.warning("spool file %s does not open with this volume's keys; it is set aside", path.name)
+        path.rename(path.with_suffix(_ASIDE))

@@ -1,10 +1,11 @@
 """Data of a command that are made when its line is on its way already, or lie in a file and need not be made at all."""
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, overload
+
+from ibpfs.errors import DataError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -46,15 +47,18 @@ class FilePart:
     length: int
 
     def read(self, start: int = 0) -> bytes:
-        """From its byte `start` on. OSError when they are not all there."""
-        data = os.pread(self.descriptor, self.length - start, self.offset + start)
+        """From its byte `start` on. DataError when they are not all there."""
+        try:
+            data = os.pread(self.descriptor, self.length - start, self.offset + start)
+        except OSError as error:
+            raise DataError(f"a file that is to be sent cannot be read: {error.strerror}") from error
         if len(data) < self.length - start:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise DataError("a file that is to be sent is shorter than it was")
         return data
 
 
 class Filed(Later):
-    """Data that lie in files, or partly so; read where somebody wants to see them. OSError when they cannot be."""
+    """Data that lie in files, or partly so; read where somebody wants to see them. DataError when they cannot be."""
 
     def __init__(self, parts: Sequence[Buffer | FilePart]) -> None:
         self.parts = parts

@@ -44,7 +44,7 @@ _LINE_READ: Final = 4096  # small, so that little of a LOAD passes through the c
 _UNIX_BUFFER: Final = 4 << 20
 _LONGEST_UNIX_PATH: Final = 107
 _ROOM_FOR_ONE: Final = socket.CMSG_LEN(array("i").itemsize)  # descriptor
-_NOT_HERE: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # sendfile(2) to a socket of this machine
+_NOT_HERE: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO)  # sendfile(2) to a socket of this machine
 _MOST_PARTS: Final = 512  # of one sendmsg; IOV_MAX is 1024
 
 #: Seconds for which the event loop stands still for a reply, where nobody else wants anything of it.
@@ -355,7 +355,7 @@ class DepotStream:
             except OSError as error:
                 if error.errno not in _NOT_HERE:
                     raise
-                break
+                break  # as where it cannot be read, which who reads it finds out
             if not sent:  # it ends here
                 break
             at += sent

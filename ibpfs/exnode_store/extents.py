@@ -1,7 +1,7 @@
 """Interval algebra: which half-open run of bytes comes from where. Pure; checked against a bytearray model."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 S = TypeVar("S")
@@ -120,15 +120,18 @@ def _trimmed(pieces: list[Piece[S]], start: int, stop: int) -> list[Piece[S]]:
     return pieces
 
 
-def runs(pieces: list[Piece[S]], limit: int) -> list[list[Piece[S]]]:
-    """Group neighbouring pieces that touch into runs of at most `limit` bytes, cutting pieces where needed."""
+def runs(
+    pieces: list[Piece[S]], limit: int, begins: Callable[[Piece[S]], bool] = lambda _: False
+) -> list[list[Piece[S]]]:
+    """Group neighbouring pieces that touch into runs of at most `limit` bytes, cutting pieces where needed; one that
+    `begins` a run is joined to none before it."""
     groups: list[list[Piece[S]]] = []
     room = 0
     behind = -1
     for piece in pieces:
         at = piece.start
         while at < piece.stop:
-            if at != behind or not room:
+            if at != behind or not room or (at == piece.start and begins(piece)):
                 groups.append([])
                 room = limit
             whole = at == piece.start and piece.stop <= at + room

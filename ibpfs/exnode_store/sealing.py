@@ -55,6 +55,7 @@ class Aead(Protocol):
 
 
 _AEADS: dict[int, Callable[[bytes], Aead]] = {AES_256_GCM: AESGCM, CHACHA20_POLY1305: ChaCha20Poly1305}
+SEALED = frozenset(_AEADS)
 _WITH_HEADER = {*_AEADS, PLAIN_XXH3}
 
 

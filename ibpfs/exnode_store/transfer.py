@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import trio
 
 from ibpfs.depot.wire import DepotError, DepotUnreachable, NoRoom
-from ibpfs.errors import NoSpace
+from ibpfs.errors import DataError, NoSpace
 from ibpfs.exnode_store.allocator import SEGMENT_SIZE, SPARE_AGE, STRAGGLER_LIMIT, Allocator, OpenSegment, pick
 from ibpfs.exnode_store.database import Database
 from ibpfs.exnode_store.depots import Depot, DepotSet
@@ -357,4 +357,7 @@ async def _store(
         # That a depot is silent has been said of the depot.
         level = logging.INFO if isinstance(error, DepotUnreachable) else logging.WARNING
         _log.log(level, "depot %s allocation %s: append refused: %s", depot.address, replica.write.label, error)
+        return False
+    except DataError as error:  # of our own disk
+        _log.warning("nothing is appended: %s", error)
         return False

@@ -9,7 +9,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ibpfs.cache import begun
+from ibpfs.cache import begun, queue, spool_file
 from ibpfs.cache.begun import begun_by, sealed_by
 from ibpfs.cache.dirty import DirtyFile, Flight
 from ibpfs.cache.flusher import _filed
@@ -316,18 +316,70 @@ async def test_a_spool_that_is_damaged_before_it_flies(volume: VolumePaths) -> N
             await now.files.fsync(other)
 
 
-async def test_what_is_overwritten_while_it_flies_keeps_its_place_in_the_spool(volume: VolumePaths) -> None:
+async def test_what_is_overwritten_while_it_flies_keeps_its_place_in_the_spool(
+    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is sent from there."""
-    content = os.urandom(4 * MIB)
+    monkeypatch.setattr(spool_file, "FILE_SIZE", 4 * MIB)  # what overwrites it lies in another file
     async with run_stack(volume) as now:
         ino = now.create(b"flying").ino
         for at in range(0, 4 * MIB, MIB):
-            await now.files.write(ino, at, content[at : at + MIB])
-        (flight,) = [now.flusher.files[ino].take_off(run) for run in now.flusher.files[ino].ready(4 * MIB, 4 * MIB)]
+            await now.files.write(ino, at, os.urandom(MIB))
+        file = now.flusher.files[ino]
+        flight = file.take_off(file.ready(4 * MIB, 4 * MIB)[0])
         sealing = sealed_by(flight)
         assert sealing is not None
-        with now.flusher._held([flight]):
-            await now.files.write(ino, 0, bytes(4 * MIB))
-            assert not [file for file in now.files._spool.spent() if file is flight.pieces[0].source.file]
-            assert sealing.digest() == now.flusher.sealer.digest(_filed(flight, sealing))
-        now.flusher.files[ino].grounded(flight)
+        held = now.flusher._hold([flight])
+        await now.files.write(ino, 0, bytes(4 * MIB))
+        await now.flusher.delete_spent()
+        assert sealing.digest() == now.flusher.sealer.digest(_filed(flight, sealing))
+        now.flusher._let_go(held)
+        assert [one for one in now.files._spool.spent() if one is flight.pieces[0].source.file]
+        file.grounded(flight)
+
+
+async def test_the_clear_bytes_of_a_whole_slice_are_let_go_of(volume: VolumePaths) -> None:
+    content = os.urandom(5 * MIB)
+    async with run_stack(volume) as now:
+        ino = now.create(b"stream").ino
+        for at in range(0, 5 * MIB, MIB):
+            await now.files.write(ino, at, content[at : at + MIB])
+        assert now.files._memory._size == MIB
+        for at in (0, 65_535, 3 * MIB + 7):
+            assert await now.files.read(ino, at, 100_000) == content[at : at + 100_000]
+
+
+@pytest.mark.parametrize("header", [4096, 100_000, 3 * MIB])
+async def test_a_stream_behind_something_else_flies_as_it_was_written(volume: VolumePaths, header: int) -> None:
+    content = os.urandom(header + 12 * MIB)
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        ino = now.create(b"stream").ino
+        for at in range(0, header, 65_000):
+            await now.files.write(ino, at, content[at : min(at + 65_000, header)])
+        ids: set[bytes] = set()
+        for at in range(header, header + 12 * MIB, MIB):
+            await now.files.write(ino, at, content[at : at + MIB])
+            ids |= sealed_as_written(now, ino)
+        await now.files.flush()
+        assert len(ids) == 3
+        assert ids < set(stored(now, ino))
+        await now.files.drop()
+        assert await now.files.read(ino, 0, 16 * MIB) == content
+
+
+async def test_a_stream_that_goes_on_for_long_flies_as_it_was_written(
+    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written now is not old because what was written before it is."""
+    monkeypatch.setattr(queue, "DELAY", 0.5)
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        ino = now.create(b"stream").ino
+        ids: set[bytes] = set()
+        for at in range(0, 40 * MIB, MIB):
+            await now.files.write(ino, at, os.urandom(MIB))
+            ids |= sealed_as_written(now, ino)
+            await trio.sleep(0.03)
+        await now.files.flush()
+        assert ids == set(stored(now, ino))

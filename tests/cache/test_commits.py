@@ -1,6 +1,7 @@
 """Commits that wait: what an fsync has promised is there after any end, and whoever looks at exNodes finds it."""
 
 import errno
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -241,6 +242,35 @@ async def test_a_full_disk_makes_it_dirty_again(
         await now.files.drop()
         for ino in inos:
             assert await now.files.read(ino, 0, 10_000) == data
+    assert any("wait in the spool" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("promised", [False, True])
+async def test_a_commit_that_failed_keeps_what_was_promised_alone(
+    volume: VolumePaths, for_long: None, promised: bool, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*_: object) -> None:
+        raise NoSpace("no room for the exNode store on the local disk")
+
+    mib = 1 << 20
+    async with run_depot(volume.depot), run_stack(volume) as now:
+        await now.depots.wait_for_any(5)
+        await open_a_segment(now)
+        ino = now.create(b"stream").ino
+        for at in range(4):
+            await now.files.write(ino, at * mib, os.urandom(mib))
+        while not now.flusher._commits.is_waiting:
+            await now.flusher.wait_landing(0.1)
+        if promised:
+            await now.files.fsync(ino)
+        with monkeypatch.context() as patch:
+            patch.setattr(now.ledger, "commit", refuse)
+            now.files.commit_stored()
+        assert isinstance(now.flusher.trouble, NoSpace)
+        with trio.fail_after(10):
+            await now.files.flush()
+        assert bool(now.files._spool.records) == promised
     assert any("wait in the spool" in record.getMessage() for record in caplog.records)
 
 

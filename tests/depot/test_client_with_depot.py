@@ -35,6 +35,7 @@ from ibpfs.depot.wire import (
 )
 from ibpfs.depot.wire.connection import Connection, Role
 from ibpfs.depot.wire.events import Open, Opened, Probe, Store, Stored
+from ibpfs.errors import DataError
 from ibpfs.memory import Sendable, sendable
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "ibpfs-depot"
@@ -322,9 +323,24 @@ async def test_where_a_socket_takes_no_pages_a_file_is_read(
 async def test_a_file_that_is_shorter_than_it_was(client: DepotClient, tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(bytes(MIB))
     caps = await client.allocate(4 * MIB, 600)
-    with (tmp_path / "short").open("rb") as file, pytest.raises(DepotUnreachable):
+    with (tmp_path / "short").open("rb") as file, pytest.raises(DataError, match="shorter"):
         await client.store(caps.write.wire_key, Filed([FilePart(file.fileno(), 1, MIB)]))
     assert (await client.probe(caps.manage.wire_key)).size == 0
+
+
+async def test_a_file_that_cannot_be_read_is_not_the_depot_s_fault(
+    client: DepotClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    caps = await client.allocate(4 * MIB, 600)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sendfile", fail)
+        patch.setattr(os, "pread", fail)
+        with pytest.raises(DataError, match="cannot be read"):
+            await client.store(caps.write.wire_key, Filed([FilePart(0, 0, MIB)]))
+    assert await client.store(caps.write.wire_key, [b"data"]) == 4
 
 
 async def test_pages_stay_as_they_are_where_the_depot_refuses_or_says_nothing(depot: RunningDepot) -> None:
