@@ -227,6 +227,9 @@ class DirtyFile:
     def _let_go(self, pieces: list[Piece[Record]]) -> list[Record]:
         freed = []
         for piece in pieces:
+            frames = piece.source.frames
+            if frames is not None and frames.sealing is not None:
+                frames.sealing.is_usable = False  # what is overwritten, or cut, does not fly as it was sealed
             self.dirty -= piece.stop - piece.start
             left = self.held[piece.source] - (piece.stop - piece.start)
             if left:

@@ -465,8 +465,8 @@ class Flusher:
         with trio.move_on_after(5.0):
             while self._carrying:
                 await self._landed.wait()
-            self._commits.commit_waiting()
             await self._transfer.close_old(every=True)
+        self._commits.commit_waiting()
         self.retention.settle(every=True)  # copies may have been made up just now: nothing of them is to be left
         with suppress(OSError):
             await self._db.sync()

@@ -54,18 +54,21 @@ class UploadQueue:
         flights: list[tuple[DirtyFile, Flight]] = []
         size = 0
         policy: int | None = None
+        last = None
         for file in due:
             if policy is not None and file.policy != policy:
                 continue
             taken = self._take_off(file, everything, self.slice - size, BATCH_SLICES - len(flights))
             if taken:
-                policy = file.policy
+                policy, last = file.policy, file
                 flights += [(file, flight) for flight in taken]
                 size += sum(flight.stop - flight.start for flight in taken)
             if size >= self.slice or len(flights) >= BATCH_SLICES:
                 break
         if policy is None:
             return None
+        if last is not None and last.idle > 0:  # the others come first now, or they would wait for its end
+            self.files[last.ino] = self.files.pop(last.ino)
         return Batch(self._policy(policy), flights)
 
     # A batch is full long before 100,000 files were looked at.
@@ -112,17 +115,23 @@ class UploadQueue:
                 return flights
             room -= length
             flights.append(file.take_off(run))
-        if everything and flights and file.idle <= 0:
+        if flights and file.idle <= 0:
             file.oldest_at = math.inf
-            self.urgent.discard(file.ino)
+            if everything:
+                self.urgent.discard(file.ino)
         elif flights:
             file.oldest_at = max(file.oldest_at, self._oldest_left(file))
         return flights
 
     def _oldest_left(self, file: DirtyFile) -> float:
-        """When the oldest byte of it was written that does not fly, as far as that matters. Else a stream, of which
-        there is always something left, would be old as a whole after a second, and fly in pieces as they come."""
-        if file.idle <= 0 or len(file.extents) > _FEW:
+        """When the oldest byte of it was written that does not fly, as far as that is known and matters. Else a stream,
+        of which there is always something left, would be old as a whole after a second, and fly in pieces as they come.
+
+        Not where bytes were overwritten: these are as old as what they took the place of.
+        """
+        if len(file.extents) > _FEW or len(file.owed):
             return -math.inf
-        age = (time.time_ns() - min(piece.source.mtime_ns for piece in file.left())) / 1e9
-        return trio.current_time() - min(max(age, 0.0), DELAY)
+        written, now = [piece.source.mtime_ns for piece in file.left()], time.time_ns()
+        if max(written) > now:  # the clock was set back
+            return -math.inf
+        return trio.current_time() - min((now - min(written)) / 1e9, DELAY)

@@ -9,7 +9,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ibpfs.cache import begun, queue, spool_file
+from ibpfs.cache import begun, spool_file
 from ibpfs.cache.begun import begun_by, sealed_by
 from ibpfs.cache.dirty import DirtyFile, Flight
 from ibpfs.cache.flusher import _filed
@@ -366,20 +366,3 @@ async def test_a_stream_behind_something_else_flies_as_it_was_written(volume: Vo
         assert ids < set(stored(now, ino))
         await now.files.drop()
         assert await now.files.read(ino, 0, 16 * MIB) == content
-
-
-async def test_a_stream_that_goes_on_for_long_flies_as_it_was_written(
-    volume: VolumePaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is written now is not old because what was written before it is."""
-    monkeypatch.setattr(queue, "DELAY", 0.5)
-    async with run_depot(volume.depot), run_stack(volume) as now:
-        await now.depots.wait_for_any(5)
-        ino = now.create(b"stream").ino
-        ids: set[bytes] = set()
-        for at in range(0, 40 * MIB, MIB):
-            await now.files.write(ino, at, os.urandom(MIB))
-            ids |= sealed_as_written(now, ino)
-            await trio.sleep(0.03)
-        await now.files.flush()
-        assert ids == set(stored(now, ino))
