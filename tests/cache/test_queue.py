@@ -161,11 +161,11 @@ async def test_a_stream_flies_in_whole_slices_however_long_it_is(
     stream = Stream(queue, monkeypatch)
     for at in range(100):
         stream.write(1, at * MIB, MIB)
-        stream.fly()
+        if at % 3 == 0:  # so that something is left each time
+            stream.fly()
         await trio.sleep(DELAY / 20)
-    assert [(start, stop) for _, _, start, stop in stream.flown] == [
-        (start, start + MAX_SLICE) for start in range(0, 100 * MIB, MAX_SLICE)
-    ]
+    flown = [(start, stop) for _, _, start, stop in stream.flown]
+    assert flown == [(start, start + MAX_SLICE) for start in range(0, 100 * MIB, MAX_SLICE)]
 
 
 @pytest.mark.parametrize(("ahead", "rewritten"), [(0.0, False), (0.0, True), (-3600.0, False), (3600.0, False)])
