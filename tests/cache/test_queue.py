@@ -163,7 +163,7 @@ async def test_a_stream_flies_in_whole_slices_however_long_it_is(
         stream.write(1, at * MIB, MIB)
         if at % 3 == 0:  # so that something is left each time
             stream.fly()
-        await trio.sleep(DELAY / 20)
+        await trio.sleep(DELAY / 8)
     flown = [(start, stop) for _, _, start, stop in stream.flown]
     assert flown == [(start, start + MAX_SLICE) for start in range(0, 100 * MIB, MAX_SLICE)]
 
