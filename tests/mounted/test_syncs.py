@@ -57,7 +57,7 @@ def test_serial_fsyncs_of_new_files(volumes: MakeVolume, directory: Path, embedd
         store_syncs = sum("datasync(" in line and "-wal>" in line for line in tracers[0].log.read_text().splitlines())
     assert store_syncs >= COUNT
     assert depot_syncs >= COUNT
-    # The first commit into a segment waits for nobody: where it comes before the sync, the spool has nothing to be synced.
+    # The first commit into a segment waits for nobody: where it comes before the sync, nothing of the spool is needed.
     assert spool_syncs >= COUNT - 10
 
 
