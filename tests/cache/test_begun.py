@@ -235,13 +235,18 @@ def stored(stack: Stack, ino: int) -> list[bytes]:
     return [piece.source.form.slice_id for piece in stack.ledger.extents(ino)]
 
 
+async def write_stream(stack: Stack, ino: int, content: bytes | bytearray) -> None:
+    """As the kernel asks for it."""
+    for at in range(0, len(content), MIB):
+        await stack.files.write(ino, at, bytes(content[at : at + MIB]))
+
+
 async def test_a_stream_is_stored_as_it_lies_in_the_spool(volume: VolumePaths) -> None:
     content = os.urandom(10 * MIB + 5)
     async with run_depot(volume.depot), run_stack(volume) as now:
         await now.depots.wait_for_any(5)
         ino = now.create(b"stream").ino
-        for at in range(0, 8 * MIB, MIB):
-            await now.files.write(ino, at, content[at : at + MIB])
+        await write_stream(now, ino, content[: 8 * MIB])
         ids = sealed_as_written(now, ino)
         await now.files.write(ino, 8 * MIB, content[8 * MIB :])
         assert await now.files.read(ino, 0, 16 * MIB) == content
@@ -257,8 +262,7 @@ async def test_what_is_overwritten_and_cut_meanwhile_is_read_as_it_is(volume: Vo
     content = bytearray(os.urandom(8 * MIB))
     async with run_depot(volume.depot), run_stack(volume) as now:
         ino = now.create(b"changed").ino
-        for at in range(0, 8 * MIB, MIB):
-            await now.files.write(ino, at, bytes(content[at : at + MIB]))
+        await write_stream(now, ino, content[: 8 * MIB])
         content[MIB + 3 : MIB + 6] = b"new"
         await now.files.write(ino, MIB + 3, b"new")
         now.files.change(ino, AttributeChange(size=7 * MIB))
@@ -273,8 +277,7 @@ async def test_a_spool_of_a_killed_owner_is_sealed_anew(volume: VolumePaths) -> 
     content = os.urandom(5 * MIB)
     async with run_stack(volume) as now:
         ino = now.create(b"killed").ino
-        for at in range(0, 5 * MIB, MIB):
-            await now.files.write(ino, at, content[at : at + MIB])
+        await write_stream(now, ino, content[: 5 * MIB])
         ids = sealed_as_written(now, ino)
     async with run_depot(volume.depot), run_stack(volume) as now:
         assert now.recovered == 5 * MIB
@@ -289,8 +292,7 @@ async def test_a_flight_in_vain_over_a_depot_that_is_away(volume: VolumePaths) -
     content = os.urandom(4 * MIB)
     async with run_stack(volume) as now:
         ino = now.create(b"vain").ino
-        for at in range(0, 4 * MIB, MIB):
-            await now.files.write(ino, at, content[at : at + MIB])
+        await write_stream(now, ino, content[: 4 * MIB])
         ids = sealed_as_written(now, ino)
         while now.flusher.trouble is None:
             await now.flusher.wait_landing(0.1)
@@ -304,8 +306,7 @@ async def test_a_flight_in_vain_over_a_depot_that_is_away(volume: VolumePaths) -
 async def test_a_spool_that_is_damaged_before_it_flies(volume: VolumePaths) -> None:
     async with run_stack(volume) as now:
         ino = now.create(b"damaged").ino
-        for at in range(0, 4 * MIB, MIB):
-            await now.files.write(ino, at, os.urandom(MIB))
+        await write_stream(now, ino, os.urandom(4 * MIB))
         (path,) = volume.spool.iterdir()
         os.truncate(path, 2 * MIB)
         async with run_depot(volume.depot):
@@ -323,8 +324,7 @@ async def test_what_is_overwritten_while_it_flies_keeps_its_place_in_the_spool(
     monkeypatch.setattr(spool_file, "FILE_SIZE", 4 * MIB)  # what overwrites it lies in another file
     async with run_stack(volume) as now:
         ino = now.create(b"flying").ino
-        for at in range(0, 4 * MIB, MIB):
-            await now.files.write(ino, at, os.urandom(MIB))
+        await write_stream(now, ino, os.urandom(4 * MIB))
         file = now.flusher.files[ino]
         flight = file.take_off(file.ready(4 * MIB, 4 * MIB)[0])
         sealing = sealed_by(flight)
@@ -342,8 +342,7 @@ async def test_the_clear_bytes_of_a_whole_slice_are_let_go_of(volume: VolumePath
     content = os.urandom(5 * MIB)
     async with run_stack(volume) as now:
         ino = now.create(b"stream").ino
-        for at in range(0, 5 * MIB, MIB):
-            await now.files.write(ino, at, content[at : at + MIB])
+        await write_stream(now, ino, content[: 5 * MIB])
         assert now.files._memory._size == MIB
         for at in (0, 65_535, 3 * MIB + 7):
             assert await now.files.read(ino, at, 100_000) == content[at : at + 100_000]
